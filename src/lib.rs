@@ -1,0 +1,8 @@
+#![doc = include_str!("ARCHITECTURE.md")]
+
+pub mod config;
+pub mod control;
+pub mod ids;
+pub mod pool;
+pub mod protocol;
+pub mod session;

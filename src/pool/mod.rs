@@ -1,0 +1,35 @@
+//! Who gets which backend: pure decisions about a shard's part of each pool.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+/// Which of several suitable servers a login goes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Schedule {
+    /// One after the other.
+    #[default]
+    RoundRobin,
+    /// Any, by the shard's seeded random numbers.
+    Random,
+    /// The one with the fewest clients for each place of its pool.
+    LoadBalancing,
+}
+
+/// What the configuration says about one pool; the same on every shard.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// Backends over all shards together; at least 1.
+    pub size: u32,
+    /// Backends kept open over all shards once the pool has been used; at most `size`.
+    pub min_size: u32,
+    /// Waiting clients over all shards; 0 is no limit.
+    pub max_queue: u32,
+    /// A client that waited so long gets an error; zero is no limit.
+    pub queue_timeout: Duration,
+    /// An idle backend above `min_size` is closed after this; zero is never.
+    pub idle_timeout: Duration,
+    /// A backend is not lent again after this; zero is never.
+    pub lifetime: Duration,
+    /// Which of several servers.
+    pub schedule: Schedule,
+}
