@@ -12,3 +12,5 @@ pub enum RelayMode {
     /// As `Smart`; a transaction that spans queries is rolled back with an error.
     Statement,
 }
+
+pub mod pipeline;
