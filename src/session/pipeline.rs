@@ -304,7 +304,9 @@ impl Pipeline {
                 Ok(())
             }
             // Without a COPY the server ignores it; with one of which it has not spoken yet, the order matters.
-            Copy::None if self.length > 0 && !self.skipping => self.ask(Expect::CopyEnd, 0),
+            Copy::None | Copy::InEnded | Copy::Out if self.length > 0 && !self.skipping => {
+                self.ask(Expect::CopyEnd, 0)
+            }
             Copy::None | Copy::InEnded | Copy::Out => Ok(()),
         }
     }
