@@ -14,3 +14,5 @@ pub enum RelayMode {
 }
 
 pub mod pipeline;
+pub mod parameters;
+pub mod prepared;
