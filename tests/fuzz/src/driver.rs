@@ -62,7 +62,8 @@ pub fn run((name, target): Target, options: &Options) -> Result<(), Failed> {
         let pool = if from_corpus { &corpus } else { &wanderers };
         let mut input = random.one_of(pool).clone();
         for _ in 0..=random.below(4) {
-            mutate(&mut input, random.one_of(pool), &mut random);
+            let other = random.one_of(pool.as_slice());
+            mutate(&mut input, other, &mut random);
         }
         input.truncate(INPUT_SIZE_MAX);
         attempt(name, target, seed, &input)?;
