@@ -112,70 +112,13 @@ fn refuse(tag: u8, length: u32, min: u32) -> Malformed {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tag::{backend, frontend};
+    use super::super::properties::{Seen, cut, message};
+    use super::super::tag::{LARGE_LENGTH_MAX, backend, frontend};
     use super::*;
     use proptest::prelude::*;
 
-    /// A message as the caller of the framer saw it.
-    type Seen = (u8, Vec<u8>);
-
-    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![tag];
-        bytes.extend((body.len() as u32 + 4).to_be_bytes());
-        bytes.extend(body);
-        bytes
-    }
-
-    /// Reads the pieces as the relay does, holding what is incomplete, and checks each step's own promises.
-    fn check(
-        direction: Direction,
-        pieces: &[&[u8]],
-        need: impl Fn(u8, u32) -> usize,
-    ) -> (Vec<Seen>, Result<Vec<u8>, Malformed>) {
-        let mut framer = Framer::new(direction);
-        let mut seen: Vec<Seen> = Vec::new();
-        let mut held = Vec::new();
-        for piece in pieces {
-            held.extend_from_slice(piece);
-            let mut at = 0;
-            loop {
-                match framer.next(&held[at..], &need) {
-                    Err(malformed) => return (seen, Err(malformed)),
-                    Ok(Step::End) => {
-                        assert_eq!(at, held.len());
-                        break;
-                    }
-                    Ok(Step::Incomplete { need }) => {
-                        assert!(held.len() - at < need);
-                        assert!(framer.at_boundary());
-                        break;
-                    }
-                    Ok(Step::Message {
-                        tag,
-                        size,
-                        available,
-                    }) => {
-                        assert!(available >= need(tag, size).clamp(HEAD_SIZE, size as usize));
-                        assert_eq!(framer.at_boundary(), available == size as usize);
-                        seen.push((tag, held[at..at + available].to_vec()));
-                        at += available;
-                    }
-                    Ok(Step::Rest { length, last }) => {
-                        assert!(length > 0);
-                        assert_eq!(framer.at_boundary(), last);
-                        let (_, bytes) = seen.last_mut().expect("a rest follows a head");
-                        bytes.extend_from_slice(&held[at..at + length]);
-                        at += length;
-                    }
-                }
-            }
-            held.drain(..at);
-        }
-        (seen, Ok(held))
-    }
-
     fn refused(direction: Direction, bytes: &[u8]) -> Malformed {
-        check(direction, &[bytes], |_, _| 0)
+        cut(direction, &[bytes], |_, _| 0)
             .1
             .expect_err("this is malformed")
     }
@@ -187,7 +130,7 @@ mod tests {
             message(frontend::SYNC, b""),
         ]
         .concat();
-        let (seen, rest) = check(Direction::Frontend, &[&stream], |_, _| 0);
+        let (seen, rest) = cut(Direction::Frontend, &[&stream], |_, _| 0);
         assert_eq!(
             seen.iter().map(|(tag, _)| *tag).collect::<Vec<_>>(),
             [frontend::PARSE, frontend::SYNC]
@@ -198,7 +141,7 @@ mod tests {
     #[test]
     fn streams_a_gigabyte_that_is_not_there() {
         let mut head = vec![frontend::COPY_DATA];
-        head.extend(crate::protocol::tag::LARGE_LENGTH_MAX.to_be_bytes());
+        head.extend(LARGE_LENGTH_MAX.to_be_bytes());
         let mut framer = Framer::new(Direction::Frontend);
         let size = 0x3fff_ffff;
         assert_eq!(
@@ -312,7 +255,7 @@ mod tests {
             cuts.sort_unstable();
             let pieces: Vec<&[u8]> = cuts.windows(2).map(|cut| &stream[cut[0]..cut[1]]).collect();
 
-            let (seen, end) = check(Direction::Frontend, &pieces, |_, _| need);
+            let (seen, end) = cut(Direction::Frontend, &pieces, |_, _| need);
             prop_assert_eq!(seen, expected);
             match broken {
                 true => prop_assert_eq!(end, Err(Malformed::TooLong { tag: b'S', length: 7 })),
@@ -324,8 +267,8 @@ mod tests {
         fn any_split_of_noise_gives_the_same_outcome(stream in prop::collection::vec(any::<u8>(), 0..200)) {
             let bytes: Vec<&[u8]> = stream.chunks(1).collect();
             for direction in [Direction::Frontend, Direction::Backend] {
-                let whole = check(direction, &[&stream], |_, _| 9);
-                prop_assert_eq!(check(direction, &bytes, |_, _| 9), whole);
+                let whole = cut(direction, &[&stream], |_, _| 9);
+                prop_assert_eq!(cut(direction, &bytes, |_, _| 9), whole);
             }
         }
     }

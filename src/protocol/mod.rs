@@ -15,8 +15,12 @@
 
 pub mod error;
 pub mod framer;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod properties;
 pub mod reader;
+pub mod startup;
 pub mod tag;
+pub mod trace;
 pub mod writer;
 
 pub use error::{ErrorFields, Malformed, SqlState};

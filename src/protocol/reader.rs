@@ -423,8 +423,8 @@ pub(super) struct Body<'a> {
 }
 
 impl<'a> Body<'a> {
-    /// Of a message, whose length the framer has checked.
-    fn of(message: &'a [u8]) -> Self {
+    /// Of a message, or of what has come of it; not of what comes after it.
+    pub(super) fn of(message: &'a [u8]) -> Self {
         let tag = message.first().copied().unwrap_or(0);
         Body {
             tag,
@@ -432,7 +432,7 @@ impl<'a> Body<'a> {
         }
     }
 
-    fn take(&mut self, size: usize) -> Result<&'a [u8], Malformed> {
+    pub(super) fn take(&mut self, size: usize) -> Result<&'a [u8], Malformed> {
         let (taken, rest) = self
             .bytes
             .split_at_checked(size)
@@ -441,7 +441,7 @@ impl<'a> Body<'a> {
         Ok(taken)
     }
 
-    fn array<const SIZE: usize>(&mut self) -> Result<[u8; SIZE], Malformed> {
+    pub(super) fn array<const SIZE: usize>(&mut self) -> Result<[u8; SIZE], Malformed> {
         let (taken, rest) = self
             .bytes
             .split_first_chunk()
@@ -450,16 +450,16 @@ impl<'a> Body<'a> {
         Ok(*taken)
     }
 
-    fn u16(&mut self) -> Result<u16, Malformed> {
+    pub(super) fn u16(&mut self) -> Result<u16, Malformed> {
         self.array().map(u16::from_be_bytes)
     }
 
-    fn u32(&mut self) -> Result<u32, Malformed> {
+    pub(super) fn u32(&mut self) -> Result<u32, Malformed> {
         self.array().map(u32::from_be_bytes)
     }
 
     /// Without its terminating zero.
-    fn string(&mut self) -> Result<&'a [u8], Malformed> {
+    pub(super) fn string(&mut self) -> Result<&'a [u8], Malformed> {
         let length = memchr(0, self.bytes).ok_or(Malformed::Unterminated { tag: self.tag })?;
         let string = &self.bytes[..length];
         self.bytes = &self.bytes[length + 1..];
@@ -467,10 +467,10 @@ impl<'a> Body<'a> {
     }
 
     /// Strings up to an empty one.
-    fn list(&mut self) -> Result<Strings<'a>, Malformed> {
+    pub(super) fn list(&mut self) -> Result<Strings<'a>, Malformed> {
         let start = self.bytes;
         while !self.string()?.is_empty() {}
-        // Two zeros lie between the last string's end and the list's: its own and the empty string's.
+        // The empty string, a zero, is not one of the list.
         let size = start.len() - self.bytes.len() - 1;
         Ok(Strings {
             bytes: &start[..size],
@@ -478,7 +478,7 @@ impl<'a> Body<'a> {
     }
 
     /// With its size before it; a negative size is NULL.
-    fn value(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
+    pub(super) fn value(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
         let size = self.u32()?;
         if (size as i32) < 0 {
             return Ok(None);
@@ -486,11 +486,15 @@ impl<'a> Body<'a> {
         self.take(size as usize).map(Some)
     }
 
-    fn rest(&mut self) -> &'a [u8] {
+    pub(super) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.bytes)
     }
 
-    fn end(&self) -> Result<(), Malformed> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    pub(super) fn end(&self) -> Result<(), Malformed> {
         if self.bytes.is_empty() {
             Ok(())
         } else {
