@@ -438,7 +438,7 @@ impl Pipeline {
     fn begin_copy(&mut self) {
         self.copy = Copy::In;
         // What the client had sent already, the server reads in copy mode: Syncs are ignored until the copy's end.
-        let mut at = 1;
+        let at = 1;
         while at < self.length {
             match self.at(at).expect {
                 Expect::Sync => {
