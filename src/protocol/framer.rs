@@ -41,7 +41,7 @@ impl Framer {
 
     /// What comes next in `bytes`, which begin where the last step ended: the caller has moved on by `length` or
     /// `available`. `need(tag, size)` says how many bytes from the message's first the caller wants in one piece
-    /// before it hears of the message; never more than the message has, nor less than its head.
+    /// before it hears of the message: at most all of it, and its head in any case.
     #[inline]
     pub fn next(
         &mut self,
@@ -74,7 +74,7 @@ impl Framer {
         }
 
         let size = length + 1;
-        let need = need(tag, size).clamp(HEAD_SIZE, size as usize);
+        let need = need(tag, size).min(size as usize);
         if bytes.len() < need {
             return Ok(Step::Incomplete { need });
         }

@@ -9,8 +9,10 @@ use super::tag::{backend, frontend};
 use super::writer::{Full, Writer};
 use super::{Direction, Framer, HEAD_SIZE, Malformed, Step, trace};
 
-/// The name of each target, and what it must survive.
-pub const ALL: &[(&str, fn(&[u8]))] = &[
+/// The name of a target, and what must hold.
+pub type Property = (&'static str, fn(&[u8]));
+
+pub const ALL: &[Property] = &[
     ("framer", any_split_gives_the_same_messages),
     ("startup", startup_packet),
     ("options", options),
@@ -69,7 +71,7 @@ pub(super) fn cut(
                     size,
                     available,
                 }) => {
-                    assert!(available >= need(tag, size).clamp(HEAD_SIZE, size as usize));
+                    assert!(available >= need(tag, size).min(size as usize).max(HEAD_SIZE));
                     assert_eq!(framer.at_boundary(), available == size as usize);
                     seen.push((tag, held[at..at + available].to_vec()));
                     at += available;
@@ -161,6 +163,11 @@ fn parse(data: &[u8]) {
         return;
     };
     assert_eq!(&message[name.expect("the whole was valid")], parse.name);
+    let (count, types) = parse
+        .parameter_types
+        .split_first_chunk()
+        .expect("a count is there");
+    assert_eq!(types.len(), 4 * usize::from(u16::from_be_bytes(*count)));
     check_rewritten(&message, |w| {
         w.parse(parse.name, parse.query, parse.parameter_types)
     });

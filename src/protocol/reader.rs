@@ -425,10 +425,10 @@ pub(super) struct Body<'a> {
 impl<'a> Body<'a> {
     /// Of a message, or of what has come of it; not of what comes after it.
     pub(super) fn of(message: &'a [u8]) -> Self {
-        let tag = message.first().copied().unwrap_or(0);
+        let (tag, come, _) = come(message);
         Body {
             tag,
-            bytes: message.get(HEAD_SIZE..).unwrap_or_default(),
+            bytes: come.get(HEAD_SIZE..).unwrap_or_default(),
         }
     }
 
@@ -500,5 +500,193 @@ impl<'a> Body<'a> {
         } else {
             Err(Malformed::TrailingBytes { tag: self.tag })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::properties::message;
+    use super::super::tag::{backend, frontend};
+    use super::*;
+
+    #[test]
+    fn reads_what_clients_send() {
+        let parse = message(frontend::PARSE, b"s1\0SELECT $1\0\0\x01\0\0\0\x17");
+        let parse = super::parse(&parse).expect("valid");
+        assert_eq!((parse.name, parse.query), (&b"s1"[..], &b"SELECT $1"[..]));
+        assert_eq!(parse.parameter_types, b"\0\x01\0\0\0\x17");
+
+        let bind = message(frontend::BIND, b"p1\0s1\0\0\0\0\0\0\0");
+        let names = bind_names(&bind).expect("valid").expect("whole");
+        assert_eq!(
+            (&bind[names.portal], &bind[names.statement]),
+            (&b"p1"[..], &b"s1"[..])
+        );
+
+        let close = message(frontend::CLOSE, b"Ss1\0");
+        let expected = Target {
+            kind: TargetKind::Statement,
+            name: 6..8,
+        };
+        assert_eq!(target(&close), Ok(Some(expected)));
+
+        let execute = message(frontend::EXECUTE, b"p1\0\0\0\x01\0");
+        let expected = Execute {
+            portal: b"p1",
+            rows_max: 256,
+        };
+        assert_eq!(super::execute(&execute), Ok(expected));
+    }
+
+    #[test]
+    fn reads_what_servers_send() {
+        let sasl = message(
+            backend::AUTHENTICATION,
+            b"\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0",
+        );
+        let Ok(Authentication::Sasl { mechanisms }) = authentication(&sasl) else {
+            panic!("{sasl:?}")
+        };
+        assert_eq!(mechanisms.iter().count(), 2);
+        assert!(mechanisms.offers(b"SCRAM-SHA-256") && !mechanisms.offers(b"SCRAM"));
+
+        let key = message(backend::BACKEND_KEY_DATA, b"\0\0\x01\0abcd");
+        assert_eq!(
+            backend_key_data(&key),
+            Ok(BackendKey {
+                process_id: 256,
+                key: b"abcd"
+            })
+        );
+        let status = message(backend::PARAMETER_STATUS, b"TimeZone\0UTC\0");
+        let expected = ParameterStatus {
+            name: b"TimeZone",
+            value: b"UTC",
+        };
+        assert_eq!(parameter_status(&status), Ok(expected));
+        let ready = message(backend::READY_FOR_QUERY, b"T");
+        assert_eq!(
+            ready_for_query(&ready),
+            Ok(TransactionStatus::InTransaction)
+        );
+        let complete = message(backend::COMMAND_COMPLETE, b"INSERT 0 1\0");
+        assert_eq!(command_complete(&complete), Ok(&b"INSERT 0 1"[..]));
+    }
+
+    #[test]
+    fn reads_an_error_as_far_as_it_goes() {
+        let error = message(
+            backend::ERROR_RESPONSE,
+            b"SFEHLER\0VERROR\0C22012\0Mdivision by zero\0\0",
+        );
+        let whole = fields(&error);
+        assert_eq!(whole.severity(), Some(Severity::Error));
+        assert_eq!(whole.code(), SqlState::from_bytes(b"22012"));
+        assert_eq!(whole.message(), Some(&b"division by zero"[..]));
+        let cut_off = fields(&error[..error.len() - 4]);
+        assert_eq!((cut_off.message(), cut_off.count()), (None, 3));
+        let lower_case = message(backend::ERROR_RESPONSE, b"Cxx000\0\0");
+        assert_eq!(fields(&lower_case).code(), None);
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        use Malformed::*;
+        let of = message;
+        assert_eq!(
+            query(&of(b'Q', b"SELECT 1")),
+            Err(Unterminated { tag: b'Q' })
+        );
+        assert_eq!(
+            query(&of(b'Q', b"SELECT 1\0;\0")),
+            Err(TrailingBytes { tag: b'Q' })
+        );
+        assert_eq!(parse(&of(b'P', b"\0\0")), Err(Truncated { tag: b'P' }));
+        assert_eq!(
+            parse(&of(b'P', b"\0\0\0\x01")),
+            Err(Truncated { tag: b'P' })
+        );
+        assert_eq!(
+            parse(&of(b'P', b"\0\0\0\0\0")),
+            Err(TrailingBytes { tag: b'P' })
+        );
+        assert_eq!(
+            bind_names(&of(b'B', b"\0s1")),
+            Err(Unterminated { tag: b'B' })
+        );
+        assert_eq!(target(&of(b'D', b"")), Err(Truncated { tag: b'D' }));
+        assert_eq!(
+            target(&of(b'D', b"Q\0")),
+            Err(UnknownKind {
+                tag: b'D',
+                kind: b'Q'.into()
+            })
+        );
+        assert_eq!(target(&of(b'C', b"S")), Err(Unterminated { tag: b'C' }));
+        assert_eq!(
+            execute(&of(b'E', b"\0\0\0\0")),
+            Err(Truncated { tag: b'E' })
+        );
+        assert_eq!(
+            authentication(&of(b'R', b"\0\0\0\x05abc")),
+            Err(Truncated { tag: b'R' })
+        );
+        assert_eq!(
+            authentication(&of(b'R', b"\0\0\0\x0aX\0")),
+            Err(Unterminated { tag: b'R' })
+        );
+        assert_eq!(
+            authentication(&of(b'R', b"\0\0\0\0\0")),
+            Err(TrailingBytes { tag: b'R' })
+        );
+        assert_eq!(
+            backend_key_data(&of(b'K', b"\0\0\0\0abc")),
+            Err(KeySize { tag: b'K', size: 3 })
+        );
+        assert_eq!(
+            backend_key_data(&of(b'K', &[0; 261])),
+            Err(KeySize {
+                tag: b'K',
+                size: 257
+            })
+        );
+        assert_eq!(
+            ready_for_query(&of(b'Z', b"X")),
+            Err(UnknownKind {
+                tag: b'Z',
+                kind: b'X'.into()
+            })
+        );
+        assert_eq!(
+            data_row(&of(b'D', b"\0\x01\0\0\0\x05abcd")).err(),
+            Some(Truncated { tag: b'D' })
+        );
+        let many = of(b'v', b"\0\x03\0\0\xff\xff\xff\xff_pq_.a\0");
+        assert_eq!(
+            negotiate_protocol_version(&many),
+            Err(Unterminated { tag: b'v' })
+        );
+    }
+
+    /// A slice may hold the next message too.
+    #[test]
+    fn stops_at_the_end_of_the_message() {
+        let two = [
+            message(frontend::DESCRIBE, b"S"),
+            message(frontend::QUERY, b"x\0"),
+        ]
+        .concat();
+        assert_eq!(
+            target(&two),
+            Err(Malformed::Unterminated {
+                tag: frontend::DESCRIBE
+            })
+        );
+        let two = [
+            message(frontend::QUERY, b"x\0"),
+            message(frontend::SYNC, b""),
+        ]
+        .concat();
+        assert_eq!(query(&two), Ok(&b"x"[..]));
     }
 }

@@ -515,7 +515,7 @@ mod tests {
     fn reads_parameters() {
         let bytes = startup(
             Version::V3_2.code(),
-            b"user\0ann\0user\0bob\0_pq_.x\01\0TimeZone\0\0\0",
+            b"user\0ann\0user\0bob\0_pq_.x\0on\0TimeZone\0\0\0",
         );
         let message = message(&bytes);
         assert_eq!(message.version, Version::V3_2);

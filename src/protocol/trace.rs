@@ -1,8 +1,8 @@
 //! One line a message, in the manner of libpq's `PQtrace`: for logs, for tests and to compare conversations.
 //!
 //! ```text
-//! F	27	Query	 "BEGIN; SELECT 1 / 0;"
-//! B	5	ReadyForQuery	 E
+//! F  26  Query          "BEGIN; SELECT 1 / 0;"
+//! B  5   ReadyForQuery  E
 //! ```
 //!
 //! Direction, length, name and fields, after a tab each. Unlike libpq's, a line is always one line of printable

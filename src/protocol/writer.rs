@@ -457,3 +457,131 @@ impl Writer<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::error::{Severity, SqlState};
+    use super::super::reader;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn check(expected: &[u8], write: impl FnOnce(&mut Writer<'_>) -> Result<(), Full>) {
+        let mut buffer = [0; 200];
+        let mut writer = Writer::new(&mut buffer);
+        assert_eq!(write(&mut writer), Ok(()));
+        assert_eq!(writer.written(), expected);
+        assert_eq!(writer.written_size() + writer.free_size(), 200);
+    }
+
+    #[test]
+    fn writes_the_bytes_of_the_manual() {
+        check(b"Q\0\0\0\x06;\0", |w| w.query(b";"));
+        check(b"P\0\0\0\x0as\0;\0\0\0", |w| {
+            w.parse(b"s", b";", NO_PARAMETER_TYPES)
+        });
+        check(b"B\0\0\0\x0d\0s\0\0\0\0\0\0\0", |w| {
+            w.bind(b"", b"s", NO_PARAMETERS)
+        });
+        check(b"C\0\0\0\x07Ss\0", |w| w.close(TargetKind::Statement, b"s"));
+        check(b"E\0\0\0\x09\0\0\0\0\x02", |w| w.execute(b"", 2));
+        check(b"S\0\0\0\x04H\0\0\0\x04X\0\0\0\x04", |w| {
+            w.sync()?;
+            w.flush()?;
+            w.terminate()
+        });
+        check(b"p\0\0\0\x0bX\0\0\0\0\x01y", |w| {
+            w.sasl_initial_response(b"X", Some(b"y"))
+        });
+        check(b"R\0\0\0\x0c\0\0\0\x05salt", |w| {
+            w.authentication_md5_password(*b"salt")
+        });
+        check(b"Z\0\0\0\x05I", |w| {
+            w.ready_for_query(TransactionStatus::Idle)
+        });
+        check(b"v\0\0\0\x0f\0\x03\0\x02\0\0\0\x01ab\0", |w| {
+            w.negotiate_protocol_version(0x0003_0002, [&b"ab"[..]].into_iter())
+        });
+        check(b"E\0\0\0\x1dSFATAL\0VFATAL\0C57P01\0Mx\0\0", |w| {
+            w.error_response(&ErrorFields::fatal(SqlState::ADMIN_SHUTDOWN, "x"))
+        });
+    }
+
+    #[test]
+    fn what_does_not_fit_leaves_no_trace() {
+        let mut buffer = [0; 12];
+        let mut writer = Writer::new(&mut buffer);
+        assert_eq!(writer.sync(), Ok(()));
+        assert_eq!(writer.query(b"SELECT 1"), Err(Full));
+        assert_eq!(writer.raw(b"12345678"), Err(Full));
+        assert_eq!(writer.written(), b"S\0\0\0\x04");
+        assert_eq!(writer.query(b""), Ok(()));
+    }
+
+    #[test]
+    #[should_panic(expected = "no zero inside")]
+    fn a_zero_in_a_query_is_ours() {
+        let _ = Writer::new(&mut [0; 100]).query(b"a\0b");
+    }
+
+    #[test]
+    fn a_zero_in_an_error_ends_its_text() {
+        let mut buffer = [0; 100];
+        let mut writer = Writer::new(&mut buffer);
+        let fields = ErrorFields::error(SqlState::INTERNAL_ERROR, "a\0C00000").with_hint("b");
+        assert_eq!(writer.error_response(&fields), Ok(()));
+        let found = reader::fields(writer.written());
+        assert_eq!(found.message(), Some(&b"a"[..]));
+        assert_eq!(found.code(), Some(SqlState::INTERNAL_ERROR));
+        assert_eq!(found.get(field::HINT), Some(&b"b"[..]));
+    }
+
+    proptest! {
+        #[test]
+        fn an_error_is_read_back(
+            message in "[^\0]{0,30}",
+            detail in prop::option::of("[^\0]{0,30}"),
+            hint in prop::option::of("[^\0]{0,30}"),
+            is_fatal in any::<bool>(),
+        ) {
+            let severity = if is_fatal { Severity::Fatal } else { Severity::Error };
+            let mut fields = ErrorFields::new(severity, SqlState::TOO_MANY_CONNECTIONS, &message);
+            fields.detail = detail.as_deref();
+            fields.hint = hint.as_deref();
+            let mut buffer = [0; 1000];
+            let mut writer = Writer::new(&mut buffer);
+            prop_assert_eq!(writer.error_response(&fields), Ok(()));
+
+            let found = reader::fields(writer.written());
+            prop_assert_eq!(found.severity(), Some(severity));
+            prop_assert_eq!(found.code(), Some(SqlState::TOO_MANY_CONNECTIONS));
+            prop_assert_eq!(found.message(), Some(message.as_bytes()));
+            prop_assert_eq!(found.get(field::DETAIL), detail.as_deref().map(str::as_bytes));
+            prop_assert_eq!(found.get(field::HINT), hint.as_deref().map(str::as_bytes));
+        }
+
+        #[test]
+        fn a_bind_with_another_name_is_the_same_bind(
+            portal in "[^\0]{0,9}", given in "[^\0]{0,9}", ours in "[^\0]{0,9}",
+            values in prop::collection::vec(prop::option::of("[^\0]{0,9}"), 0..5),
+        ) {
+            let (portal, given, ours) = (portal.as_bytes(), given.as_bytes(), ours.as_bytes());
+            let values: Vec<Option<&[u8]>> =
+                values.iter().map(|value| value.as_deref().map(str::as_bytes)).collect();
+            let written = |write: &dyn Fn(&mut Writer<'_>) -> Result<(), Full>| {
+                let mut buffer = [0; 500];
+                let mut writer = Writer::new(&mut buffer);
+                write(&mut writer).expect("the buffer is large enough");
+                writer.written().to_vec()
+            };
+
+            let bind = written(&|w| w.bind_text(portal, given, &values));
+            let names = reader::bind_names(&bind).expect("valid").expect("whole");
+            let rest = &bind[names.statement.end + 1..];
+            let spliced = written(&|w| {
+                w.bind_head(&bind[names.portal.clone()], ours, rest.len())?;
+                w.raw(rest)
+            });
+            prop_assert_eq!(spliced, written(&|w| w.bind_text(portal, ours, &values)));
+        }
+    }
+}

@@ -4,12 +4,11 @@
 //! the place of an earlier one, and what is written by hand stays.
 
 use crate::random::Random;
+use qcp::protocol::properties::Property;
 use std::fs;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-pub type Target = (&'static str, fn(&[u8]));
 
 pub struct Options {
     pub seconds: u64,
@@ -46,7 +45,7 @@ const WORDS: &[u32] = &[
     u32::MAX,
 ];
 
-pub fn run((name, target): Target, options: &Options) -> Result<(), Failed> {
+pub fn run((name, target): Property, options: &Options) -> Result<(), Failed> {
     let seed = options.seed.unwrap_or_else(seed_of_the_clock);
     let mut random = Random(seed);
     let corpus = corpus(name);
@@ -57,7 +56,7 @@ pub fn run((name, target): Target, options: &Options) -> Result<(), Failed> {
     let deadline = Instant::now() + Duration::from_secs(options.seconds);
     let mut wanderers = vec![Vec::new()];
     let mut count = 0u64;
-    while count % INPUTS_PER_CLOCK != 0 || Instant::now() < deadline {
+    while !count.is_multiple_of(INPUTS_PER_CLOCK) || Instant::now() < deadline {
         let from_corpus = !corpus.is_empty() && random.below(2) == 0;
         let pool = if from_corpus { &corpus } else { &wanderers };
         let mut input = random.one_of(pool).clone();

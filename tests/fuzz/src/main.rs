@@ -6,13 +6,14 @@
 mod driver;
 mod random;
 
-use driver::{Options, Target};
+use driver::Options;
+use qcp::protocol::properties::{self, Property};
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: fuzz [--seconds N] [--seed S] [--list] [TARGET]...";
 
-fn targets() -> Vec<Target> {
-    let layers = [qcp::protocol::properties::ALL];
+fn targets() -> Vec<Property> {
+    let layers = [properties::ALL];
     layers
         .iter()
         .flat_map(|layer| layer.iter().copied())
