@@ -3,6 +3,8 @@
 pub mod config;
 pub mod control;
 pub mod ids;
+pub mod io;
+pub mod memory;
 pub mod pool;
 pub mod protocol;
 pub mod session;
