@@ -32,40 +32,20 @@ impl fmt::Display for Malformed {
             Malformed::UnknownTag(tag) => write!(f, "invalid message type {tag}"),
             Malformed::LengthBelowFour(length) => write!(f, "invalid message length {length}"),
             Malformed::TooShort { tag, length } | Malformed::TooLong { tag, length } => {
-                write!(
-                    f,
-                    "invalid message length {length} in message type {}",
-                    char::from(tag)
-                )
+                write!(f, "invalid message length {length} in message type {}", char::from(tag))
             }
             Malformed::Truncated { tag } => {
-                write!(
-                    f,
-                    "insufficient data left in message type {}",
-                    char::from(tag)
-                )
+                write!(f, "insufficient data left in message type {}", char::from(tag))
             }
             Malformed::Unterminated { tag } => {
                 write!(f, "invalid string in message type {}", char::from(tag))
             }
-            Malformed::TrailingBytes { tag } => write!(
-                f,
-                "invalid message format in message type {}",
-                char::from(tag)
-            ),
+            Malformed::TrailingBytes { tag } => write!(f, "invalid message format in message type {}", char::from(tag)),
             Malformed::UnknownKind { tag, kind } => {
-                write!(
-                    f,
-                    "invalid subtype {kind} in message type {}",
-                    char::from(tag)
-                )
+                write!(f, "invalid subtype {kind} in message type {}", char::from(tag))
             }
             Malformed::KeySize { tag, size } => {
-                write!(
-                    f,
-                    "invalid key of {size} bytes in message type {}",
-                    char::from(tag)
-                )
+                write!(f, "invalid key of {size} bytes in message type {}", char::from(tag))
             }
         }
     }
@@ -109,9 +89,7 @@ impl SqlState {
     /// `None` unless these are five digits and upper-case letters, as PostgreSQL's own are.
     pub fn from_bytes(bytes: &[u8]) -> Option<SqlState> {
         let code: [u8; 5] = bytes.try_into().ok()?;
-        let valid = code
-            .iter()
-            .all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
+        let valid = code.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
         valid.then_some(SqlState(code))
     }
 
@@ -206,13 +184,7 @@ pub struct ErrorFields<'a> {
 
 impl<'a> ErrorFields<'a> {
     pub const fn new(severity: Severity, code: SqlState, message: &'a str) -> Self {
-        ErrorFields {
-            severity,
-            code,
-            message,
-            detail: None,
-            hint: None,
-        }
+        ErrorFields { severity, code, message, detail: None, hint: None }
     }
 
     pub const fn error(code: SqlState, message: &'a str) -> Self {

@@ -20,11 +20,7 @@ pub enum Step {
     Rest { length: usize, last: bool },
     /// A message begins. `size` is the whole of it with its tag; `available` of its bytes are in the slice, at least
     /// as many as were needed.
-    Message {
-        tag: u8,
-        size: u32,
-        available: usize,
-    },
+    Message { tag: u8, size: u32, available: usize },
     /// Too few bytes to decide: at least `need`, counted from the message's first, must be in one piece.
     Incomplete { need: usize },
     /// The slice is used up.
@@ -33,38 +29,25 @@ pub enum Step {
 
 impl Framer {
     pub const fn new(direction: Direction) -> Self {
-        Framer {
-            direction,
-            remaining: 0,
-        }
+        Framer { direction, remaining: 0 }
     }
 
     /// What comes next in `bytes`, which begin where the last step ended: the caller has moved on by `length` or
     /// `available`. `need(tag, size)` says how many bytes from the message's first the caller wants in one piece
-    /// before it hears of the message; never more than the message has, nor less than its head.
+    /// before it hears of the message: at most all of it, and its head in any case.
     #[inline]
-    pub fn next(
-        &mut self,
-        bytes: &[u8],
-        need: impl FnOnce(u8, u32) -> usize,
-    ) -> Result<Step, Malformed> {
+    pub fn next(&mut self, bytes: &[u8], need: impl FnOnce(u8, u32) -> usize) -> Result<Step, Malformed> {
         let Some(&tag) = bytes.first() else {
             return Ok(Step::End);
         };
         if self.remaining > 0 {
             let length = bytes.len().min(self.remaining as usize);
             self.remaining -= length as u32;
-            return Ok(Step::Rest {
-                length,
-                last: self.remaining == 0,
-            });
+            return Ok(Step::Rest { length, last: self.remaining == 0 });
         }
 
         // An unknown tag is refused before its length has come: whoever speaks another protocol may never send one.
-        let allowed = self
-            .direction
-            .lengths(tag)
-            .ok_or(Malformed::UnknownTag(tag))?;
+        let allowed = self.direction.lengths(tag).ok_or(Malformed::UnknownTag(tag))?;
         let Some(&[_, length @ ..]) = bytes.first_chunk::<HEAD_SIZE>() else {
             return Ok(Step::Incomplete { need: HEAD_SIZE });
         };
@@ -74,17 +57,13 @@ impl Framer {
         }
 
         let size = length + 1;
-        let need = need(tag, size).clamp(HEAD_SIZE, size as usize);
+        let need = need(tag, size).min(size as usize);
         if bytes.len() < need {
             return Ok(Step::Incomplete { need });
         }
         let available = bytes.len().min(size as usize);
         self.remaining = size - available as u32;
-        Ok(Step::Message {
-            tag,
-            size,
-            available,
-        })
+        Ok(Step::Message { tag, size, available })
     }
 
     /// Whether the last message returned has ended. Bytes that the caller holds belong to the next.
@@ -118,23 +97,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn refused(direction: Direction, bytes: &[u8]) -> Malformed {
-        cut(direction, &[bytes], |_, _| 0)
-            .1
-            .expect_err("this is malformed")
+        cut(direction, &[bytes], |_, _| 0).1.expect_err("this is malformed")
     }
 
     #[test]
     fn cuts_a_pipeline() {
-        let stream = [
-            message(frontend::PARSE, b"\0SELECT 1\0\0\0"),
-            message(frontend::SYNC, b""),
-        ]
-        .concat();
+        let stream = [message(frontend::PARSE, b"\0SELECT 1\0\0\0"), message(frontend::SYNC, b"")].concat();
         let (seen, rest) = cut(Direction::Frontend, &[&stream], |_, _| 0);
-        assert_eq!(
-            seen.iter().map(|(tag, _)| *tag).collect::<Vec<_>>(),
-            [frontend::PARSE, frontend::SYNC]
-        );
+        assert_eq!(seen.iter().map(|(tag, _)| *tag).collect::<Vec<_>>(), [frontend::PARSE, frontend::SYNC]);
         assert_eq!(rest, Ok(Vec::new()));
     }
 
@@ -144,22 +114,9 @@ mod tests {
         head.extend(LARGE_LENGTH_MAX.to_be_bytes());
         let mut framer = Framer::new(Direction::Frontend);
         let size = 0x3fff_ffff;
-        assert_eq!(
-            framer.next(&head, |_, _| 0),
-            Ok(Step::Message {
-                tag: frontend::COPY_DATA,
-                size,
-                available: 5
-            })
-        );
+        assert_eq!(framer.next(&head, |_, _| 0), Ok(Step::Message { tag: frontend::COPY_DATA, size, available: 5 }));
         assert_eq!(framer.remaining(), size - 5);
-        assert_eq!(
-            framer.next(&[0; 100], |_, _| 0),
-            Ok(Step::Rest {
-                length: 100,
-                last: false
-            })
-        );
+        assert_eq!(framer.next(&[0; 100], |_, _| 0), Ok(Step::Rest { length: 100, last: false }));
     }
 
     #[test]
@@ -167,47 +124,14 @@ mod tests {
         use Direction::{Backend, Frontend};
         assert_eq!(refused(Frontend, b"G"), Malformed::UnknownTag(b'G'));
         assert_eq!(refused(Backend, b"\0"), Malformed::UnknownTag(0));
-        assert_eq!(
-            refused(Frontend, b"Q\0\0\0\x03"),
-            Malformed::LengthBelowFour(3)
-        );
-        assert_eq!(
-            refused(Frontend, b"Q\xff\xff\xff\xff"),
-            Malformed::LengthBelowFour(-1)
-        );
+        assert_eq!(refused(Frontend, b"Q\0\0\0\x03"), Malformed::LengthBelowFour(3));
+        assert_eq!(refused(Frontend, b"Q\xff\xff\xff\xff"), Malformed::LengthBelowFour(-1));
         let length = 0x3fff_ffff;
-        assert_eq!(
-            refused(Frontend, b"Q\x3f\xff\xff\xff"),
-            Malformed::TooLong { tag: b'Q', length }
-        );
-        assert_eq!(
-            refused(Frontend, b"S\0\0\0\x05"),
-            Malformed::TooLong {
-                tag: b'S',
-                length: 5
-            }
-        );
-        assert_eq!(
-            refused(Frontend, b"E\0\0\x27\x11"),
-            Malformed::TooLong {
-                tag: b'E',
-                length: 10_001
-            }
-        );
-        assert_eq!(
-            refused(Backend, b"Z\0\0\0\x04"),
-            Malformed::TooShort {
-                tag: b'Z',
-                length: 4
-            }
-        );
-        assert_eq!(
-            refused(Backend, b"K\0\0\x01\x09"),
-            Malformed::TooLong {
-                tag: b'K',
-                length: 265
-            }
-        );
+        assert_eq!(refused(Frontend, b"Q\x3f\xff\xff\xff"), Malformed::TooLong { tag: b'Q', length });
+        assert_eq!(refused(Frontend, b"S\0\0\0\x05"), Malformed::TooLong { tag: b'S', length: 5 });
+        assert_eq!(refused(Frontend, b"E\0\0\x27\x11"), Malformed::TooLong { tag: b'E', length: 10_001 });
+        assert_eq!(refused(Backend, b"Z\0\0\0\x04"), Malformed::TooShort { tag: b'Z', length: 4 });
+        assert_eq!(refused(Backend, b"K\0\0\x01\x09"), Malformed::TooLong { tag: b'K', length: 265 });
     }
 
     #[test]
@@ -215,21 +139,10 @@ mod tests {
         let bytes = message(backend::PARAMETER_STATUS, b"TimeZone\0UTC\0");
         let mut framer = Framer::new(Direction::Backend);
         for length in 1..bytes.len() {
-            let need = if length < HEAD_SIZE {
-                HEAD_SIZE
-            } else {
-                bytes.len()
-            };
-            assert_eq!(
-                framer.next(&bytes[..length], |_, size| size as usize),
-                Ok(Step::Incomplete { need })
-            );
+            let need = if length < HEAD_SIZE { HEAD_SIZE } else { bytes.len() };
+            assert_eq!(framer.next(&bytes[..length], |_, size| size as usize), Ok(Step::Incomplete { need }));
         }
-        let whole = Step::Message {
-            tag: b'S',
-            size: bytes.len() as u32,
-            available: bytes.len(),
-        };
+        let whole = Step::Message { tag: b'S', size: bytes.len() as u32, available: bytes.len() };
         assert_eq!(framer.next(&bytes, |_, size| size as usize), Ok(whole));
         assert!(framer.at_boundary());
     }

@@ -64,12 +64,7 @@ pub struct BackendKey<'a> {
 /// The key is a secret and stays out of logs.
 impl std::fmt::Debug for BackendKey<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "BackendKey({}, {} bytes)",
-            self.process_id,
-            self.key.len()
-        )
+        write!(f, "BackendKey({}, {} bytes)", self.process_id, self.key.len())
     }
 }
 
@@ -132,11 +127,7 @@ pub fn parse(message: &[u8]) -> Result<Parse<'_>, Malformed> {
     let count = body.u16()?;
     body.take(4 * usize::from(count))?;
     body.end()?;
-    Ok(Parse {
-        name,
-        query,
-        parameter_types,
-    })
+    Ok(Parse { name, query, parameter_types })
 }
 
 pub fn parse_name(prefix: &[u8]) -> Result<Option<NameRange>, Malformed> {
@@ -157,16 +148,9 @@ pub fn bind_names(prefix: &[u8]) -> Result<Option<BindNames>, Malformed> {
 pub fn target(prefix: &[u8]) -> Result<Option<Target>, Malformed> {
     let (tag, come, whole) = come(prefix);
     let Some(&kind) = come.get(HEAD_SIZE) else {
-        return if whole {
-            Err(Malformed::Truncated { tag })
-        } else {
-            Ok(None)
-        };
+        return if whole { Err(Malformed::Truncated { tag }) } else { Ok(None) };
     };
-    let kind = TargetKind::try_from(kind).map_err(|kind| Malformed::UnknownKind {
-        tag,
-        kind: kind.into(),
-    })?;
+    let kind = TargetKind::try_from(kind).map_err(|kind| Malformed::UnknownKind { tag, kind: kind.into() })?;
     Ok(name_at(prefix, HEAD_SIZE + 1)?.map(|name| Target { kind, name }))
 }
 
@@ -202,15 +186,11 @@ pub fn authentication(message: &[u8]) -> Result<Authentication<'_>, Malformed> {
     let authentication = match body.u32()? {
         authentication::OK => Authentication::Ok,
         authentication::CLEARTEXT_PASSWORD => Authentication::CleartextPassword,
-        authentication::MD5_PASSWORD => Authentication::Md5Password {
-            salt: body.array()?,
-        },
+        authentication::MD5_PASSWORD => Authentication::Md5Password { salt: body.array()? },
         authentication::GSS => Authentication::Gss,
         authentication::GSS_CONTINUE => Authentication::GssContinue { data: body.rest() },
         authentication::SSPI => Authentication::Sspi,
-        authentication::SASL => Authentication::Sasl {
-            mechanisms: Mechanisms(body.list()?),
-        },
+        authentication::SASL => Authentication::Sasl { mechanisms: Mechanisms(body.list()?) },
         authentication::SASL_CONTINUE => Authentication::SaslContinue { data: body.rest() },
         authentication::SASL_FINAL => Authentication::SaslFinal { data: body.rest() },
         code => {
@@ -227,10 +207,7 @@ pub fn backend_key_data(message: &[u8]) -> Result<BackendKey<'_>, Malformed> {
     let process_id = body.u32()?;
     let key = body.rest();
     if key.len() < KEY_SIZE_MIN || key.len() > KEY_SIZE_MAX {
-        return Err(Malformed::KeySize {
-            tag: body.tag,
-            size: key.len(),
-        });
+        return Err(Malformed::KeySize { tag: body.tag, size: key.len() });
     }
     Ok(BackendKey { process_id, key })
 }
@@ -247,10 +224,7 @@ pub fn ready_for_query(message: &[u8]) -> Result<TransactionStatus, Malformed> {
     let mut body = Body::of(message);
     let [status] = body.array()?;
     body.end()?;
-    TransactionStatus::try_from(status).map_err(|status| Malformed::UnknownKind {
-        tag: body.tag,
-        kind: status.into(),
-    })
+    TransactionStatus::try_from(status).map_err(|status| Malformed::UnknownKind { tag: body.tag, kind: status.into() })
 }
 
 /// The command tag, such as `INSERT 0 1`.
@@ -260,14 +234,10 @@ pub fn command_complete(message: &[u8]) -> Result<&[u8], Malformed> {
 
 /// Of an ErrorResponse or a NoticeResponse, whole or not.
 pub fn fields(prefix: &[u8]) -> Fields<'_> {
-    Fields {
-        bytes: Body::of(prefix).bytes,
-    }
+    Fields { bytes: Body::of(prefix).bytes }
 }
 
-pub fn negotiate_protocol_version(
-    message: &[u8],
-) -> Result<NegotiateProtocolVersion<'_>, Malformed> {
+pub fn negotiate_protocol_version(message: &[u8]) -> Result<NegotiateProtocolVersion<'_>, Malformed> {
     let mut body = Body::of(message);
     let version = body.u32()?;
     let count = body.u32()?;
@@ -276,10 +246,7 @@ pub fn negotiate_protocol_version(
         body.string()?;
     }
     body.end()?;
-    Ok(NegotiateProtocolVersion {
-        version,
-        options: Strings { bytes: options },
-    })
+    Ok(NegotiateProtocolVersion { version, options: Strings { bytes: options } })
 }
 
 pub fn notification_response(message: &[u8]) -> Result<Notification<'_>, Malformed> {
@@ -288,11 +255,7 @@ pub fn notification_response(message: &[u8]) -> Result<Notification<'_>, Malform
     let channel = body.string()?;
     let payload = body.string()?;
     body.end()?;
-    Ok(Notification {
-        process_id,
-        channel,
-        payload,
-    })
+    Ok(Notification { process_id, channel, payload })
 }
 
 /// Of a DataRow; `None` is NULL.
@@ -362,9 +325,7 @@ pub struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     pub fn get(self, kind: u8) -> Option<&'a [u8]> {
-        { self }
-            .find(|(found, _)| *found == kind)
-            .map(|(_, text)| text)
+        { self }.find(|(found, _)| *found == kind).map(|(_, text)| text)
     }
 
     /// `None` where the server has no such field (before 9.6) or a word we do not know.
@@ -425,27 +386,18 @@ pub(super) struct Body<'a> {
 impl<'a> Body<'a> {
     /// Of a message, or of what has come of it; not of what comes after it.
     pub(super) fn of(message: &'a [u8]) -> Self {
-        let tag = message.first().copied().unwrap_or(0);
-        Body {
-            tag,
-            bytes: message.get(HEAD_SIZE..).unwrap_or_default(),
-        }
+        let (tag, come, _) = come(message);
+        Body { tag, bytes: come.get(HEAD_SIZE..).unwrap_or_default() }
     }
 
     pub(super) fn take(&mut self, size: usize) -> Result<&'a [u8], Malformed> {
-        let (taken, rest) = self
-            .bytes
-            .split_at_checked(size)
-            .ok_or(Malformed::Truncated { tag: self.tag })?;
+        let (taken, rest) = self.bytes.split_at_checked(size).ok_or(Malformed::Truncated { tag: self.tag })?;
         self.bytes = rest;
         Ok(taken)
     }
 
     pub(super) fn array<const SIZE: usize>(&mut self) -> Result<[u8; SIZE], Malformed> {
-        let (taken, rest) = self
-            .bytes
-            .split_first_chunk()
-            .ok_or(Malformed::Truncated { tag: self.tag })?;
+        let (taken, rest) = self.bytes.split_first_chunk().ok_or(Malformed::Truncated { tag: self.tag })?;
         self.bytes = rest;
         Ok(*taken)
     }
@@ -472,15 +424,13 @@ impl<'a> Body<'a> {
         while !self.string()?.is_empty() {}
         // The empty string, a zero, is not one of the list.
         let size = start.len() - self.bytes.len() - 1;
-        Ok(Strings {
-            bytes: &start[..size],
-        })
+        Ok(Strings { bytes: &start[..size] })
     }
 
-    /// With its size before it; a negative size is NULL.
+    /// With its size before it; the size -1 is NULL, and any other below 0 more than there is.
     pub(super) fn value(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
         let size = self.u32()?;
-        if (size as i32) < 0 {
+        if size as i32 == -1 {
             return Ok(None);
         }
         self.take(size as usize).map(Some)
@@ -495,10 +445,98 @@ impl<'a> Body<'a> {
     }
 
     pub(super) fn end(&self) -> Result<(), Malformed> {
-        if self.bytes.is_empty() {
-            Ok(())
-        } else {
-            Err(Malformed::TrailingBytes { tag: self.tag })
-        }
+        if self.bytes.is_empty() { Ok(()) } else { Err(Malformed::TrailingBytes { tag: self.tag }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::properties::message;
+    use super::super::tag::{backend, frontend};
+    use super::*;
+
+    #[test]
+    fn reads_what_clients_send() {
+        let parse = message(frontend::PARSE, b"s1\0SELECT $1\0\0\x01\0\0\0\x17");
+        let parse = super::parse(&parse).expect("valid");
+        assert_eq!((parse.name, parse.query), (&b"s1"[..], &b"SELECT $1"[..]));
+        assert_eq!(parse.parameter_types, b"\0\x01\0\0\0\x17");
+
+        let bind = message(frontend::BIND, b"p1\0s1\0\0\0\0\0\0\0");
+        let names = bind_names(&bind).expect("valid").expect("whole");
+        assert_eq!((&bind[names.portal], &bind[names.statement]), (&b"p1"[..], &b"s1"[..]));
+
+        let close = message(frontend::CLOSE, b"Ss1\0");
+        let expected = Target { kind: TargetKind::Statement, name: 6..8 };
+        assert_eq!(target(&close), Ok(Some(expected)));
+
+        let execute = message(frontend::EXECUTE, b"p1\0\0\0\x01\0");
+        let expected = Execute { portal: b"p1", rows_max: 256 };
+        assert_eq!(super::execute(&execute), Ok(expected));
+    }
+
+    #[test]
+    fn reads_what_servers_send() {
+        let sasl = message(backend::AUTHENTICATION, b"\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
+        let Ok(Authentication::Sasl { mechanisms }) = authentication(&sasl) else { panic!("{sasl:?}") };
+        assert_eq!(mechanisms.iter().count(), 2);
+        assert!(mechanisms.offers(b"SCRAM-SHA-256") && !mechanisms.offers(b"SCRAM"));
+
+        let key = message(backend::BACKEND_KEY_DATA, b"\0\0\x01\0abcd");
+        assert_eq!(backend_key_data(&key), Ok(BackendKey { process_id: 256, key: b"abcd" }));
+        let status = message(backend::PARAMETER_STATUS, b"TimeZone\0UTC\0");
+        let expected = ParameterStatus { name: b"TimeZone", value: b"UTC" };
+        assert_eq!(parameter_status(&status), Ok(expected));
+        let ready = message(backend::READY_FOR_QUERY, b"T");
+        assert_eq!(ready_for_query(&ready), Ok(TransactionStatus::InTransaction));
+        let complete = message(backend::COMMAND_COMPLETE, b"INSERT 0 1\0");
+        assert_eq!(command_complete(&complete), Ok(&b"INSERT 0 1"[..]));
+    }
+
+    #[test]
+    fn reads_an_error_as_far_as_it_goes() {
+        let error = message(backend::ERROR_RESPONSE, b"SFEHLER\0VERROR\0C22012\0Mdivision by zero\0\0");
+        let whole = fields(&error);
+        assert_eq!(whole.severity(), Some(Severity::Error));
+        assert_eq!(whole.code(), SqlState::from_bytes(b"22012"));
+        assert_eq!(whole.message(), Some(&b"division by zero"[..]));
+        let cut_off = fields(&error[..error.len() - 4]);
+        assert_eq!((cut_off.message(), cut_off.count()), (None, 3));
+        let lower_case = message(backend::ERROR_RESPONSE, b"Cxx000\0\0");
+        assert_eq!(fields(&lower_case).code(), None);
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        use Malformed::*;
+        let of = message;
+        assert_eq!(query(&of(b'Q', b"SELECT 1")), Err(Unterminated { tag: b'Q' }));
+        assert_eq!(query(&of(b'Q', b"SELECT 1\0;\0")), Err(TrailingBytes { tag: b'Q' }));
+        assert_eq!(parse(&of(b'P', b"\0\0")), Err(Truncated { tag: b'P' }));
+        assert_eq!(parse(&of(b'P', b"\0\0\0\x01")), Err(Truncated { tag: b'P' }));
+        assert_eq!(parse(&of(b'P', b"\0\0\0\0\0")), Err(TrailingBytes { tag: b'P' }));
+        assert_eq!(bind_names(&of(b'B', b"\0s1")), Err(Unterminated { tag: b'B' }));
+        assert_eq!(target(&of(b'D', b"")), Err(Truncated { tag: b'D' }));
+        assert_eq!(target(&of(b'D', b"Q\0")), Err(UnknownKind { tag: b'D', kind: b'Q'.into() }));
+        assert_eq!(target(&of(b'C', b"S")), Err(Unterminated { tag: b'C' }));
+        assert_eq!(execute(&of(b'E', b"\0\0\0\0")), Err(Truncated { tag: b'E' }));
+        assert_eq!(authentication(&of(b'R', b"\0\0\0\x05abc")), Err(Truncated { tag: b'R' }));
+        assert_eq!(authentication(&of(b'R', b"\0\0\0\x0aX\0")), Err(Unterminated { tag: b'R' }));
+        assert_eq!(authentication(&of(b'R', b"\0\0\0\0\0")), Err(TrailingBytes { tag: b'R' }));
+        assert_eq!(backend_key_data(&of(b'K', b"\0\0\0\0abc")), Err(KeySize { tag: b'K', size: 3 }));
+        assert_eq!(backend_key_data(&of(b'K', &[0; 261])), Err(KeySize { tag: b'K', size: 257 }));
+        assert_eq!(ready_for_query(&of(b'Z', b"X")), Err(UnknownKind { tag: b'Z', kind: b'X'.into() }));
+        assert_eq!(data_row(&of(b'D', b"\0\x01\0\0\0\x05abcd")).err(), Some(Truncated { tag: b'D' }));
+        let many = of(b'v', b"\0\x03\0\0\xff\xff\xff\xff_pq_.a\0");
+        assert_eq!(negotiate_protocol_version(&many), Err(Unterminated { tag: b'v' }));
+    }
+
+    /// A slice may hold the next message too.
+    #[test]
+    fn stops_at_the_end_of_the_message() {
+        let two = [message(frontend::DESCRIBE, b"S"), message(frontend::QUERY, b"x\0")].concat();
+        assert_eq!(target(&two), Err(Malformed::Unterminated { tag: frontend::DESCRIBE }));
+        let two = [message(frontend::QUERY, b"x\0"), message(frontend::SYNC, b"")].concat();
+        assert_eq!(query(&two), Ok(&b"x"[..]));
     }
 }

@@ -46,10 +46,7 @@ impl Version {
     pub const V3_2: Version = Version { major: 3, minor: 2 };
 
     pub const fn from_code(code: u32) -> Version {
-        Version {
-            major: (code >> 16) as u16,
-            minor: code as u16,
-        }
+        Version { major: (code >> 16) as u16, minor: code as u16 }
     }
 
     pub const fn code(self) -> u32 {
@@ -98,12 +95,7 @@ pub struct CancelRequest<'a> {
 /// The key is a secret and stays out of logs.
 impl fmt::Debug for CancelRequest<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "CancelRequest({}, {} bytes)",
-            self.process_id,
-            self.key.len()
-        )
+        write!(f, "CancelRequest({}, {} bytes)", self.process_id, self.key.len())
     }
 }
 
@@ -128,9 +120,7 @@ pub enum Refused {
 impl Refused {
     pub const fn code(self) -> SqlState {
         match self {
-            Refused::Length(_) | Refused::KeySize(_) | Refused::NoTerminator => {
-                SqlState::PROTOCOL_VIOLATION
-            }
+            Refused::Length(_) | Refused::KeySize(_) | Refused::NoTerminator => SqlState::PROTOCOL_VIOLATION,
             Refused::UnsupportedVersion(_) => SqlState::FEATURE_NOT_SUPPORTED,
             Refused::NoUser => SqlState::INVALID_AUTHORIZATION,
         }
@@ -143,14 +133,9 @@ impl fmt::Display for Refused {
             Refused::Length(_) => f.write_str("invalid length of startup packet"),
             Refused::KeySize(_) => f.write_str("invalid length of cancel key in cancel request"),
             Refused::UnsupportedVersion(version) => {
-                write!(
-                    f,
-                    "unsupported frontend protocol {version}: server supports 3.0 to 3.2"
-                )
+                write!(f, "unsupported frontend protocol {version}: server supports 3.0 to 3.2")
             }
-            Refused::NoTerminator => {
-                f.write_str("invalid startup packet layout: expected terminator as last byte")
-            }
+            Refused::NoTerminator => f.write_str("invalid startup packet layout: expected terminator as last byte"),
             Refused::NoUser => f.write_str("no PostgreSQL user name specified in startup packet"),
         }
     }
@@ -189,10 +174,7 @@ fn cancel_request(body: &[u8], length: u32) -> Result<CancelRequest<'_>, Refused
     if !(KEY_SIZE_MIN..=KEY_SIZE_MAX).contains(&key.len()) {
         return Err(Refused::KeySize(key.len()));
     }
-    Ok(CancelRequest {
-        process_id: u32::from_be_bytes(*process_id),
-        key,
-    })
+    Ok(CancelRequest { process_id: u32::from_be_bytes(*process_id), key })
 }
 
 fn startup_message(version: Version, body: &[u8]) -> Result<StartupMessage<'_>, Refused> {
@@ -203,17 +185,12 @@ fn startup_message(version: Version, body: &[u8]) -> Result<StartupMessage<'_>, 
     if parameters.get(b"user").is_none_or(<[u8]>::is_empty) {
         return Err(Refused::NoUser);
     }
-    Ok(StartupMessage {
-        version,
-        parameters,
-    })
+    Ok(StartupMessage { version, parameters })
 }
 
 impl<'a> StartupMessage<'a> {
     pub fn user(&self) -> &'a [u8] {
-        self.parameters
-            .get(b"user")
-            .expect("a packet without a user is refused")
+        self.parameters.get(b"user").expect("a packet without a user is refused")
     }
 
     /// "Defaults to the user name" (Message Formats, StartupMessage).
@@ -240,16 +217,13 @@ impl<'a> StartupMessage<'a> {
     /// The settings that the client names outright: all but what this protocol gives a meaning of its own.
     pub fn settings(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         self.parameters.filter(|(name, _)| {
-            !matches!(*name, b"user" | b"database" | b"options" | b"replication")
-                && !is_protocol_option(name)
+            !matches!(*name, b"user" | b"database" | b"options" | b"replication") && !is_protocol_option(name)
         })
     }
 
     /// The names of protocol options. None are understood, so NegotiateProtocolVersion lists them all.
     pub fn protocol_options(&self) -> impl Iterator<Item = &'a [u8]> + Clone {
-        self.parameters
-            .map(|(name, _)| name)
-            .filter(|name| is_protocol_option(name))
+        self.parameters.map(|(name, _)| name).filter(|name| is_protocol_option(name))
     }
 }
 
@@ -273,9 +247,7 @@ impl<'a> Parameters<'a> {
 
     /// Where one is named twice, the last holds, as in PostgreSQL.
     pub fn get(self, name: &[u8]) -> Option<&'a [u8]> {
-        self.filter(|(found, _)| *found == name)
-            .map(|(_, value)| value)
-            .last()
+        self.filter(|(found, _)| *found == name).map(|(_, value)| value).last()
     }
 }
 
@@ -316,15 +288,9 @@ impl Replication {
             return Some(Replication::Logical);
         }
         let is_beginning = |word: &[u8], size_min: usize| {
-            value.len() >= size_min
-                && word
-                    .get(..value.len())
-                    .is_some_and(|begin| begin.eq_ignore_ascii_case(value))
+            value.len() >= size_min && word.get(..value.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(value))
         };
-        WORDS
-            .iter()
-            .find(|(word, size_min, _)| is_beginning(word, *size_min))
-            .map(|(.., found)| *found)
+        WORDS.iter().find(|(word, size_min, _)| is_beginning(word, *size_min)).map(|(.., found)| *found)
     }
 }
 
@@ -401,15 +367,9 @@ fn is_space(byte: u8) -> bool {
 fn setting_switch(setting: Vec<u8>) -> Switch {
     let mut parts = setting.splitn(2, |byte| *byte == b'=');
     let name = parts.next().unwrap_or_default();
-    let name = name
-        .iter()
-        .map(|byte| if *byte == b'-' { b'_' } else { *byte })
-        .collect();
+    let name = name.iter().map(|byte| if *byte == b'-' { b'_' } else { *byte }).collect();
     match parts.next() {
-        Some(value) => Switch::Setting {
-            name,
-            value: value.to_vec(),
-        },
+        Some(value) => Switch::Setting { name, value: value.to_vec() },
         None => Switch::NoValue { name },
     }
 }
@@ -444,11 +404,7 @@ impl Writer<'_> {
         })
     }
 
-    fn packet(
-        &mut self,
-        code: u32,
-        body: impl FnOnce(&mut Self) -> Result<(), Full>,
-    ) -> Result<(), Full> {
+    fn packet(&mut self, code: u32, body: impl FnOnce(&mut Self) -> Result<(), Full>) -> Result<(), Full> {
         self.whole(|w| {
             w.counted(0, |w| {
                 w.put(&code.to_be_bytes())?;
@@ -479,33 +435,23 @@ mod tests {
         for size in 0..bytes.len() {
             assert_eq!(packet(&bytes[..size]), Ok(None));
         }
-        let (found, size) = packet(bytes)
-            .expect("this is valid")
-            .expect("this is whole");
+        let (found, size) = packet(bytes).expect("this is valid").expect("this is whole");
         assert_eq!(size, bytes.len());
         found
     }
 
     fn message(bytes: &[u8]) -> StartupMessage<'_> {
-        let Packet::StartupMessage(message) = check(bytes) else {
-            panic!("not a StartupMessage")
-        };
+        let Packet::StartupMessage(message) = check(bytes) else { panic!("not a StartupMessage") };
         message
     }
 
     #[test]
     fn reads_the_requests() {
         assert_eq!(check(&written(|w| w.ssl_request())), Packet::SslRequest);
-        assert_eq!(
-            check(&written(|w| w.gssenc_request())),
-            Packet::GssEncRequest
-        );
+        assert_eq!(check(&written(|w| w.gssenc_request())), Packet::GssEncRequest);
         for size in [4, 32, 256] {
             let key = vec![7; size];
-            let request = CancelRequest {
-                process_id: 0xdead_beef,
-                key: &key,
-            };
+            let request = CancelRequest { process_id: 0xdead_beef, key: &key };
             let bytes = written(|w| w.cancel_request(0xdead_beef, &key));
             assert_eq!(check(&bytes), Packet::CancelRequest(request));
         }
@@ -513,25 +459,13 @@ mod tests {
 
     #[test]
     fn reads_parameters() {
-        let bytes = startup(
-            Version::V3_2.code(),
-            b"user\0ann\0user\0bob\0_pq_.x\01\0TimeZone\0\0\0",
-        );
+        let bytes = startup(Version::V3_2.code(), b"user\0ann\0user\0bob\0_pq_.x\0on\0TimeZone\0\0\0");
         let message = message(&bytes);
         assert_eq!(message.version, Version::V3_2);
-        assert_eq!(
-            (message.user(), message.database()),
-            (&b"bob"[..], &b"bob"[..])
-        );
-        assert_eq!(
-            message.settings().collect::<Vec<_>>(),
-            [(&b"TimeZone"[..], &b""[..])]
-        );
+        assert_eq!((message.user(), message.database()), (&b"bob"[..], &b"bob"[..]));
+        assert_eq!(message.settings().collect::<Vec<_>>(), [(&b"TimeZone"[..], &b""[..])]);
         assert_eq!(message.protocol_options().collect::<Vec<_>>(), [b"_pq_.x"]);
-        assert_eq!(
-            (message.options(), message.replication()),
-            (None, Ok(Replication::No))
-        );
+        assert_eq!((message.options(), message.replication()), (None, Ok(Replication::No)));
     }
 
     #[test]
@@ -545,14 +479,8 @@ mod tests {
             (startup(CANCEL_REQUEST, b"abc"), Refused::Length(11)),
             (startup(CANCEL_REQUEST, b"1234abc"), Refused::KeySize(3)),
             (startup(CANCEL_REQUEST, &[0; 261]), Refused::KeySize(257)),
-            (
-                startup(0x0002_0000, b""),
-                Refused::UnsupportedVersion(Version { major: 2, minor: 0 }),
-            ),
-            (
-                startup(0x0004_0001, b""),
-                Refused::UnsupportedVersion(Version { major: 4, minor: 1 }),
-            ),
+            (startup(0x0002_0000, b""), Refused::UnsupportedVersion(Version { major: 2, minor: 0 })),
+            (startup(0x0004_0001, b""), Refused::UnsupportedVersion(Version { major: 4, minor: 1 })),
             (startup(v3, b""), Refused::NoTerminator),
             (startup(v3, b"user\0ann\0"), Refused::NoTerminator),
             (startup(v3, b"user\0ann"), Refused::NoTerminator),
@@ -600,59 +528,23 @@ mod tests {
 
     #[test]
     fn splits_options() {
-        let setting = |name: &str, value: &str| Switch::Setting {
-            name: name.into(),
-            value: value.into(),
-        };
+        let setting = |name: &str, value: &str| Switch::Setting { name: name.into(), value: value.into() };
         let check = |options: &str, expected: &[Switch]| {
-            assert_eq!(
-                switches(options.as_bytes()).collect::<Vec<_>>(),
-                expected,
-                "{options}"
-            );
+            assert_eq!(switches(options.as_bytes()).collect::<Vec<_>>(), expected, "{options}");
         };
         check("", &[]);
         check(" \t\x0b\n", &[]);
         check("-c geqo=off", &[setting("geqo", "off")]);
         check("  -cgeqo=off  ", &[setting("geqo", "off")]);
-        check(
-            "--search-path=a,b -c work-mem=1MB",
-            &[setting("search_path", "a,b"), setting("work_mem", "1MB")],
-        );
-        check(
-            r"-c search_path=a\ b\\c",
-            &[setting("search_path", r"a b\c")],
-        );
+        check("--search-path=a,b -c work-mem=1MB", &[setting("search_path", "a,b"), setting("work_mem", "1MB")]);
+        check(r"-c search_path=a\ b\\c", &[setting("search_path", r"a b\c")]);
         check(r"-c a.b=x=y\", &[setting("a.b", "x=y")]);
         check("-c\n a=", &[setting("a", "")]);
-        check(
-            "-c geqo",
-            &[Switch::NoValue {
-                name: "geqo".into(),
-            }],
-        );
-        check(
-            "--",
-            &[Switch::Other {
-                switch: "--".into(),
-            }],
-        );
+        check("-c geqo", &[Switch::NoValue { name: "geqo".into() }]);
+        check("--", &[Switch::Other { switch: "--".into() }]);
         check("-c", &[Switch::NoValue { name: "".into() }]);
-        check(
-            "-c a=1 -B 16 -c b=2",
-            &[
-                setting("a", "1"),
-                Switch::Other {
-                    switch: "-B".into(),
-                },
-            ],
-        );
-        check(
-            "word",
-            &[Switch::Other {
-                switch: "word".into(),
-            }],
-        );
+        check("-c a=1 -B 16 -c b=2", &[setting("a", "1"), Switch::Other { switch: "-B".into() }]);
+        check("word", &[Switch::Other { switch: "word".into() }]);
     }
 
     proptest! {

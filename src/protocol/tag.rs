@@ -219,14 +219,7 @@ mod tests {
     fn every_type_has_a_name_and_sane_lengths() {
         for direction in [Direction::Frontend, Direction::Backend] {
             let types = (0..=u8::MAX).filter(|&tag| direction.message_name(tag).is_some());
-            assert_eq!(
-                types.count(),
-                if direction == Direction::Frontend {
-                    14
-                } else {
-                    24
-                }
-            );
+            assert_eq!(types.count(), if direction == Direction::Frontend { 14 } else { 24 });
             for tag in 0..=u8::MAX {
                 let lengths = direction.lengths(tag);
                 assert_eq!(lengths.is_some(), direction.message_name(tag).is_some());

@@ -1,8 +1,8 @@
 //! One line a message, in the manner of libpq's `PQtrace`: for logs, for tests and to compare conversations.
 //!
 //! ```text
-//! F	27	Query	 "BEGIN; SELECT 1 / 0;"
-//! B	5	ReadyForQuery	 E
+//! F  26  Query          "BEGIN; SELECT 1 / 0;"
+//! B  5   ReadyForQuery  E
 //! ```
 //!
 //! Direction, length, name and fields, after a tab each. Unlike libpq's, a line is always one line of printable
@@ -29,18 +29,12 @@ pub fn stable_line(direction: Direction, message: &[u8]) -> String {
 
 /// The trace of a first packet.
 pub fn packet_line(packet: &Packet<'_>, size: usize) -> String {
-    let mut trace = Trace {
-        text: format!("F\t{size}\t"),
-        stable: false,
-    };
+    let mut trace = Trace { text: format!("F\t{size}\t"), stable: false };
     match packet {
         Packet::SslRequest => trace.text.push_str("SSLRequest"),
         Packet::GssEncRequest => trace.text.push_str("GSSENCRequest"),
         Packet::CancelRequest(_) => trace.text.push_str("CancelRequest\t NNNN 'BBBB'"),
-        Packet::StartupMessage(startup::StartupMessage {
-            version,
-            parameters,
-        }) => {
+        Packet::StartupMessage(startup::StartupMessage { version, parameters }) => {
             trace.text.push_str("StartupMessage\t");
             trace.number(version.major);
             trace.number(version.minor);
@@ -86,9 +80,7 @@ fn layout(direction: Direction, tag: u8) -> &'static str {
             backend::NOTIFICATION_RESPONSE => "oss",
             backend::PARAMETER_STATUS => "ss",
             backend::PARAMETER_DESCRIPTION => "[o]",
-            backend::COPY_IN_RESPONSE
-            | backend::COPY_OUT_RESPONSE
-            | backend::COPY_BOTH_RESPONSE => "c[h]",
+            backend::COPY_IN_RESPONSE | backend::COPY_OUT_RESPONSE | backend::COPY_BOTH_RESPONSE => "c[h]",
             backend::FUNCTION_CALL_RESPONSE => "v",
             backend::NEGOTIATE_PROTOCOL_VERSION => "iil",
             _ => "b",
@@ -103,10 +95,7 @@ impl Trace {
             Direction::Backend => 'B',
         };
         let tag = message.first().copied().unwrap_or(0);
-        let mut trace = Trace {
-            text: format!("{sender}\t"),
-            stable,
-        };
+        let mut trace = Trace { text: format!("{sender}\t"), stable };
         let is_error = matches!(tag, backend::ERROR_RESPONSE | backend::NOTICE_RESPONSE);
         if stable && direction == Direction::Backend && is_error {
             trace.text.push_str("NN\t"); // as long as what is hidden in it
@@ -161,10 +150,7 @@ impl Trace {
             layout = rest;
             match item {
                 b'[' => {
-                    let end = layout
-                        .iter()
-                        .position(|byte| *byte == b']')
-                        .expect("a group is closed");
+                    let end = layout.iter().position(|byte| *byte == b']').expect("a group is closed");
                     let count = body.u16().ok()?;
                     self.number(count);
                     for _ in 0..count {
@@ -270,11 +256,7 @@ mod tests {
     use super::super::writer::{Full, NO_PARAMETER_TYPES, NO_PARAMETERS, Writer};
     use super::*;
 
-    fn check(
-        direction: Direction,
-        write: impl FnOnce(&mut Writer<'_>) -> Result<(), Full>,
-        expected: &str,
-    ) {
+    fn check(direction: Direction, write: impl FnOnce(&mut Writer<'_>) -> Result<(), Full>, expected: &str) {
         let mut buffer = [0; 1000];
         let mut writer = Writer::new(&mut buffer);
         write(&mut writer).expect("the buffer is large enough");
@@ -284,70 +266,26 @@ mod tests {
     #[test]
     fn traces_as_libpq_does() {
         use Direction::{Backend, Frontend};
-        check(
-            Frontend,
-            |w| w.query(b"SELECT 1;\n"),
-            "F\t15\tQuery\t \"SELECT 1;\\x0a\"",
-        );
-        check(
-            Frontend,
-            |w| w.parse(b"a", b"SELECT 1", NO_PARAMETER_TYPES),
-            "F\t17\tParse\t \"a\" \"SELECT 1\" 0",
-        );
-        check(
-            Frontend,
-            |w| w.bind(b"", b"a", NO_PARAMETERS),
-            "F\t13\tBind\t \"\" \"a\" 0 0 0",
-        );
+        check(Frontend, |w| w.query(b"SELECT 1;\n"), "F\t15\tQuery\t \"SELECT 1;\\x0a\"");
+        check(Frontend, |w| w.parse(b"a", b"SELECT 1", NO_PARAMETER_TYPES), "F\t17\tParse\t \"a\" \"SELECT 1\" 0");
+        check(Frontend, |w| w.bind(b"", b"a", NO_PARAMETERS), "F\t13\tBind\t \"\" \"a\" 0 0 0");
         let values: [Option<&[u8]>; 2] = [Some(b"\xffx"), None];
-        check(
-            Frontend,
-            |w| w.bind_text(b"", b"", &values),
-            "F\t22\tBind\t \"\" \"\" 0 2 2 '\\xffx' -1 0",
-        );
-        check(
-            Frontend,
-            |w| w.describe(TargetKind::Portal, b""),
-            "F\t6\tDescribe\t P \"\"",
-        );
+        check(Frontend, |w| w.bind_text(b"", b"", &values), "F\t22\tBind\t \"\" \"\" 0 2 2 '\\xffx' -1 0");
+        check(Frontend, |w| w.describe(TargetKind::Portal, b""), "F\t6\tDescribe\t P \"\"");
         check(Frontend, |w| w.execute(b"", 0), "F\t9\tExecute\t \"\" 0");
         check(Frontend, |w| w.sync(), "F\t4\tSync");
-        check(
-            Frontend,
-            |w| w.copy_data(b"1\t2\n"),
-            "F\t8\tCopyData\t '1\\x092\\x0a'",
-        );
-        check(
-            Frontend,
-            |w| w.password(b"secret"),
-            "F\t11\tPasswordMessage\t 'BBBB'",
-        );
+        check(Frontend, |w| w.copy_data(b"1\t2\n"), "F\t8\tCopyData\t '1\\x092\\x0a'");
+        check(Frontend, |w| w.password(b"secret"), "F\t11\tPasswordMessage\t 'BBBB'");
         check(Backend, |w| w.authentication_ok(), "B\t8\tAuthenticationOk");
-        check(
-            Backend,
-            |w| w.backend_key_data(1, b"secret"),
-            "B\t14\tBackendKeyData\t 'BBBB'",
-        );
-        check(
-            Backend,
-            |w| w.ready_for_query(TransactionStatus::Failed),
-            "B\t5\tReadyForQuery\t E",
-        );
+        check(Backend, |w| w.backend_key_data(1, b"secret"), "B\t14\tBackendKeyData\t 'BBBB'");
+        check(Backend, |w| w.ready_for_query(TransactionStatus::Failed), "B\t5\tReadyForQuery\t E");
         check(
             Backend,
             |w| w.row_description(&[b"?column?"]),
             "B\t33\tRowDescription\t 1 \"?column?\" 0 0 25 65535 -1 0",
         );
-        check(
-            Backend,
-            |w| w.data_row(&values),
-            "B\t16\tDataRow\t 2 2 '\\xffx' -1",
-        );
-        check(
-            Backend,
-            |w| w.command_complete(b"SELECT 1"),
-            "B\t13\tCommandComplete\t \"SELECT 1\"",
-        );
+        check(Backend, |w| w.data_row(&values), "B\t16\tDataRow\t 2 2 '\\xffx' -1");
+        check(Backend, |w| w.command_complete(b"SELECT 1"), "B\t13\tCommandComplete\t \"SELECT 1\"");
         check(
             Backend,
             |w| w.error_response(&ErrorFields::error(SqlState::INTERNAL_ERROR, "no")),
@@ -357,14 +295,8 @@ mod tests {
 
     #[test]
     fn shows_what_is_malformed_as_far_as_it_is() {
-        assert_eq!(
-            line(Direction::Backend, b"S\0\0\0\x07a\0b"),
-            "B\t7\tParameterStatus\t \"a\" 'b'"
-        );
-        assert_eq!(
-            line(Direction::Backend, b"S\0\0\0\x09a\0b\0c"),
-            "B\t9\tParameterStatus\t \"a\" \"b\" 'c'"
-        );
+        assert_eq!(line(Direction::Backend, b"S\0\0\0\x07a\0b"), "B\t7\tParameterStatus\t \"a\" 'b'");
+        assert_eq!(line(Direction::Backend, b"S\0\0\0\x09a\0b\0c"), "B\t9\tParameterStatus\t \"a\" \"b\" 'c'");
         assert_eq!(line(Direction::Frontend, b"!\0\0\0\x05z"), "F\t5\t !\t 'z'");
         assert_eq!(line(Direction::Frontend, b""), "F\t0\t \\x00");
     }
@@ -372,14 +304,8 @@ mod tests {
     #[test]
     fn a_stable_line_hides_what_differs() {
         let bytes = b"E\0\0\0\x10CXX000\0L77\0\0";
-        assert_eq!(
-            line(Direction::Backend, bytes),
-            "B\t16\tErrorResponse\t C \"XX000\" L \"77\" \\x00"
-        );
-        assert_eq!(
-            stable_line(Direction::Backend, bytes),
-            "B\tNN\tErrorResponse\t C \"XX000\" L \"SSSS\" \\x00"
-        );
+        assert_eq!(line(Direction::Backend, bytes), "B\t16\tErrorResponse\t C \"XX000\" L \"77\" \\x00");
+        assert_eq!(stable_line(Direction::Backend, bytes), "B\tNN\tErrorResponse\t C \"XX000\" L \"SSSS\" \\x00");
     }
 
     #[test]
@@ -387,15 +313,8 @@ mod tests {
         let mut buffer = [0; 100];
         let mut writer = Writer::new(&mut buffer);
         let parameters = [(&b"user"[..], &b"ann"[..])];
-        writer
-            .startup_message(Version::V3_0, parameters)
-            .expect("the buffer is large enough");
-        let (packet, size) = startup::packet(writer.written())
-            .expect("valid")
-            .expect("whole");
-        assert_eq!(
-            packet_line(&packet, size),
-            "F\t18\tStartupMessage\t 3 0 \"user\" \"ann\""
-        );
+        writer.startup_message(Version::V3_0, parameters).expect("the buffer is large enough");
+        let (packet, size) = startup::packet(writer.written()).expect("valid").expect("whole");
+        assert_eq!(packet_line(&packet, size), "F\t18\tStartupMessage\t 3 0 \"user\" \"ann\"");
     }
 }

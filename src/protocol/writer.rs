@@ -51,19 +51,12 @@ impl<'a> Writer<'a> {
     }
 
     /// Takes back what `write` wrote if it does not come to its end.
-    pub(super) fn whole(
-        &mut self,
-        write: impl FnOnce(&mut Self) -> Result<(), Full>,
-    ) -> Result<(), Full> {
+    pub(super) fn whole(&mut self, write: impl FnOnce(&mut Self) -> Result<(), Full>) -> Result<(), Full> {
         let start = self.written;
         write(self).inspect_err(|Full| self.written = start)
     }
 
-    fn message(
-        &mut self,
-        tag: u8,
-        body: impl FnOnce(&mut Self) -> Result<(), Full>,
-    ) -> Result<(), Full> {
+    fn message(&mut self, tag: u8, body: impl FnOnce(&mut Self) -> Result<(), Full>) -> Result<(), Full> {
         self.message_to_be_continued(tag, 0, body)
     }
 
@@ -97,9 +90,7 @@ impl<'a> Writer<'a> {
     #[inline]
     pub(super) fn put(&mut self, bytes: &[u8]) -> Result<(), Full> {
         let free = &mut self.buffer[self.written..];
-        free.get_mut(..bytes.len())
-            .ok_or(Full)?
-            .copy_from_slice(bytes);
+        free.get_mut(..bytes.len()).ok_or(Full)?.copy_from_slice(bytes);
         self.written += bytes.len();
         Ok(())
     }
@@ -107,10 +98,7 @@ impl<'a> Writer<'a> {
     /// A string with its terminating zero. Ours: names and texts come from decoders and from the configuration, and
     /// neither lets a zero through. A zero here would let the rest of the string be read as something else.
     pub(super) fn put_string(&mut self, string: &[u8]) -> Result<(), Full> {
-        assert!(
-            memchr(0, string).is_none(),
-            "a string on the wire has no zero inside"
-        );
+        assert!(memchr(0, string).is_none(), "a string on the wire has no zero inside");
         self.put(string)?;
         self.put(&[0])
     }
@@ -162,12 +150,7 @@ impl Writer<'_> {
     }
 
     /// The beginning of a Bind with another statement: what follows the names, `rest_size` bytes, the caller forwards.
-    pub fn bind_head(
-        &mut self,
-        portal: &[u8],
-        statement: &[u8],
-        rest_size: usize,
-    ) -> Result<(), Full> {
+    pub fn bind_head(&mut self, portal: &[u8], statement: &[u8], rest_size: usize) -> Result<(), Full> {
         self.message_to_be_continued(frontend::BIND, rest_size, |w| {
             w.put_string(portal)?;
             w.put_string(statement)
@@ -175,12 +158,7 @@ impl Writer<'_> {
     }
 
     /// Parameters and results all as text.
-    pub fn bind_text(
-        &mut self,
-        portal: &[u8],
-        statement: &[u8],
-        values: &[Option<&[u8]>],
-    ) -> Result<(), Full> {
+    pub fn bind_text(&mut self, portal: &[u8], statement: &[u8], values: &[Option<&[u8]>]) -> Result<(), Full> {
         self.message(frontend::BIND, |w| {
             w.put_string(portal)?;
             w.put_string(statement)?;
@@ -245,11 +223,7 @@ impl Writer<'_> {
         self.message(frontend::PASSWORD, |w| w.put_string(password))
     }
 
-    pub fn sasl_initial_response(
-        &mut self,
-        mechanism: &[u8],
-        data: Option<&[u8]>,
-    ) -> Result<(), Full> {
+    pub fn sasl_initial_response(&mut self, mechanism: &[u8], data: Option<&[u8]>) -> Result<(), Full> {
         self.message(frontend::PASSWORD, |w| {
             w.put_string(mechanism)?;
             w.put_value(data)
@@ -291,9 +265,7 @@ impl Writer<'_> {
     /// The mechanisms, best first.
     pub fn authentication_sasl(&mut self, mechanisms: &[&[u8]]) -> Result<(), Full> {
         self.authentication(authentication::SASL, |w| {
-            mechanisms
-                .iter()
-                .try_for_each(|mechanism| w.put_string(mechanism))?;
+            mechanisms.iter().try_for_each(|mechanism| w.put_string(mechanism))?;
             w.put(&[0])
         })
     }
@@ -306,11 +278,7 @@ impl Writer<'_> {
         self.authentication(authentication::SASL_FINAL, |w| w.put(data))
     }
 
-    fn authentication(
-        &mut self,
-        code: u32,
-        body: impl FnOnce(&mut Self) -> Result<(), Full>,
-    ) -> Result<(), Full> {
+    fn authentication(&mut self, code: u32, body: impl FnOnce(&mut Self) -> Result<(), Full>) -> Result<(), Full> {
         self.message(backend::AUTHENTICATION, |w| {
             w.put(&code.to_be_bytes())?;
             body(w)
@@ -444,16 +412,129 @@ impl Writer<'_> {
         })
     }
 
-    pub fn notification_response(
-        &mut self,
-        process_id: u32,
-        channel: &[u8],
-        payload: &[u8],
-    ) -> Result<(), Full> {
+    pub fn notification_response(&mut self, process_id: u32, channel: &[u8], payload: &[u8]) -> Result<(), Full> {
         self.message(backend::NOTIFICATION_RESPONSE, |w| {
             w.put(&process_id.to_be_bytes())?;
             w.put_string(channel)?;
             w.put_string(payload)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::error::{Severity, SqlState};
+    use super::super::reader;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn check(expected: &[u8], write: impl FnOnce(&mut Writer<'_>) -> Result<(), Full>) {
+        let mut buffer = [0; 200];
+        let mut writer = Writer::new(&mut buffer);
+        assert_eq!(write(&mut writer), Ok(()));
+        assert_eq!(writer.written(), expected);
+        assert_eq!(writer.written_size() + writer.free_size(), 200);
+    }
+
+    #[test]
+    fn writes_the_bytes_of_the_manual() {
+        check(b"Q\0\0\0\x06;\0", |w| w.query(b";"));
+        check(b"P\0\0\0\x0as\0;\0\0\0", |w| w.parse(b"s", b";", NO_PARAMETER_TYPES));
+        check(b"B\0\0\0\x0d\0s\0\0\0\0\0\0\0", |w| w.bind(b"", b"s", NO_PARAMETERS));
+        check(b"C\0\0\0\x07Ss\0", |w| w.close(TargetKind::Statement, b"s"));
+        check(b"E\0\0\0\x09\0\0\0\0\x02", |w| w.execute(b"", 2));
+        check(b"S\0\0\0\x04H\0\0\0\x04X\0\0\0\x04", |w| {
+            w.sync()?;
+            w.flush()?;
+            w.terminate()
+        });
+        check(b"p\0\0\0\x0bX\0\0\0\0\x01y", |w| w.sasl_initial_response(b"X", Some(b"y")));
+        check(b"R\0\0\0\x0c\0\0\0\x05salt", |w| w.authentication_md5_password(*b"salt"));
+        check(b"Z\0\0\0\x05I", |w| w.ready_for_query(TransactionStatus::Idle));
+        check(b"v\0\0\0\x0f\0\x03\0\x02\0\0\0\x01ab\0", |w| {
+            w.negotiate_protocol_version(0x0003_0002, [&b"ab"[..]].into_iter())
+        });
+        check(b"E\0\0\0\x1dSFATAL\0VFATAL\0C57P01\0Mx\0\0", |w| {
+            w.error_response(&ErrorFields::fatal(SqlState::ADMIN_SHUTDOWN, "x"))
+        });
+    }
+
+    #[test]
+    fn what_does_not_fit_leaves_no_trace() {
+        let mut buffer = [0; 12];
+        let mut writer = Writer::new(&mut buffer);
+        assert_eq!(writer.sync(), Ok(()));
+        assert_eq!(writer.query(b"SELECT 1"), Err(Full));
+        assert_eq!(writer.raw(b"12345678"), Err(Full));
+        assert_eq!(writer.written(), b"S\0\0\0\x04");
+        assert_eq!(writer.query(b""), Ok(()));
+    }
+
+    #[test]
+    #[should_panic(expected = "no zero inside")]
+    fn a_zero_in_a_query_is_ours() {
+        let _ = Writer::new(&mut [0; 100]).query(b"a\0b");
+    }
+
+    #[test]
+    fn a_zero_in_an_error_ends_its_text() {
+        let mut buffer = [0; 100];
+        let mut writer = Writer::new(&mut buffer);
+        let fields = ErrorFields::error(SqlState::INTERNAL_ERROR, "a\0C00000").with_hint("b");
+        assert_eq!(writer.error_response(&fields), Ok(()));
+        let found = reader::fields(writer.written());
+        assert_eq!(found.message(), Some(&b"a"[..]));
+        assert_eq!(found.code(), Some(SqlState::INTERNAL_ERROR));
+        assert_eq!(found.get(field::HINT), Some(&b"b"[..]));
+    }
+
+    proptest! {
+        #[test]
+        fn an_error_is_read_back(
+            message in "[^\0]{0,30}",
+            detail in prop::option::of("[^\0]{0,30}"),
+            hint in prop::option::of("[^\0]{0,30}"),
+            is_fatal in any::<bool>(),
+        ) {
+            let severity = if is_fatal { Severity::Fatal } else { Severity::Error };
+            let mut fields = ErrorFields::new(severity, SqlState::TOO_MANY_CONNECTIONS, &message);
+            fields.detail = detail.as_deref();
+            fields.hint = hint.as_deref();
+            let mut buffer = [0; 1000];
+            let mut writer = Writer::new(&mut buffer);
+            prop_assert_eq!(writer.error_response(&fields), Ok(()));
+
+            let found = reader::fields(writer.written());
+            prop_assert_eq!(found.severity(), Some(severity));
+            prop_assert_eq!(found.code(), Some(SqlState::TOO_MANY_CONNECTIONS));
+            prop_assert_eq!(found.message(), Some(message.as_bytes()));
+            prop_assert_eq!(found.get(field::DETAIL), detail.as_deref().map(str::as_bytes));
+            prop_assert_eq!(found.get(field::HINT), hint.as_deref().map(str::as_bytes));
+        }
+
+        #[test]
+        fn a_bind_with_another_name_is_the_same_bind(
+            portal in "[^\0]{0,9}", given in "[^\0]{0,9}", ours in "[^\0]{0,9}",
+            values in prop::collection::vec(prop::option::of("[^\0]{0,9}"), 0..5),
+        ) {
+            let (portal, given, ours) = (portal.as_bytes(), given.as_bytes(), ours.as_bytes());
+            let values: Vec<Option<&[u8]>> =
+                values.iter().map(|value| value.as_deref().map(str::as_bytes)).collect();
+            let written = |write: &dyn Fn(&mut Writer<'_>) -> Result<(), Full>| {
+                let mut buffer = [0; 500];
+                let mut writer = Writer::new(&mut buffer);
+                write(&mut writer).expect("the buffer is large enough");
+                writer.written().to_vec()
+            };
+
+            let bind = written(&|w| w.bind_text(portal, given, &values));
+            let names = reader::bind_names(&bind).expect("valid").expect("whole");
+            let rest = &bind[names.statement.end + 1..];
+            let spliced = written(&|w| {
+                w.bind_head(&bind[names.portal.clone()], ours, rest.len())?;
+                w.raw(rest)
+            });
+            prop_assert_eq!(spliced, written(&|w| w.bind_text(portal, ours, &values)));
+        }
     }
 }

@@ -4,12 +4,11 @@
 //! the place of an earlier one, and what is written by hand stays.
 
 use crate::random::Random;
+use qcp::protocol::properties::Property;
 use std::fs;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-pub type Target = (&'static str, fn(&[u8]));
 
 pub struct Options {
     pub seconds: u64,
@@ -27,26 +26,10 @@ const INPUTS_PER_CLOCK: u64 = 256;
 
 /// Where decoders tend to turn: ends of strings, marks of NULL, sizes at a limit, and what an input is made of.
 const BYTES: &[u8] = b"\0\0\0\x01\x03\x04\x05\x08\x7f\x80\xff =-\\'\"$;SPQBDECXRZKTINVCMc";
-const WORDS: &[u32] = &[
-    0,
-    1,
-    3,
-    4,
-    5,
-    8,
-    9,
-    16,
-    264,
-    10_000,
-    10_004,
-    0x0003_0000,
-    0x0003_0002,
-    0x3fff_fffe,
-    0x7fff_ffff,
-    u32::MAX,
-];
+const WORDS: &[u32] =
+    &[0, 1, 3, 4, 5, 8, 9, 16, 264, 10_000, 10_004, 0x0003_0000, 0x0003_0002, 0x3fff_fffe, 0x7fff_ffff, u32::MAX];
 
-pub fn run((name, target): Target, options: &Options) -> Result<(), Failed> {
+pub fn run((name, target): Property, options: &Options) -> Result<(), Failed> {
     let seed = options.seed.unwrap_or_else(seed_of_the_clock);
     let mut random = Random(seed);
     let corpus = corpus(name);
@@ -57,7 +40,7 @@ pub fn run((name, target): Target, options: &Options) -> Result<(), Failed> {
     let deadline = Instant::now() + Duration::from_secs(options.seconds);
     let mut wanderers = vec![Vec::new()];
     let mut count = 0u64;
-    while count % INPUTS_PER_CLOCK != 0 || Instant::now() < deadline {
+    while !count.is_multiple_of(INPUTS_PER_CLOCK) || Instant::now() < deadline {
         let from_corpus = !corpus.is_empty() && random.below(2) == 0;
         let pool = if from_corpus { &corpus } else { &wanderers };
         let mut input = random.one_of(pool).clone();
@@ -80,24 +63,17 @@ pub fn run((name, target): Target, options: &Options) -> Result<(), Failed> {
 }
 
 fn seed_of_the_clock() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_nanos() as u64)
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
 fn corpus(name: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("corpus")
-        .join(name);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
     let Ok(files) = fs::read_dir(&folder) else {
         return Vec::new();
     };
     let mut paths: Vec<_> = files.filter_map(|file| Some(file.ok()?.path())).collect();
     paths.sort(); // one seed, one run
-    paths
-        .iter()
-        .filter_map(|path| fs::read(path).ok())
-        .collect()
+    paths.iter().filter_map(|path| fs::read(path).ok()).collect()
 }
 
 fn mutate(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
@@ -157,11 +133,7 @@ fn shrunk(target: fn(&[u8]), mut input: Vec<u8>) -> Vec<u8> {
         while at < input.len() {
             let mut smaller = input.clone();
             smaller.drain(at..(at + size).min(input.len()));
-            if survives(target, &smaller) {
-                at += size
-            } else {
-                input = smaller
-            }
+            if survives(target, &smaller) { at += size } else { input = smaller }
         }
         size /= 2;
     }

@@ -6,24 +6,19 @@
 mod driver;
 mod random;
 
-use driver::{Options, Target};
+use driver::Options;
+use qcp::protocol::properties::{self, Property};
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: fuzz [--seconds N] [--seed S] [--list] [TARGET]...";
 
-fn targets() -> Vec<Target> {
-    let layers = [qcp::protocol::properties::ALL];
-    layers
-        .iter()
-        .flat_map(|layer| layer.iter().copied())
-        .collect()
+fn targets() -> Vec<Property> {
+    let layers = [properties::ALL];
+    layers.iter().flat_map(|layer| layer.iter().copied()).collect()
 }
 
 fn main() -> ExitCode {
-    let mut options = Options {
-        seconds: 2,
-        seed: None,
-    };
+    let mut options = Options { seconds: 2, seed: None };
     let mut chosen: Vec<String> = Vec::new();
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -52,11 +47,7 @@ fn main() -> ExitCode {
             failed |= driver::run(target, &options).is_err();
         }
     }
-    if failed {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn usage() -> ExitCode {
