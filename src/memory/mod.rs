@@ -8,9 +8,11 @@ pub mod block;
 pub mod outbox;
 pub mod scratch;
 pub mod slab;
+pub mod stash;
 
 pub use arena::{Arena, Chunk, Slice};
 pub use block::Block;
 pub use outbox::{Nodes, Outbox};
 pub use scratch::Scratch;
 pub use slab::Slab;
+pub use stash::Stash;

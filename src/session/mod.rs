@@ -16,3 +16,4 @@ pub enum RelayMode {
 pub mod pipeline;
 pub mod parameters;
 pub mod prepared;
+pub mod fault;
