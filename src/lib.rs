@@ -4,5 +4,6 @@ pub mod config;
 pub mod control;
 pub mod ids;
 pub mod pool;
+pub mod process;
 pub mod protocol;
 pub mod session;

@@ -82,7 +82,7 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     // Addresses.
     check("servers: 10.0.0.1", "qcp.yaml:1: servers: found \"10.0.0.1\": a list");
     check("servers: []", "qcp.yaml:1: servers: found an empty list: at least one address");
-    check("servers:\n - a\n - \"b:\"", &format!("qcp.yaml:3: servers[1]: found \"b:\": {server}"));
+    check("servers:\n - a\n - \"b:\"", &format!("qcp.yaml:3: servers[1]: found \"b:\": {server}; or a map with the key address"));
     check("servers:\n - address: ::1", &format!("qcp.yaml:2: servers[0].address: found \"::1\": {server}"));
     check("servers:\n - {}", "qcp.yaml:2: servers[0]: lacks the key address");
     check("servers:\n - 5432", &format!("qcp.yaml:2: servers[0]: found 5432: {server}; or a map with the key address"));
@@ -116,7 +116,7 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     check("control:\n  port: 3", "qcp.yaml:2: control.port: unknown key; allowed here: socket");
     check("databases: {a: {size: 3}}", "qcp.yaml:1: databases.a.size: unknown key; allowed here: servers, dbname, relay_mode, pool");
     check("databases: {a: 3}", "qcp.yaml:1: databases.a: found 3: a map of settings");
-    check("just a text", "qcp.yaml: found \"just a text\": a map of settings");
+    check("just a text", "qcp.yaml:1: found \"just a text\": a map of settings");
     check("databases_only: true\ndatabases: {\"*\": {}}",
         "qcp.yaml:1: databases_only: cannot be given together with databases.*, which lists every database");
 
