@@ -1,4 +1,5 @@
-//! `config-example.yaml` is what an operator reads first: it must load, say what the defaults are, and leave out no key.
+//! `config-example.yaml` is what an operator reads first: it must load, say what the defaults are, and leave out no
+//! key.
 
 use qcp::config::{Config, Problem};
 
@@ -84,7 +85,8 @@ arena:
     assert_eq!(config.arena.chunks_count, 3_328_599_654 / 66560);
 }
 
-/// A key, or one that is commented out: with nothing or the indentation of its map after the "#", where prose has a space.
+/// A key, or one that is commented out: with nothing or the indentation of its map after the "#", where prose has a
+/// space.
 fn is_setting(line: &str) -> bool {
     let indented = line.strip_prefix('#').unwrap_or(line);
     let text = indented.trim_start();

@@ -40,10 +40,14 @@ A configuration needs no more than this:
   servers:
     - 10.0.0.1:5432
 
-A running pooler is asked and stopped with qcp-ctrl; see qcp-ctrl --help. SIGTERM lets transactions finish first
-(qcp-ctrl quit), SIGINT does not (qcp-ctrl quit --now).
+A running pooler is asked and stopped with qcp-ctrl; see qcp-ctrl --help.
+SIGTERM lets transactions finish first (qcp-ctrl quit), SIGINT does not
+(qcp-ctrl quit --now).
 
-Exit codes: 0 stopped as asked, 1 it could not start or run (the reason is on stderr), 2 a wrong command line.";
+Exit codes:
+  0  it stopped as asked
+  1  it could not start or run; the reason is on stderr
+  2  the command line is wrong";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

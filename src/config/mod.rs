@@ -1,8 +1,8 @@
 //! YAML to what each layer wants to know.
 //!
-//! `yaml` reads the text, `file` has a struct for each map in it, `values` and `address` what stands at the end of a key,
-//! `resolve` the defaults and the checks between keys. A [`Config`] is whole and checked: nothing after it asks whether a
-//! number makes sense.
+//! `yaml` reads the text, `file` has a struct for each map in it, `values` and `address` what stands at the end of a
+//! key, `resolve` the defaults and the checks between keys. A [`Config`] is whole and checked: nothing after it asks
+//! whether a number makes sense.
 #![forbid(unsafe_code)]
 
 mod address;
@@ -183,7 +183,8 @@ impl Config {
         let changed = changed.filter_map(|(path, changes)| Some((path, changes.size()?)));
         for (path, size) in std::iter::once((KeyPath::default(), self.everyone.pool.size)).chain(changed) {
             if (size as usize) < cores {
-                let allowed = format!("at least the number of cores, which is {cores}; give it more, or run with fewer cores");
+                let allowed =
+                    format!("at least the number of cores, which is {cores}; give it more, or run with fewer cores");
                 return Err(self.source.error(path.join(["pool", "size"]), Problem::value(size, allowed)));
             }
         }
@@ -203,8 +204,8 @@ impl Config {
     }
 }
 
-/// Where the control socket may be, in the order to try. The pooler takes the first that it can use, `qcp-ctrl` the first
-/// where somebody answers. `runtime_directory` is the environment's `XDG_RUNTIME_DIR`.
+/// Where the control socket may be, in the order to try. The pooler takes the first that it can use, `qcp-ctrl` the
+/// first where somebody answers. `runtime_directory` is the environment's `XDG_RUNTIME_DIR`.
 pub fn control_sockets(configured: Option<&Path>, runtime_directory: Option<&OsStr>) -> Vec<PathBuf> {
     if let Some(path) = configured {
         return vec![path.to_owned()];

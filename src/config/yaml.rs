@@ -1,8 +1,8 @@
 //! Between serde_yaml and the structs of [`super::file`].
 //!
-//! serde_yaml tells what is wrong only as text. So the text becomes a [`Node`] first, and the structs are read from that
-//! by a deserializer whose error is a [`Fault`]: a path and a [`Problem`]. The line is found last, and only for what goes
-//! wrong, by walking down the text again ([`line_of`]).
+//! serde_yaml tells what is wrong only as text. So the text becomes a [`Node`] first, and the structs are read from
+//! that by a deserializer whose error is a [`Fault`]: a path and a [`Problem`]. The line is found last, and only for
+//! what goes wrong, by walking down the text again ([`line_of`]).
 
 use std::collections::HashSet;
 use std::fmt;

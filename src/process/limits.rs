@@ -22,7 +22,7 @@ const LOCKED_MEMORY_PER_SHARD: u64 = 450 << 10;
 /// Log, control socket, signals, standard streams.
 const DESCRIPTORS_OF_PROCESS: u64 = 32;
 
-/// Rings, eventfds, listeners, epoll of one shard's executor.
+/// Rings, eventfds and listeners of one shard.
 const DESCRIPTORS_PER_SHARD: u64 = 32;
 
 const CAP_IPC_LOCK: u32 = 14;
@@ -188,8 +188,8 @@ fn locked_memory_needed(shards: usize, is_exempt: bool) -> u64 {
     if is_exempt { LOCKED_MEMORY_MIN } else { LOCKED_MEMORY_MIN.max(shards as u64 * LOCKED_MEMORY_PER_SHARD) }
 }
 
-/// Raises the soft limit to the hard one, and compares. `backends` are those that all pools may have together, as far as
-/// that is known at start.
+/// Raises the soft limit to the hard one, and compares. `backends` are those that all pools may have together, as far
+/// as that is known at start.
 pub fn check_open_files(shards: usize, clients: u64, backends: u64) -> Result<(), Refusal> {
     let needed = DESCRIPTORS_OF_PROCESS + shards as u64 * DESCRIPTORS_PER_SHARD + clients + backends;
     let limit = raise(Resource::RLIMIT_NOFILE);

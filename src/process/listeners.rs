@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{Ipv6V6Only, ReuseAddr, ReusePort};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind, listen, setsockopt, socket,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind, listen, setsockopt,
+    socket,
 };
 
 use crate::config::Listen;
@@ -89,7 +90,10 @@ impl fmt::Display for Error {
             Cause::InUse => write!(f, "{address} is in use by another process"),
             Cause::NotOurs => write!(f, "{address} is not an address of this machine"),
             Cause::Privileged => {
-                write!(f, "{address}: ports below 1024 need root or CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities)")
+                write!(
+                    f,
+                    "{address}: ports below 1024 need root or CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities)"
+                )
             }
             Cause::NotASocket => write!(f, "{address} is there and is not a socket; it is left alone"),
             Cause::Denied => write!(f, "{address}: the directory may not be written by this user"),

@@ -14,7 +14,10 @@ use crate::config::{Log, LogOutput};
 /// Why nothing can be logged.
 #[derive(Debug)]
 pub enum Error {
-    File { path: PathBuf, reason: io::Error },
+    File {
+        path: PathBuf,
+        reason: io::Error,
+    },
     /// This process has a logger already.
     Twice,
 }

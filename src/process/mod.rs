@@ -27,7 +27,8 @@ impl fmt::Display for Error {
     }
 }
 
-/// The number of shards: what the command line says, or else the configuration, or else the cores this process may run on.
+/// The number of shards: what the command line says, or else the configuration, or else the cores this process may run
+/// on.
 pub fn cores(command_line: Option<usize>, config: &Config) -> usize {
     let available = || core_affinity::get_core_ids().map_or(1, |cores| cores.len().max(1));
     command_line.or(config.cores).unwrap_or_else(available)
