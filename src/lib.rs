@@ -6,5 +6,6 @@ pub mod ids;
 pub mod io;
 pub mod memory;
 pub mod pool;
+pub mod process;
 pub mod protocol;
 pub mod session;

@@ -68,7 +68,8 @@ impl fmt::Display for ServerAddress {
 
 impl FromText for ServerAddress {
     fn allowed() -> String {
-        "\"host:port\", \"[v6 address]:port\", \"unix:/directory\" or \"unix:/directory:port\"; without a port, 5432".to_owned()
+        "\"host:port\", \"[v6 address]:port\", \"unix:/directory\" or \"unix:/directory:port\"; without a port, 5432"
+            .to_owned()
     }
 
     fn from_text(text: &str) -> Option<ServerAddress> {
@@ -188,8 +189,22 @@ mod tests {
         check("unix:/run/postgresql:5432", Some("unix:/run/postgresql"));
         check("unix:/run/postgresql:5433", Some("unix:/run/postgresql:5433"));
         for refused in [
-            "", ":5432", "host:", "host:0", "host:65536", "host:+1", "::1", "::1:5432", "[::1", "[host]:1", "a b", "unix:",
-            "unix:run", "unix:/run:x", "unix:/run/.s.PGSQL.5432", "postgres://host",
+            "",
+            ":5432",
+            "host:",
+            "host:0",
+            "host:65536",
+            "host:+1",
+            "::1",
+            "::1:5432",
+            "[::1",
+            "[host]:1",
+            "a b",
+            "unix:",
+            "unix:run",
+            "unix:/run:x",
+            "unix:/run/.s.PGSQL.5432",
+            "postgres://host",
         ] {
             check(refused, None);
         }

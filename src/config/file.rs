@@ -242,9 +242,12 @@ pub(super) fn value_comes_later(path: &KeyPath, value: &str) -> bool {
 }
 
 fn words(path: &KeyPath) -> Vec<&str> {
-    let word = |segment| match segment {
-        &Segment::Key(ref key) => key.as_str(),
-        Segment::Index(_) => "",
-    };
+    fn word(segment: &Segment) -> &str {
+        match segment {
+            Segment::Key(key) => key,
+            Segment::Index(_) => "",
+        }
+    }
+
     path.0.iter().map(word).collect()
 }

@@ -1,8 +1,8 @@
 //! YAML to what each layer wants to know.
 //!
-//! `yaml` reads the text, `file` has a struct for each map in it, `values` and `address` what stands at the end of a key,
-//! `resolve` the defaults and the checks between keys. A [`Config`] is whole and checked: nothing after it asks whether a
-//! number makes sense.
+//! `yaml` reads the text, `file` has a struct for each map in it, `values` and `address` what stands at the end of a
+//! key, `resolve` the defaults and the checks between keys. A [`Config`] is whole and checked: nothing after it asks
+//! whether a number makes sense.
 #![forbid(unsafe_code)]
 
 mod address;
@@ -16,7 +16,7 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub use sizes::{format_duration, format_size, parse_duration, parse_size};
 
 use crate::pool;
 use crate::session::RelayMode;
-use resolve::{PoolLayer, Source};
+use resolve::{Everyone, Override, Source};
 
 /// All that a configuration file says, with the defaults for what it does not say.
 #[derive(Clone, PartialEq, Debug)]
@@ -49,13 +49,13 @@ pub struct Config {
     /// How long `quit` waits for transactions to end; zero is not at all.
     pub shutdown_timeout: Duration,
 
-    /// What [`Config::pool`] chooses from.
+    // What `pool` chooses from. In order, so that of several faults the same one is always named.
     servers: Vec<ServerAddress>,
-    everyone: PoolLayer,
-    databases: HashMap<String, Database>,
+    everyone: Everyone,
+    databases: BTreeMap<String, Database>,
     /// What `databases` has under `*`: for those it does not name.
     other_databases: Option<Database>,
-    users: HashMap<String, PoolLayer>,
+    users: BTreeMap<String, Override>,
     databases_only: bool,
     dedicated_databases: HashSet<String>,
     dedicated_users: HashSet<String>,
@@ -122,7 +122,7 @@ enum SessionState {
 struct Database {
     servers: Option<Vec<ServerAddress>>,
     dbname: Option<String>,
-    layer: PoolLayer,
+    changes: Override,
 }
 
 /// What applies to one database and user.
@@ -161,48 +161,51 @@ impl Config {
         if listed.is_none() && self.databases_only {
             return None;
         }
-        let layers = [self.users.get(user), listed.map(|listed| &listed.layer), Some(&self.everyone)];
         let servers = listed.and_then(|listed| listed.servers.as_ref()).unwrap_or(&self.servers);
         let server_database = listed.and_then(|listed| listed.dbname.as_deref()).unwrap_or(database);
+        let mut settings = self.everyone.clone();
+        for changes in listed.map(|listed| &listed.changes).into_iter().chain(self.users.get(user)) {
+            settings = changes.over(settings);
+        }
         Some(PoolConfig {
             servers: servers.clone(),
             server_database: server_database.to_owned(),
-            relay_mode: resolve::relay_mode(layers),
+            relay_mode: settings.relay_mode,
             dedicated: self.dedicated_databases.contains(database) || self.dedicated_users.contains(user),
-            pool: resolve::pool_settings(layers),
+            pool: settings.pool,
         })
     }
 
     /// Refuses pools that have less than one backend for each shard, because a pool is split statically so far. This is
     /// the only place that knows of that rule.
     pub fn check_cores(&self, cores: usize) -> Result<(), Error> {
-        for (path, layer) in self.layers() {
-            let inherits = !path.0.is_empty();
-            if inherits && !layer.sets_size() {
-                continue;
-            }
-            let size = resolve::pool_settings([Some(layer)]).size;
+        let changed = self.database_changes().chain(self.user_changes());
+        let changed = changed.filter_map(|(path, changes)| Some((path, changes.size()?)));
+        for (path, size) in std::iter::once((KeyPath::default(), self.everyone.pool.size)).chain(changed) {
             if (size as usize) < cores {
-                let allowed = format!("at least the number of cores, which is {cores}; give it more, or run with fewer cores");
+                let allowed =
+                    format!("at least the number of cores, which is {cores}; give it more, or run with fewer cores");
                 return Err(self.source.error(path.join(["pool", "size"]), Problem::value(size, allowed)));
             }
         }
         Ok(())
     }
 
-    /// Every layer with the path of the map that it was read from; the one for everyone is first.
-    fn layers(&self) -> impl Iterator<Item = (KeyPath, &PoolLayer)> {
-        let databases = self.databases.iter().map(|(name, database)| (name.as_str(), database));
-        let databases = databases.chain(self.other_databases.iter().map(|database| ("*", database)));
-        let users = self.users.iter();
-        std::iter::once((KeyPath::default(), &self.everyone))
-            .chain(databases.map(|(name, database)| (KeyPath::of(["databases", name]), &database.layer)))
-            .chain(users.map(|(name, layer)| (KeyPath::of(["users", name.as_str()]), layer)))
+    /// Each entry of `databases` with its path.
+    fn database_changes(&self) -> impl Iterator<Item = (KeyPath, &Override)> {
+        let others = self.other_databases.iter().map(|database| ("*", database));
+        let databases = self.databases.iter().map(|(name, database)| (name.as_str(), database)).chain(others);
+        databases.map(|(name, database)| (KeyPath::of(["databases", name]), &database.changes))
+    }
+
+    /// Each entry of `users` with its path.
+    fn user_changes(&self) -> impl Iterator<Item = (KeyPath, &Override)> {
+        self.users.iter().map(|(name, changes)| (KeyPath::of(["users", name.as_str()]), changes))
     }
 }
 
-/// Where the control socket may be, in the order to try. The pooler takes the first that it can use, `qcp-ctrl` the first
-/// where somebody answers. `runtime_directory` is the environment's `XDG_RUNTIME_DIR`.
+/// Where the control socket may be, in the order to try. The pooler takes the first that it can use, `qcp-ctrl` the
+/// first where somebody answers. `runtime_directory` is the environment's `XDG_RUNTIME_DIR`.
 pub fn control_sockets(configured: Option<&Path>, runtime_directory: Option<&OsStr>) -> Vec<PathBuf> {
     if let Some(path) = configured {
         return vec![path.to_owned()];

@@ -58,16 +58,26 @@ pub enum Problem {
     Unreadable(String),
     /// Not YAML; the parser's own words.
     Syntax(String),
-    Value { found: String, allowed: String },
+    Value {
+        found: String,
+        allowed: String,
+    },
     /// A value that QCP will take, but not this version.
-    LaterValue { found: String, allowed: String },
-    UnknownKey { allowed: &'static [&'static str] },
+    LaterValue {
+        found: String,
+        allowed: String,
+    },
+    UnknownKey {
+        allowed: &'static [&'static str],
+    },
     /// A key that QCP will have, but not this version.
     LaterKey,
     DuplicateKey,
     MissingKey(&'static str),
     /// The two cannot both be there.
-    Excludes { other: String },
+    Excludes {
+        other: String,
+    },
 }
 
 impl Problem {

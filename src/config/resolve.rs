@@ -1,8 +1,9 @@
 //! What is written, with the defaults and with the checks between keys, to a [`Config`].
 //!
-//! The order of precedence is user, database, everyone, default; [`pool_settings`] is where it is kept.
+//! The order of precedence is user, database, everyone, default: each lays what it says over the one after it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::hash::Hash;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -11,8 +12,8 @@ use serde::Deserialize;
 
 use super::address::{Listen, ListenAddress, ServerAddress};
 use super::file::{self, File};
-use super::problem::{Error, KeyPath, Problem, Segment, Warning};
-use super::sizes::format_size;
+use super::problem::{Error, KeyPath, Problem, Warning};
+use super::sizes::{format_duration, format_size};
 use super::values::{FromText, Name, OneOrMany, Parsed, Size};
 use super::yaml::{self, Fault};
 use super::{Arena, Auth, Config, Database, Log, LogOutput, Reconnect, SERVER_PORT_DEFAULT};
@@ -43,10 +44,16 @@ const POOL: pool::Settings = pool::Settings {
 };
 
 /// The text that a configuration was read from, so that an error can name the line.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Source {
     name: String,
     text: String,
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Source").field(&self.name).finish()
+    }
 }
 
 /// Two configurations that say the same are equal, whatever file they come from.
@@ -91,20 +98,30 @@ impl Source {
     }
 }
 
-/// What the top level, a database or a user may say about pools.
+/// What applies to every database and user that says nothing else.
 #[derive(Clone, PartialEq, Debug)]
-pub(super) struct PoolLayer {
-    relay_mode: Option<RelayMode>,
+pub(super) struct Everyone {
+    pub relay_mode: RelayMode,
+    pub pool: pool::Settings,
+}
+
+/// What a database or a user says instead.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Override {
+    relay_mode: Option<Parsed<RelayMode>>,
     pool: file::Pool,
 }
 
-impl PoolLayer {
-    fn new(relay_mode: Option<Parsed<RelayMode>>, pool: file::Pool) -> PoolLayer {
-        PoolLayer { relay_mode: relay_mode.map(|mode| mode.0), pool }
+impl Override {
+    pub(super) fn over(&self, below: Everyone) -> Everyone {
+        Everyone {
+            relay_mode: self.relay_mode.as_ref().map_or(below.relay_mode, |mode| mode.0),
+            pool: pool_over(&self.pool, below.pool),
+        }
     }
 
-    pub(super) fn sets_size(&self) -> bool {
-        self.pool.size.is_some()
+    pub(super) fn size(&self) -> Option<u32> {
+        self.pool.size.map(|count| count.0)
     }
 
     fn sets_any_size(&self) -> bool {
@@ -112,27 +129,16 @@ impl PoolLayer {
     }
 }
 
-/// The innermost layer comes first.
-pub(super) fn relay_mode<'a>(layers: impl IntoIterator<Item = Option<&'a PoolLayer>>) -> RelayMode {
-    layers.into_iter().flatten().find_map(|layer| layer.relay_mode).unwrap_or_default()
-}
-
-/// The innermost layer comes first.
-pub(super) fn pool_settings<'a>(layers: impl IntoIterator<Item = Option<&'a PoolLayer>>) -> pool::Settings {
-    let layers: Vec<&file::Pool> = layers.into_iter().flatten().map(|layer| &layer.pool).collect();
+fn pool_over(written: &file::Pool, below: pool::Settings) -> pool::Settings {
     pool::Settings {
-        size: first(&layers, |pool| pool.size).map_or(POOL.size, |count| count.0),
-        min_size: first(&layers, |pool| pool.min_size).map_or(POOL.min_size, |count| count.0),
-        max_queue: first(&layers, |pool| pool.max_queue).map_or(POOL.max_queue, |count| count.0),
-        queue_timeout: first(&layers, |pool| pool.queue_timeout.clone()).map_or(POOL.queue_timeout, |wait| wait.0.0),
-        idle_timeout: first(&layers, |pool| pool.idle_timeout.clone()).map_or(POOL.idle_timeout, |wait| wait.0.0),
-        lifetime: first(&layers, |pool| pool.lifetime.clone()).map_or(POOL.lifetime, |wait| wait.0.0),
-        schedule: first(&layers, |pool| pool.schedule.clone()).map_or(POOL.schedule, |schedule| schedule.0),
+        size: written.size.map_or(below.size, |count| count.0),
+        min_size: written.min_size.map_or(below.min_size, |count| count.0),
+        max_queue: written.max_queue.map_or(below.max_queue, |count| count.0),
+        queue_timeout: written.queue_timeout.as_ref().map_or(below.queue_timeout, |wait| wait.0.0),
+        idle_timeout: written.idle_timeout.as_ref().map_or(below.idle_timeout, |wait| wait.0.0),
+        lifetime: written.lifetime.as_ref().map_or(below.lifetime, |wait| wait.0.0),
+        schedule: written.schedule.as_ref().map_or(below.schedule, |schedule| schedule.0),
     }
-}
-
-fn first<T>(layers: &[&file::Pool], field: impl Fn(&file::Pool) -> Option<T>) -> Option<T> {
-    layers.iter().find_map(|pool| field(pool))
 }
 
 pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
@@ -160,7 +166,10 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         servers: servers.unwrap_or_else(|| {
             vec![ServerAddress::Tcp { host: Ipv4Addr::LOCALHOST.to_string(), port: SERVER_PORT_DEFAULT }]
         }),
-        everyone: PoolLayer::new(file.relay_mode, file.pool),
+        everyone: Everyone {
+            relay_mode: file.relay_mode.map(|mode| mode.0).unwrap_or_default(),
+            pool: pool_over(&file.pool, POOL),
+        },
         other_databases: databases.remove("*"),
         databases,
         users: users(&source, file.users)?,
@@ -180,10 +189,10 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
 /// A socket file is named after the port of the first TCP address: a client that changes from one to the other by its
 /// host alone finds QCP.
 fn listen(source: &Source, written: Option<OneOrMany<Parsed<ListenAddress>>>) -> Result<Vec<Listen>, Error> {
+    let path = KeyPath::of(["listening_address"]);
     let Some(OneOrMany(written)) = written else {
         return Ok(vec![Listen::Tcp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, LISTEN_PORT)))]);
     };
-    let path = KeyPath::of(["listening_address"]);
     let first_port = written.iter().find_map(|Parsed(address)| match address {
         ListenAddress::Tcp(address) => Some(address.port()),
         ListenAddress::Unix { .. } => None,
@@ -257,10 +266,9 @@ fn reconnect(source: &Source, written: file::Reconnect) -> Result<Reconnect, Err
     let min_backoff = written.min_backoff.map_or(MIN_BACKOFF, |wait| wait.0.0);
     let max_backoff = written.max_backoff.as_ref().map_or(MAX_BACKOFF, |wait| wait.0.0);
     if min_backoff > max_backoff {
-        let (min, max) = (super::format_duration(min_backoff), super::format_duration(max_backoff));
-        // Whichever is written is at fault; with both, the second.
-        let max_is_written = written.max_backoff.is_some();
-        let (key, problem) = match max_is_written {
+        let (min, max) = (format_duration(min_backoff), format_duration(max_backoff));
+        // The one that is written is at fault; of both, the second.
+        let (key, problem) = match written.max_backoff.is_some() {
             true => ("max_backoff", Problem::value(max, format!("at least min_backoff, which is {min}"))),
             false => ("min_backoff", Problem::value(min, format!("at most max_backoff, which is {max}"))),
         };
@@ -270,30 +278,30 @@ fn reconnect(source: &Source, written: file::Reconnect) -> Result<Reconnect, Err
     Ok(Reconnect { connect_timeout, min_backoff, max_backoff })
 }
 
-type Entries<T> = Option<std::collections::BTreeMap<String, T>>;
+type Entries<T> = Option<BTreeMap<String, T>>;
 
-fn databases(source: &Source, written: Entries<file::Database>) -> Result<HashMap<String, Database>, Error> {
-    let mut databases = HashMap::new();
+fn databases(source: &Source, written: Entries<file::Database>) -> Result<BTreeMap<String, Database>, Error> {
+    let mut databases = BTreeMap::new();
     for (name, entry) in written.unwrap_or_default() {
         let path = KeyPath::of(["databases", name.as_str(), "servers"]);
         let database = Database {
             servers: servers(source, entry.servers, &path)?,
             dbname: entry.dbname.map(|name| name.0),
-            layer: PoolLayer::new(entry.relay_mode, entry.pool),
+            changes: Override { relay_mode: entry.relay_mode, pool: entry.pool },
         };
         databases.insert(name, database);
     }
     Ok(databases)
 }
 
-fn users(source: &Source, written: Entries<file::User>) -> Result<HashMap<String, PoolLayer>, Error> {
+fn users(source: &Source, written: Entries<file::User>) -> Result<BTreeMap<String, Override>, Error> {
     let written = written.unwrap_or_default();
     if written.contains_key("*") {
         let problem = Problem::value("\"*\"", "a user's name; what is for every user stands at the top level");
         return Err(source.error(KeyPath::of(["users", "*"]), problem));
     }
-    let layer = |(name, entry): (String, file::User)| (name, PoolLayer::new(entry.relay_mode, entry.pool));
-    Ok(written.into_iter().map(layer).collect())
+    let changes = |entry: file::User| Override { relay_mode: entry.relay_mode, pool: entry.pool };
+    Ok(written.into_iter().map(|(name, entry)| (name, changes(entry))).collect())
 }
 
 fn names(written: Option<Vec<Name>>) -> HashSet<String> {
@@ -302,27 +310,26 @@ fn names(written: Option<Vec<Name>>) -> HashSet<String> {
 
 /// `min_size` is at most `size` for every database and user, wherever each of the two was set.
 fn check_min_sizes(config: &Config) -> Result<(), Error> {
-    let mut layers: Vec<(KeyPath, &PoolLayer)> = config.layers().collect();
-    // The first fault found is the one that is shown: let it be the same each time.
-    layers.sort_by_cached_key(|(path, _)| path.to_string());
-    let everyone = (KeyPath::default(), &config.everyone);
-    let of = |section: &str| -> Vec<&(KeyPath, &PoolLayer)> {
-        let is_here = |path: &KeyPath| path.0.first() == Some(&Segment::Key(section.to_owned()));
-        let differing = layers.iter().filter(|(path, layer)| is_here(path) && layer.sets_any_size());
-        // Those that say nothing about sizes are as everyone.
-        std::iter::once(&everyone).chain(differing).collect()
-    };
-    for user in of("users") {
-        for database in of("databases") {
-            let chain = [user, database, &everyone];
-            let settings = pool_settings(chain.map(|(_, layer)| Some(*layer)));
-            if settings.min_size <= settings.size {
+    // Those that say nothing about sizes are as everyone.
+    let changing = |changes: &(KeyPath, &Override)| changes.1.sets_any_size();
+    let databases: Vec<_> = config.database_changes().filter(changing).map(Some).chain([None]).collect();
+    let users: Vec<_> = config.user_changes().filter(changing).map(Some).chain([None]).collect();
+    for database in &databases {
+        for user in &users {
+            let mut settings = config.everyone.clone();
+            for (_, changes) in database.iter().chain(user) {
+                settings = changes.over(settings);
+            }
+            let pool::Settings { size, min_size, .. } = settings.pool;
+            if min_size <= size {
                 continue;
             }
-            // The innermost of the two keys is the one to change: what is further out is right for others.
-            let (path, innermost) = chain.iter().find(|(_, layer)| layer.sets_any_size()).expect("the defaults agree");
-            let pool::Settings { size, min_size, .. } = settings;
-            let (key, problem) = match innermost.pool.min_size.is_some() {
+            // The innermost is the one to change: what is further out is right for others.
+            let (path, sets_min_size) = match user.as_ref().or(database.as_ref()) {
+                Some((path, changes)) => (path.clone(), changes.pool.min_size.is_some()),
+                None => (KeyPath::default(), true),
+            };
+            let (key, problem) = match sets_min_size {
                 true => ("min_size", Problem::value(min_size, format!("at most pool.size, which is {size} there"))),
                 false => ("size", Problem::value(size, format!("at least pool.min_size, which is {min_size} there"))),
             };

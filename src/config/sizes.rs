@@ -15,7 +15,8 @@ const SIZE_UNITS: [(&str, u64); 4] = [("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1
 /// More digits than this after the point of a size say nothing that a byte could show.
 const FRACTION_DIGITS_MAX: usize = 12;
 
-/// `10s`, `100ms`, `5m`, `1h`: a whole number and a unit. `None` if it is anything else or longer than [`DURATION_MAX`].
+/// `10s`, `100ms`, `5m`, `1h`: a whole number and a unit. `None` if it is anything else or longer than
+/// [`DURATION_MAX`].
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let (number, unit) = split_unit(text);
     let unit_ms = unit_named(&DURATION_UNITS, unit)?;
@@ -110,7 +111,9 @@ mod tests {
         check("3.1 GB", Some(3_328_599_654));
         check("0.5 KB", Some(512));
         check("17179869183 GB", Some(17_179_869_183 << 30));
-        for refused in ["", "64", "KB", "1 TB", "-1 KB", "1. KB", ".5 KB", "1.2.3 KB", "17179869184 GB", "1.0000000000001 B"] {
+        for refused in
+            ["", "64", "KB", "1 TB", "-1 KB", "1. KB", ".5 KB", "1.2.3 KB", "17179869184 GB", "1.0000000000001 B"]
+        {
             check(refused, None);
         }
     }

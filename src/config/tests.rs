@@ -37,7 +37,8 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     let whole = "a whole number from 1 to 100000";
     let duration = "a duration from 0s to 8784h, such as 100ms, 10s, 5m or 1h";
     let duration_above_0 = "a duration from 1ms to 8784h, such as 100ms, 10s, 5m or 1h";
-    let server = "\"host:port\", \"[v6 address]:port\", \"unix:/directory\" or \"unix:/directory:port\"; without a port, 5432";
+    let server =
+        "\"host:port\", \"[v6 address]:port\", \"unix:/directory\" or \"unix:/directory:port\"; without a port, 5432";
 
     // Numbers.
     check("\npool:\n  size: -3", &format!("qcp.yaml:3: pool.size: found -3: {whole}"));
@@ -48,7 +49,10 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     check("pool: {size: true}", &format!("qcp.yaml:1: pool.size: found true: {whole}"));
     check("pool: {size: [1]}", &format!("qcp.yaml:1: pool.size: found a list: {whole}"));
     check("pool: {size: {a: 1}}", &format!("qcp.yaml:1: pool.size: found a map: {whole}"));
-    check("pool: {size: 99999999999999999999}", &format!("qcp.yaml:1: pool.size: found 100000000000000000000: {whole}"));
+    check(
+        "pool: {size: 99999999999999999999}",
+        &format!("qcp.yaml:1: pool.size: found 100000000000000000000: {whole}"),
+    );
     check("cores: 0", "qcp.yaml:1: cores: found 0: a whole number from 1 to 1024");
     check("limits: {max_clients: 0}", "qcp.yaml:1: limits.max_clients: found 0: a whole number from 1 to 1000000");
     check("auth: {check_connections: 0}", "qcp.yaml:1: auth.check_connections: found 0: a whole number from 1 to 1000");
@@ -56,7 +60,10 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     // Durations and sizes.
     check("pool: {queue_timeout: 10}", &format!("qcp.yaml:1: pool.queue_timeout: found 10: {duration}"));
     check("shutdown_timeout: 1 day", &format!("qcp.yaml:1: shutdown_timeout: found \"1 day\": {duration}"));
-    check("limits:\n  login_timeout: 0s", &format!("qcp.yaml:2: limits.login_timeout: found \"0s\": {duration_above_0}"));
+    check(
+        "limits:\n  login_timeout: 0s",
+        &format!("qcp.yaml:2: limits.login_timeout: found \"0s\": {duration_above_0}"),
+    );
     check(
         "arena: {total_size: 3.1 TB}",
         "qcp.yaml:1: arena.total_size: found \"3.1 TB\": a number of bytes, or a size such as 64 KB or 3.1 GB (B, KB, MB, GB)",
@@ -71,7 +78,10 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     // Words.
     check("relay_mode: Clever", "qcp.yaml:1: relay_mode: found \"Clever\": one of Session, Smart, Statement");
     check("log_level: Loud", "qcp.yaml:1: log_level: found \"Loud\": one of Off, Error, Warn, Info, Debug, Trace");
-    check("pool: {schedule: lifo}", "qcp.yaml:1: pool.schedule: found \"lifo\": one of round-robin, random, load-balancing");
+    check(
+        "pool: {schedule: lifo}",
+        "qcp.yaml:1: pool.schedule: found \"lifo\": one of round-robin, random, load-balancing",
+    );
     check("auth: {method: ask}", "qcp.yaml:1: auth.method: found \"ask\": one of server, trust");
     check("databases_only: 1", "qcp.yaml:1: databases_only: found 1: true or false");
     check("session_state: some", "qcp.yaml:1: session_state: found \"some\": none");
@@ -82,7 +92,10 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     // Addresses.
     check("servers: 10.0.0.1", "qcp.yaml:1: servers: found \"10.0.0.1\": a list");
     check("servers: []", "qcp.yaml:1: servers: found an empty list: at least one address");
-    check("servers:\n - a\n - \"b:\"", &format!("qcp.yaml:3: servers[1]: found \"b:\": {server}"));
+    check(
+        "servers:\n - a\n - \"b:\"",
+        &format!("qcp.yaml:3: servers[1]: found \"b:\": {server}; or a map with the key address"),
+    );
     check("servers:\n - address: ::1", &format!("qcp.yaml:2: servers[0].address: found \"::1\": {server}"));
     check("servers:\n - {}", "qcp.yaml:2: servers[0]: lacks the key address");
     check("servers:\n - 5432", &format!("qcp.yaml:2: servers[0]: found 5432: {server}; or a map with the key address"));
@@ -103,7 +116,10 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
         "dedicated_users: [1.5]",
         "qcp.yaml:1: dedicated_users[0]: found 1.5: a name (in quotes, if YAML takes it for something else)",
     );
-    check("users: {\"*\": {}}", "qcp.yaml:1: users.*: found \"*\": a user's name; what is for every user stands at the top level");
+    check(
+        "users: {\"*\": {}}",
+        "qcp.yaml:1: users.*: found \"*\": a user's name; what is for every user stands at the top level",
+    );
 
     // Keys.
     check("pool:\n  size: 1\n  size: 2", "qcp.yaml:3: pool.size: is there twice");
@@ -114,11 +130,16 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
          schedule, idle_timeout, lifetime",
     );
     check("control:\n  port: 3", "qcp.yaml:2: control.port: unknown key; allowed here: socket");
-    check("databases: {a: {size: 3}}", "qcp.yaml:1: databases.a.size: unknown key; allowed here: servers, dbname, relay_mode, pool");
+    check(
+        "databases: {a: {size: 3}}",
+        "qcp.yaml:1: databases.a.size: unknown key; allowed here: servers, dbname, relay_mode, pool",
+    );
     check("databases: {a: 3}", "qcp.yaml:1: databases.a: found 3: a map of settings");
-    check("just a text", "qcp.yaml: found \"just a text\": a map of settings");
-    check("databases_only: true\ndatabases: {\"*\": {}}",
-        "qcp.yaml:1: databases_only: cannot be given together with databases.*, which lists every database");
+    check("just a text", "qcp.yaml:1: found \"just a text\": a map of settings");
+    check(
+        "databases_only: true\ndatabases: {\"*\": {}}",
+        "qcp.yaml:1: databases_only: cannot be given together with databases.*, which lists every database",
+    );
 
     // What agrees with nothing else.
     check("pool: {min_size: 21}", "qcp.yaml:1: pool.min_size: found 21: at most pool.size, which is 20 there");
@@ -130,8 +151,14 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
         "databases: {shop: {pool: {size: 4}}}\nusers:\n  batch: {pool: {min_size: 5}}",
         "qcp.yaml:3: users.batch.pool.min_size: found 5: at most pool.size, which is 4 there",
     );
-    check("reconnect: {min_backoff: 6s}", "qcp.yaml:1: reconnect.min_backoff: found 6s: at most max_backoff, which is 5s");
-    check("reconnect: {max_backoff: 50ms}", "qcp.yaml:1: reconnect.max_backoff: found 50ms: at least min_backoff, which is 100ms");
+    check(
+        "reconnect: {min_backoff: 6s}",
+        "qcp.yaml:1: reconnect.min_backoff: found 6s: at most max_backoff, which is 5s",
+    );
+    check(
+        "reconnect: {max_backoff: 50ms}",
+        "qcp.yaml:1: reconnect.max_backoff: found 50ms: at least min_backoff, which is 100ms",
+    );
 }
 
 #[test]
@@ -150,8 +177,14 @@ fn what_comes_later_is_told_from_what_is_unknown() {
         assert_eq!(refusal(text), format!("qcp.yaml:1: {key}: known, comes later"));
     }
     let check = |text, expected| assert_eq!(refusal(text), expected, "{text}");
-    check("session_state: preserve", "qcp.yaml:1: session_state: found \"preserve\": known, comes later; for now: none");
-    check("auth: {method: md5}", "qcp.yaml:1: auth.method: found \"md5\": known, comes later; for now: one of server, trust");
+    check(
+        "session_state: preserve",
+        "qcp.yaml:1: session_state: found \"preserve\": known, comes later; for now: none",
+    );
+    check(
+        "auth: {method: md5}",
+        "qcp.yaml:1: auth.method: found \"md5\": known, comes later; for now: one of server, trust",
+    );
     check(
         "log_output: syslog",
         "qcp.yaml:1: log_output: found \"syslog\": known, comes later; for now: one of stderr, stdout, {file: PATH}",
@@ -202,7 +235,11 @@ dedicated_users: [2024]
     let check = |database, user, mode, size, max_queue, servers: &str, server_database| {
         let found = config.pool(database, user).unwrap();
         let shown: Vec<String> = found.servers.iter().map(ServerAddress::to_string).collect();
-        assert_eq!((found.relay_mode, found.pool.size, found.pool.max_queue), (mode, size, max_queue), "{database} {user}");
+        assert_eq!(
+            (found.relay_mode, found.pool.size, found.pool.max_queue),
+            (mode, size, max_queue),
+            "{database} {user}"
+        );
         assert_eq!((shown.join(" ").as_str(), found.server_database.as_str()), (servers, server_database));
         assert_eq!(found.pool.min_size, 1);
     };
@@ -275,9 +312,52 @@ fn the_control_socket_is_where_it_was_put_or_in_one_of_two_places() {
 /// Texts that are nearly configurations: keys and values of ours in any order and nesting.
 fn nearly_a_configuration() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
-        "pool", "size", "servers", "databases", "users", "arena", "total_size", "chunk_size", "log_output", "file", "address",
-        "listening_address", "auth", "*", "a", ":", ": ", "\n", "\n  ", "\n    ", "- ", "{", "}", "[", "]", ", ", "10s", "3 GB",
-        "-1", "20", "unix:/a", "[::1]:1", "host:1", "~", "true", "\"", "'", "#", "&x ", "*x", "!!str ", "|", ">", "---", "? ", "<<",
+        "pool",
+        "size",
+        "servers",
+        "databases",
+        "users",
+        "arena",
+        "total_size",
+        "chunk_size",
+        "log_output",
+        "file",
+        "address",
+        "listening_address",
+        "auth",
+        "*",
+        "a",
+        ":",
+        ": ",
+        "\n",
+        "\n  ",
+        "\n    ",
+        "- ",
+        "{",
+        "}",
+        "[",
+        "]",
+        ", ",
+        "10s",
+        "3 GB",
+        "-1",
+        "20",
+        "unix:/a",
+        "[::1]:1",
+        "host:1",
+        "~",
+        "true",
+        "\"",
+        "'",
+        "#",
+        "&x ",
+        "*x",
+        "!!str ",
+        "|",
+        ">",
+        "---",
+        "? ",
+        "<<",
     ]);
     prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
 }

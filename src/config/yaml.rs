@@ -1,8 +1,8 @@
 //! Between serde_yaml and the structs of [`super::file`].
 //!
-//! serde_yaml tells what is wrong only as text. So the text becomes a [`Node`] first, and the structs are read from that
-//! by a deserializer whose error is a [`Fault`]: a path and a [`Problem`]. The line is found last, and only for what goes
-//! wrong, by walking down the text again ([`line_of`]).
+//! serde_yaml tells what is wrong only as text. So the text becomes a [`Node`] first, and the structs are read from
+//! that by a deserializer whose error is a [`Fault`]: a path and a [`Problem`]. The line is found last, and only for
+//! what goes wrong, by walking down the text again ([`line_of`]).
 
 use std::collections::HashSet;
 use std::fmt;
@@ -33,10 +33,6 @@ pub(super) struct SyntaxError {
 }
 
 pub(super) fn read(text: &str) -> Result<Node, SyntaxError> {
-    // A file of comments only holds no document for the parser; for us it is a configuration that says nothing.
-    if serde_yaml::Deserializer::from_str(text).next().is_none() {
-        return Ok(Node::Null);
-    }
     serde_yaml::from_str(text).map_err(|error| SyntaxError {
         line: error.location().map(|location| location.line()),
         reason: error.to_string(),
@@ -59,6 +55,11 @@ impl<'de> Visitor<'de> for NodeVisitor {
     }
 
     fn visit_unit<E>(self) -> Result<Node, E> {
+        Ok(Node::Null)
+    }
+
+    /// What serde_yaml finds in a file of comments only; for us that is a configuration that says nothing.
+    fn visit_none<E>(self) -> Result<Node, E> {
         Ok(Node::Null)
     }
 
@@ -298,6 +299,11 @@ impl<'de> Visitor<'de> for Locate<'_> {
     /// What does not fit the path is as far as one can go: the visitor's own refusal carries that line.
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the end of the path")
+    }
+
+    /// An empty file.
+    fn visit_none<E>(self) -> Result<(), E> {
+        Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
