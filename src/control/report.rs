@@ -450,5 +450,4 @@ impl RunState {
 }
 
 #[cfg(test)]
-#[path = "report_tests.rs"]
 mod tests;
