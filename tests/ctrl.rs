@@ -203,9 +203,10 @@ fn another_user_is_turned_away() {
         server.close().until_exit();
         return;
     }
-    // Where another user can execute it, wherever the build is.
+    // Where another user can execute it, wherever the build is. Copied by another process, because the children of the
+    // tests beside this one would inherit a descriptor open for writing, and the kernel does not run such a file.
     let program = scratch.0.join("qcp-ctrl");
-    fs::copy(env!("CARGO_BIN_EXE_qcp-ctrl"), &program).expect("writable");
+    assert_eq!(run(Program::new("cp").arg(env!("CARGO_BIN_EXE_qcp-ctrl")).arg(&program)).code, 0);
     let ctrl = || run(Program::new(&program).arg("--socket").arg(scratch.socket()).arg("status").uid(65534).gid(65534));
 
     let kept_out = ctrl();
