@@ -226,6 +226,11 @@ impl<T: Transport> Shard<T> {
         if client.paused {
             return Verdict::Pause;
         }
+        let ready = matches!(client.state, ClientState::Ready);
+        if ready && matches!(tag, tag::SYNC | tag::PARSE | tag::CLOSE) && self.answer_idle(id, request, bytes) {
+            return Verdict::Drop;
+        }
+        let client = self.clients.get_mut(id.index, id.generation).expect("looked up above");
         let backend = match client.state {
             ClientState::Linked(backend) => backend,
             ClientState::Ready => match self.begin_request(id, tag) {

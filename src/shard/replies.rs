@@ -238,6 +238,7 @@ impl<T: Transport> Shard<T> {
     fn on_answered(&mut self, id: BackendId, entry: Entry, message: &[u8]) -> Pass {
         match entry.expect {
             Expect::Parse if entry.mark != 0 => {
+                self.accept(id, entry.mark);
                 if let Some(client) = self.client_of(id) {
                     self.with_names(client, |names| names.defined(entry.mark));
                 }
@@ -247,7 +248,11 @@ impl<T: Transport> Shard<T> {
                 self.on_own_query_done(id, entry.mark);
                 if self.backend(id).is_some() { Pass::Nobody } else { Pass::Gone }
             }
-            Expect::OwnParse | Expect::OwnClose => Pass::Nobody,
+            Expect::OwnParse => {
+                self.accept(id, entry.mark);
+                Pass::Nobody
+            }
+            Expect::OwnClose => Pass::Nobody,
             Expect::Query | Expect::Sync => self.on_ready(id, message),
             Expect::Parse
             | Expect::FunctionCall
@@ -259,6 +264,11 @@ impl<T: Transport> Shard<T> {
             | Expect::VirtualParse
             | Expect::VirtualClose => Pass::Client,
         }
+    }
+
+    fn accept(&mut self, id: BackendId, number: u32) {
+        let Some(backend) = self.backends.get(id.index, id.generation) else { return };
+        self.statements.accept(number, self.pools.get(backend.pool).serial);
     }
 
     /// In Statement mode a transaction over several queries is rolled back at once.

@@ -7,7 +7,9 @@ use crate::ids::{BackendId, ClientId};
 use crate::io::Transport;
 use crate::memory::Slice;
 use crate::protocol::reader;
+use crate::protocol::TransactionStatus;
 use crate::protocol::tag::{TargetKind, frontend as tag};
+use crate::session::RelayMode;
 use crate::session::fault::Fault;
 use crate::session::pipeline::Expect;
 use crate::session::prepared::{self, NAME_SIZE_MAX, Names, Number};
@@ -116,6 +118,57 @@ impl<T: Transport> Shard<T> {
         })
     }
 
+    /// What can be answered truthfully while the client has no backend: a Sync, a Close, and the Parse of a statement that
+    /// this pool's server has taken before. So a driver that prepares within one transaction what another client has
+    /// prepared waits for nobody. `false`: a backend is needed.
+    pub(super) fn answer_idle(&mut self, id: ClientId, request: Request, bytes: &Slice) -> bool {
+        let message = &bytes[request.at..request.at + request.available];
+        let Some(client) = self.client(id) else { return false };
+        let (connection, Some(pool)) = (client.connection, client.pool) else { return false };
+        if self.mode_of(pool) == RelayMode::Session || request.available < request.size as usize {
+            return false;
+        }
+        match request.tag {
+            tag::SYNC => self.write(connection, 8, |writer| {
+                writer.ready_for_query(TransactionStatus::Idle).expect("the room was asked for");
+            }),
+            tag::CLOSE => {
+                let Ok(Some(target)) = reader::target(message) else { return false };
+                let name = &message[target.name];
+                if target.kind == TargetKind::Statement && !name.is_empty() {
+                    let number = self.close_name(id, name);
+                    self.with_names(id, |names| names.closed(number));
+                    self.statements.let_go(number);
+                }
+                self.write(connection, 8, |writer| writer.close_complete().expect("the room was asked for"))
+            }
+            _ => {
+                let Ok(parse) = reader::parse(message) else { return false };
+                let text = &message[crate::protocol::HEAD_SIZE + parse.name.len() + 1..];
+                if parse.name.is_empty() || parse.name.len() > NAME_SIZE_MAX || self.find_name(id, parse.name).is_some() {
+                    return false;
+                }
+                let Some(number) = self.statements.find_accepted(text, self.pools.get(pool).serial) else { return false };
+                if self.define_name(id, parse.name, number).is_err() {
+                    self.statements.let_go(number);
+                    return false;
+                }
+                self.with_names(id, |names| names.defined(number));
+                self.write(connection, 8, |writer| writer.parse_complete().expect("the room was asked for"))
+            }
+        }
+    }
+
+    /// Marks a client's name as closing; the statement that it stood for, 0 for none.
+    fn close_name(&mut self, id: ClientId, name: &[u8]) -> Number {
+        let Some(client) = self.client(id) else { return 0 };
+        let Some(block) = client.names.as_mut() else { return 0 };
+        let mut names = Names::new(block.bytes_mut(), client.names_used as usize);
+        let Some(found) = names.find(name) else { return 0 };
+        names.close(found);
+        found.number
+    }
+
     fn on_parse(&mut self, id: ClientId, backend: BackendId, message: &[u8]) -> Result<Verdict, Fault> {
         let parse = reader::parse(message).map_err(Fault::Malformed)?;
         if let Some(number) = self.find_name(id, parse.name) {
@@ -149,16 +202,7 @@ impl<T: Transport> Shard<T> {
     }
 
     fn on_close(&mut self, id: ClientId, backend: BackendId, name: &[u8]) -> Result<Verdict, Fault> {
-        let mut number = 0;
-        if let Some(client) = self.client(id)
-            && let Some(block) = client.names.as_mut()
-        {
-            let mut names = Names::new(block.bytes_mut(), client.names_used as usize);
-            if let Some(found) = names.find(name) {
-                names.close(found);
-                number = found.number;
-            }
-        }
+        let number = self.close_name(id, name);
         // "It is not an error to issue Close against a nonexistent statement or portal name" (Close).
         self.ask(backend, Expect::VirtualClose, number);
         self.answer_virtual(id, backend);

@@ -27,6 +27,8 @@ struct Statement {
     length: u32,
     hash: u64,
     holders: u32,
+    /// Serials of pools whose server has taken it, the last few; 0 is none.
+    accepted: [u32; 4],
 }
 
 /// No room for another text.
@@ -67,7 +69,7 @@ impl Statements {
                 None => self.drop_oldest().then_some(()).ok_or(Full)?,
             }
         };
-        let mut statement = Statement { text: block, length: text.len() as u32, hash, holders: 1 };
+        let mut statement = Statement { text: block, length: text.len() as u32, hash, holders: 1, accepted: [0; 4] };
         statement.text.bytes_mut()[..text.len()].copy_from_slice(text);
         self.bytes += statement.text.size();
         let number = self.next;
@@ -75,6 +77,28 @@ impl Statements {
         self.statements.insert(number, statement);
         self.by_hash.insert(hash, number);
         Ok(number)
+    }
+
+    /// The number of a text that the server of this pool has taken before; the caller holds it.
+    pub(super) fn find_accepted(&mut self, text: &[u8], pool: u32) -> Option<Number> {
+        let &number = self.by_hash.get(&self.hasher.hash_one(text))?;
+        let statement = self.statements.get_mut(&number)?;
+        let same = statement.text.bytes()[..statement.length as usize] == *text;
+        if !same || !statement.accepted.contains(&pool) {
+            return None;
+        }
+        statement.holders += 1;
+        Some(number)
+    }
+
+    /// The server of this pool has taken it.
+    #[inline]
+    pub(super) fn accept(&mut self, number: Number, pool: u32) {
+        let Some(statement) = self.statements.get_mut(&number) else { return };
+        if !statement.accepted.contains(&pool) {
+            statement.accepted.rotate_right(1);
+            statement.accepted[0] = pool;
+        }
     }
 
     /// What follows the name in a Parse of this statement.
