@@ -25,9 +25,9 @@ impl Doorbell {
         let _ = self.eventfd.write(1);
     }
 
-    /// Called by the shard that owns it, before it looks into the mailbox.
-    pub fn silence(&self) {
-        let _ = self.eventfd.read();
+    /// Called by the shard that owns it, before it looks into the mailbox; whether it had been rung.
+    pub fn silence(&self) -> bool {
+        self.eventfd.read().is_ok()
     }
 }
 

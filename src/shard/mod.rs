@@ -9,6 +9,7 @@
 mod accept;
 mod backend;
 mod cancel;
+pub mod census;
 mod clean;
 mod client;
 mod deadlines;
