@@ -111,6 +111,12 @@ impl<T: Transport> Shard<T> {
                         }
                     };
                     ready |= status.is_some();
+                    // What QCP itself may say in the place of this message comes behind what came before it.
+                    let own = matches!(reply, Reply::Answered(entry) if entry.expect.is_own());
+                    if own || tag == tag::ERROR_RESPONSE {
+                        self.flush_answer(id, bytes, run, at);
+                        run = at;
+                    }
                     let pass = self.on_answer(id, reply, tag, message, size);
                     let Some(backend) = self.backend(id) else { return };
                     match pass {
