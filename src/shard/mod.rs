@@ -211,6 +211,8 @@ struct Backend {
     key: u32,
     /// Cancel connections under way for it.
     cancels: u32,
+    /// What the server reports during its login.
+    reported: Vec<(Box<str>, Box<str>)>,
     addresses: Vec<SocketAddr>,
     address: Option<SocketAddress>,
     deadline: Option<Instant>,
