@@ -126,6 +126,14 @@ impl<'a> Names<'a> {
         }
     }
 
+    /// Any one statement that an accepted name stands for, until there are none. Names whose Parse or Close is in the
+    /// pipeline stay: their answers decide.
+    pub fn take_live(&mut self) -> Option<Number> {
+        let found = self.entries().map(|(found, _)| found).find(|found| found.standing == Standing::Live)?;
+        self.remove(found);
+        Some(found.number)
+    }
+
     /// Any one statement that a name stands for, until there are none: for giving them up.
     pub fn take_any(&mut self) -> Option<Number> {
         let (found, _) = self.entries().next()?;
@@ -223,6 +231,16 @@ impl Prepared {
         let at = self.find(number);
         self.count += usize::from(self.slots[at].number != number);
         self.slots[at] = Slot { number, used_at: self.clock };
+    }
+
+    /// The server has it for certain; whether there is room to remember that.
+    pub fn confirm(&mut self, number: Number) -> bool {
+        let known = self.touch(number);
+        if !known && self.count < self.count_max {
+            self.insert(number);
+            return true;
+        }
+        known
     }
 
     /// The backend does not have it (any more).

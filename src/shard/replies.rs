@@ -273,7 +273,11 @@ impl<T: Transport> Shard<T> {
     }
 
     fn accept(&mut self, id: BackendId, number: u32) {
-        let Some(backend) = self.backends.get(id.index, id.generation) else { return };
+        let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
+        // A DEALLOCATE ALL ahead of it in the pipeline has let everything be forgotten.
+        if number & MARK_DUPLICATE == 0 && !backend.prepared.confirm(number) {
+            backend.pipeline.doubt();
+        }
         self.statements.accept(number, self.pools.get(backend.pool).serial);
     }
 
@@ -414,7 +418,7 @@ impl<T: Transport> Shard<T> {
         let Some(client) = self.client_of(id) else { return };
         let mut numbers = Vec::new();
         self.with_names(client, |names| {
-            while let Some(number) = names.take_any() {
+            while let Some(number) = names.take_live() {
                 numbers.push(number);
             }
         });

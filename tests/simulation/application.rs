@@ -47,6 +47,8 @@ pub struct Application {
     next_request: u32,
     /// Waits for the server to take COPY data: how it goes on.
     copying: Option<Vec<Vec<u8>>>,
+    /// Nothing may be pipelined behind what it sent last: a DISCARD ALL, of which the pooler learns by its answer.
+    pub alone: bool,
     /// The unnamed statement was parsed since it was last certain to be someone else's.
     unnamed: bool,
     /// Bytes that it holds back in the middle of a message.
@@ -112,6 +114,7 @@ impl Application {
             actions_left: dials.actions,
             next_request: 0,
             copying: None,
+            alone: false,
             unnamed: false,
             held: Vec::new(),
             heard_at: 0,
@@ -308,6 +311,7 @@ impl Application {
     /// The next messages, in one write; nothing when it has to wait.
     pub fn act(&mut self, dials: &Dials, random: &mut Random) -> Vec<u8> {
         let mut messages = Vec::new();
+        self.alone = false;
         if let Some(rest) = self.copying.take() {
             if self.reference.is_copying_in() {
                 messages = rest;
@@ -319,7 +323,7 @@ impl Application {
             let count = if random.in_thousand(dials.pipelining) { 1 + random.below(4) } else { 1 };
             for _ in 0..count {
                 self.one_action(dials, random, &mut messages);
-                if self.copying.is_some() {
+                if self.copying.is_some() || self.alone {
                     break;
                 }
             }
@@ -374,6 +378,7 @@ impl Application {
         }
         // What a RESET returns to is the neutral packet's value, so a client with settings of its own cannot be compared.
         if random.in_thousand(dials.discards) && self.startup.is_empty() {
+            self.alone = true;
             return format!("{} all", random.one_of(&["discard", "deallocate"]));
         }
         if random.in_thousand(dials.sleeps) {

@@ -526,7 +526,7 @@ impl World {
         if one.held.is_empty() && !settled {
             if one.cancels < 3 && random.in_thousand(dials.cancels) {
                 self.cancel(index);
-            } else if one.is_copying() || one.sent_size() > 30_000 || !random.in_thousand(dials.pipelining) {
+            } else if one.is_copying() || one.alone || one.sent_size() > 30_000 || !random.in_thousand(dials.pipelining) {
                 self.plan(5 * MILLI, Action::Act(index));
                 return;
             }
@@ -537,7 +537,7 @@ impl World {
             return;
         }
         if one.actions_left == 0 {
-            if settled || random.below(20) == 0 {
+            if settled || random.below(100) == 0 {
                 one.held.clear();
                 trace!(self, "client {index}: leaves");
                 self.send_from(index, &wire::message(b'X', b""));
@@ -547,7 +547,7 @@ impl World {
             }
             return;
         }
-        if one.is_copying() && !settled {
+        if (one.is_copying() || one.alone) && !settled {
             self.plan(5 * MILLI, Action::Act(index));
             return;
         }
