@@ -70,6 +70,8 @@ pub struct Ring {
     /// Connections whose receive found no buffer, for each group.
     starved: [VecDeque<ConnectionId>; 2],
     lingering: Vec<(ConnectionId, Instant)>,
+    /// Ended by [`Transport::abort`]; their owners have yet to hear of it.
+    aborted: Vec<ConnectionId>,
     listeners: Vec<Listener>,
     doorbell: Doorbell,
     resolver: Resolver,
@@ -210,6 +212,7 @@ impl Ring {
                 VecDeque::with_capacity(settings.connections_max),
             ],
             lingering: Vec::new(),
+            aborted: Vec::new(),
             listeners: Vec::new(),
             doorbell,
             resolver,
@@ -221,6 +224,7 @@ impl Ring {
             tick_armed: false,
             enters: Cell::new(0),
         };
+        this.arena.set_block_floor(this.backend_reserve + SCRATCH_RESERVE);
         this.arm_doorbell();
         this.refill();
         Ok(this)
@@ -319,6 +323,9 @@ impl Ring {
     /// What happened next; `None` when all completions have been seen.
     pub fn next_event(&mut self) -> Option<Event> {
         loop {
+            if let Some(connection) = self.aborted.pop() {
+                return Some(Event::Ended { connection, error: Some(Errno(libc::ENOBUFS)) });
+            }
             if self.rung {
                 if let Some((ticket, addresses)) = self.resolver.next() {
                     return Some(Event::Resolved { ticket, addresses });
@@ -740,8 +747,8 @@ impl Transport for Ring {
 
     #[inline]
     fn owner(&self, connection: ConnectionId) -> Option<u64> {
-        let connection = self.connections.get(connection.index, connection.generation)?;
-        (connection.closing == Closing::No).then_some(connection.owner)
+        // Also while it closes: a connect that failed is told to the one who asked for it.
+        self.connections.get(connection.index, connection.generation).map(|connection| connection.owner)
     }
 
     #[inline]
@@ -752,9 +759,8 @@ impl Transport for Ring {
         }
         let in_flight = connection.sending != Sending::No;
         if connection.outbox.push(&mut self.nodes, bytes, in_flight).is_err() {
-            // The sums make this impossible short of a bug; the peer must not see a stream with a hole.
-            log::error!("no node left for a piece to send: closing the connection");
-            self.begin_close(id);
+            log::error!("no node is left for a piece to send: a connection is closed");
+            self.abort(id);
             return;
         }
         if !in_flight {
@@ -766,6 +772,14 @@ impl Transport for Ring {
     fn queued(&self, connection: ConnectionId) -> (usize, usize) {
         let slot = self.connections.get(connection.index, connection.generation);
         slot.map_or((0, 0), |connection| (connection.outbox.bytes(), connection.outbox.pieces()))
+    }
+
+    fn abort(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(id.index, id.generation) else { return };
+        if connection.closing == Closing::No && !connection.ended {
+            connection.ended = true;
+            self.aborted.push(id);
+        }
     }
 
     fn notify_drained(&mut self, connection: ConnectionId) {

@@ -87,7 +87,14 @@ impl<T: Transport> Shard<T> {
         backend.cancels -= 1;
         match backend.state {
             BackendState::Cleaning(_) => self.go_on_cleaning(cancel.backend),
-            BackendState::Linked(_) => self.try_release(cancel.backend),
+            BackendState::Linked(client) => {
+                if self.client(client).is_some_and(|client| client.paused) {
+                    self.resume_client(client);
+                }
+                if self.backend(cancel.backend).is_some() {
+                    self.try_release(cancel.backend);
+                }
+            }
             BackendState::Resolving
             | BackendState::Connecting
             | BackendState::LoggingIn
@@ -108,7 +115,7 @@ impl<T: Transport> Shard<T> {
             }
             let backend = cancel.backend;
             if let Some(backend) = self.backend(backend) {
-                backend.pipeline.doubt();
+                backend.tainted = true;
             }
             self.end_cancel(index, generation, false);
         }
