@@ -3,6 +3,9 @@
 pub mod config;
 pub mod control;
 pub mod ids;
+pub mod io;
+pub mod memory;
 pub mod pool;
+pub mod process;
 pub mod protocol;
 pub mod session;

@@ -1,1 +1,175 @@
-fn main(){}
+//! Asks a running pooler over its control socket, prints what it says, and tells by the exit code how it went.
+#![forbid(unsafe_code)]
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Parser, Subcommand};
+use qcp::control::client::{Connection, Failure};
+use qcp::control::command::{Command, Topic};
+use qcp::control::report::Draining;
+use qcp::control::wire::Reply;
+use serde::Deserialize;
+
+const EXAMPLES: &str = "\
+Examples:
+  qcp-ctrl status                        is it running, and since when
+  qcp-ctrl show pools                    who waits, and for which backends
+  qcp-ctrl show clients --json           the same for a script
+  qcp-ctrl --config qcp.yaml quit        let transactions finish, then stop, and wait for the end
+  qcp-ctrl --socket /tmp/q.sock quit --now
+
+Without --socket and --config it tries /run/qcp/control.sock, then qcp/control.sock under $XDG_RUNTIME_DIR.
+
+Exit codes:
+  0  done
+  1  the pooler said no, and why
+  2  wrong usage
+  3  nobody there";
+
+const USAGE_EXIT_CODE: u8 = 2;
+/// To connect, and again for the answer.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+/// For the process to end once its drain is over.
+const EXIT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Controls a running qcp
+#[derive(Parser)]
+#[command(name = "qcp-ctrl", version, after_help = EXAMPLES, arg_required_else_help = true)]
+struct Arguments {
+    /// The control socket of the pooler
+    #[arg(long, value_name = "PATH", conflicts_with = "config")]
+    socket: Option<PathBuf>,
+
+    /// The configuration file of the pooler, for its control.socket
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    #[command(subcommand)]
+    request: Request,
+}
+
+#[derive(Subcommand)]
+enum Request {
+    /// Stop the pooler: take no new clients, let transactions finish, close, within shutdown_timeout
+    ///
+    /// Returns when the process has gone, or fails when that takes 5 s longer than its shutdown_timeout.
+    Quit {
+        /// Do not wait for transactions
+        #[arg(long)]
+        now: bool,
+
+        /// Return as soon as the pooler has begun to stop
+        #[arg(long)]
+        no_wait: bool,
+    },
+
+    /// Tell whether it runs or drains, since when, where it listens
+    Status {
+        /// For a script
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// List what the pooler has at this moment, over all its cores
+    Show {
+        /// memory: what was taken at start, and for what; pools: per server, database and user; shards: per core
+        #[arg(value_parser = topic_parser())]
+        topic: Topic,
+
+        /// For a script
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let candidates = match candidates(&arguments) {
+        Ok(candidates) => candidates,
+        Err(reason) => {
+            eprintln!("qcp-ctrl: {reason}");
+            return ExitCode::from(USAGE_EXIT_CODE);
+        }
+    };
+    match run(&candidates, &arguments.request) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("qcp-ctrl: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn candidates(arguments: &Arguments) -> Result<Vec<PathBuf>, String> {
+    if let Some(path) = &arguments.socket {
+        return Ok(vec![path.clone()]);
+    }
+    let configured = arguments.config.as_deref().map(configured_socket).transpose()?.flatten();
+    Ok(match configured {
+        Some(path) => vec![path],
+        None => {
+            let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+            qcp::control::default_paths(runtime_dir.as_deref())
+        }
+    })
+}
+
+/// REPLACE with `qcp::config::Config::load(path)?.0.control_socket` once `config` is there: this reads the one key and
+/// checks nothing else.
+fn configured_socket(path: &Path) -> Result<Option<PathBuf>, String> {
+    #[derive(Deserialize)]
+    struct Partial {
+        control: Option<Control>,
+    }
+    #[derive(Deserialize)]
+    struct Control {
+        socket: Option<PathBuf>,
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let partial: Partial = serde_yaml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(partial.control.and_then(|control| control.socket))
+}
+
+fn run(candidates: &[PathBuf], request: &Request) -> Result<(), Failure> {
+    let mut connection = Connection::open(candidates, ANSWER_PATIENCE)?;
+    match *request {
+        Request::Status { json } => print(&connection.ask(Command::Status, ANSWER_PATIENCE)?, json),
+        Request::Show { topic, json } => print(&connection.ask(Command::Show(topic), ANSWER_PATIENCE)?, json),
+        Request::Quit { now, no_wait } => {
+            let reply = connection.ask(Command::Quit { now }, ANSWER_PATIENCE)?;
+            print(&reply, false);
+            if !no_wait {
+                connection.wait_for_exit(drain_max(&reply) + EXIT_PATIENCE)?;
+                print_text("stopped\n");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How long the pooler said that it may take.
+fn drain_max(reply: &Reply) -> Duration {
+    let draining = Draining::deserialize(&reply.value);
+    draining.map_or(Duration::ZERO, |draining| Duration::from_millis(draining.shutdown_timeout_ms))
+}
+
+fn print(reply: &Reply, json: bool) {
+    if json {
+        print_text(&format!("{:#}\n", reply.value));
+    } else {
+        print_text(&reply.text);
+    }
+}
+
+/// A reader that has seen enough, as `head` has, is no fault.
+fn print_text(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
+}
+
+fn topic_parser() -> impl TypedValueParser<Value = Topic> {
+    PossibleValuesParser::new(Topic::ALL.map(Topic::name)).try_map(|name| name.parse::<Topic>())
+}

@@ -1,1 +1,217 @@
-//! To be filled.
+//! YAML to what each layer wants to know.
+//!
+//! `yaml` reads the text, `file` has a struct for each map in it, `values` and `address` what stands at the end of a
+//! key, `resolve` the defaults and the checks between keys. A [`Config`] is whole and checked: nothing after it asks
+//! whether a number makes sense.
+#![forbid(unsafe_code)]
+
+mod address;
+mod file;
+mod problem;
+mod resolve;
+mod sizes;
+mod values;
+mod yaml;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use address::{Listen, SERVER_PORT_DEFAULT, ServerAddress};
+pub use problem::{Error, KeyPath, Problem, Segment, Warning};
+pub use sizes::{format_duration, format_size, parse_duration, parse_size};
+
+use crate::pool;
+use crate::session::RelayMode;
+use resolve::{Everyone, Override, Source};
+
+/// All that a configuration file says, with the defaults for what it does not say.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Config {
+    /// At least one, each once.
+    pub listen: Vec<Listen>,
+    /// Shards; `None`: the cores this process may run on.
+    pub cores: Option<usize>,
+    pub arena: Arena,
+    pub log: Log,
+    /// Over all shards.
+    pub max_clients: u32,
+    /// From accept to the end of the handshake.
+    pub login_timeout: Duration,
+    pub reconnect: Reconnect,
+    pub auth: Auth,
+    /// As configured; [`control_sockets`] says where it is otherwise.
+    pub control_socket: Option<PathBuf>,
+    /// How long `quit` waits for transactions to end; zero is not at all.
+    pub shutdown_timeout: Duration,
+
+    // What `pool` chooses from. In order, so that of several faults the same one is always named.
+    servers: Vec<ServerAddress>,
+    everyone: Everyone,
+    databases: BTreeMap<String, Database>,
+    /// What `databases` has under `*`: for those it does not name.
+    other_databases: Option<Database>,
+    users: BTreeMap<String, Override>,
+    databases_only: bool,
+    dedicated_databases: HashSet<String>,
+    dedicated_users: HashSet<String>,
+
+    source: Source,
+}
+
+/// All data buffers of all shards together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Arena {
+    /// Bytes of one chunk.
+    pub chunk_size: usize,
+    pub chunks_count: usize,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Log {
+    pub level: log::LevelFilter,
+    pub output: LogOutput,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LogOutput {
+    Stderr,
+    Stdout,
+    File(PathBuf),
+}
+
+/// How QCP opens connections to servers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reconnect {
+    pub connect_timeout: Duration,
+    /// The pause after the first failure; it doubles up to `max_backoff`.
+    pub min_backoff: Duration,
+    pub max_backoff: Duration,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Auth {
+    pub method: AuthMethod,
+    /// Connections per server, beyond the pool, that check logins when the pool is full.
+    pub check_connections: u32,
+}
+
+/// Who decides whether a client may log in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum AuthMethod {
+    /// The server, in an exchange that QCP relays.
+    #[default]
+    Server,
+    /// Nobody.
+    Trust,
+}
+
+/// What of its session a client keeps in Smart mode when its backend changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum SessionState {
+    #[default]
+    None,
+}
+
+/// An entry of `databases`.
+#[derive(Clone, PartialEq, Debug)]
+struct Database {
+    servers: Option<Vec<ServerAddress>>,
+    dbname: Option<String>,
+    changes: Override,
+}
+
+/// What applies to one database and user.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PoolConfig {
+    /// At least one, each once.
+    pub servers: Vec<ServerAddress>,
+    /// What the database is called there.
+    pub server_database: String,
+    pub relay_mode: RelayMode,
+    /// Not pooled: each client has a backend of its own for as long as it is there.
+    pub dedicated: bool,
+    pub pool: pool::Settings,
+}
+
+impl Config {
+    pub fn load(path: &Path) -> Result<(Config, Vec<Warning>), Error> {
+        let name = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => Config::parse(&name, &text),
+            Err(error) => {
+                let problem = Problem::Unreadable(error.to_string());
+                Err(Error { file: name, line: None, key: KeyPath::default(), problem })
+            }
+        }
+    }
+
+    /// As [`Config::load`]; `name` is what errors call the text.
+    pub fn parse(name: &str, text: &str) -> Result<(Config, Vec<Warning>), Error> {
+        resolve::resolve(Source::new(name, text))
+    }
+
+    /// What applies to one database and user. `None`: it is not listed, and `databases_only` says that it must be.
+    pub fn pool(&self, database: &str, user: &str) -> Option<PoolConfig> {
+        let listed = self.databases.get(database).or(self.other_databases.as_ref());
+        if listed.is_none() && self.databases_only {
+            return None;
+        }
+        let servers = listed.and_then(|listed| listed.servers.as_ref()).unwrap_or(&self.servers);
+        let server_database = listed.and_then(|listed| listed.dbname.as_deref()).unwrap_or(database);
+        let mut settings = self.everyone.clone();
+        for changes in listed.map(|listed| &listed.changes).into_iter().chain(self.users.get(user)) {
+            settings = changes.over(settings);
+        }
+        Some(PoolConfig {
+            servers: servers.clone(),
+            server_database: server_database.to_owned(),
+            relay_mode: settings.relay_mode,
+            dedicated: self.dedicated_databases.contains(database) || self.dedicated_users.contains(user),
+            pool: settings.pool,
+        })
+    }
+
+    /// Refuses pools that have less than one backend for each shard, because a pool is split statically so far. This is
+    /// the only place that knows of that rule.
+    pub fn check_cores(&self, cores: usize) -> Result<(), Error> {
+        let changed = self.database_changes().chain(self.user_changes());
+        let changed = changed.filter_map(|(path, changes)| Some((path, changes.size()?)));
+        for (path, size) in std::iter::once((KeyPath::default(), self.everyone.pool.size)).chain(changed) {
+            if (size as usize) < cores {
+                let allowed =
+                    format!("at least the number of cores, which is {cores}; give it more, or run with fewer cores");
+                return Err(self.source.error(path.join(["pool", "size"]), Problem::value(size, allowed)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Each entry of `databases` with its path.
+    fn database_changes(&self) -> impl Iterator<Item = (KeyPath, &Override)> {
+        let others = self.other_databases.iter().map(|database| ("*", database));
+        let databases = self.databases.iter().map(|(name, database)| (name.as_str(), database)).chain(others);
+        databases.map(|(name, database)| (KeyPath::of(["databases", name]), &database.changes))
+    }
+
+    /// Each entry of `users` with its path.
+    fn user_changes(&self) -> impl Iterator<Item = (KeyPath, &Override)> {
+        self.users.iter().map(|(name, changes)| (KeyPath::of(["users", name.as_str()]), changes))
+    }
+}
+
+/// Where the control socket may be, in the order to try. The pooler takes the first that it can use, `qcp-ctrl` the
+/// first where somebody answers. `runtime_directory` is the environment's `XDG_RUNTIME_DIR`.
+pub fn control_sockets(configured: Option<&Path>, runtime_directory: Option<&OsStr>) -> Vec<PathBuf> {
+    if let Some(path) = configured {
+        return vec![path.to_owned()];
+    }
+    // "If an implementation does not have a value for it, or it is not an absolute path, it is to be ignored."
+    let runtime_directory = runtime_directory.map(Path::new).filter(|directory| directory.is_absolute());
+    let of_user = runtime_directory.map(|directory| directory.join("qcp/control.sock"));
+    std::iter::once(PathBuf::from("/run/qcp/control.sock")).chain(of_user).collect()
+}

@@ -1,7 +1,13 @@
 //! Who gets which backend: pure decisions about a shard's part of each pool.
 #![forbid(unsafe_code)]
 
+pub mod part;
+pub mod waiters;
+
 use std::time::Duration;
+
+pub use part::{Backoff, Checkin, Checkout, Part, Refill};
+pub use waiters::Waiters;
 
 /// Which of several suitable servers a login goes to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -12,3 +12,8 @@ pub enum RelayMode {
     /// As `Smart`; a transaction that spans queries is rolled back with an error.
     Statement,
 }
+
+pub mod pipeline;
+pub mod parameters;
+pub mod prepared;
+pub mod fault;

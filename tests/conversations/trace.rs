@@ -20,7 +20,7 @@ pub fn line(message: &Message) -> Option<String> {
     let line = match message.tag {
         b'R' => authentication(&mut fields),
         b'S' => return parameter_status(&mut fields),
-        b'K' => format!("BackendKeyData * *{}", if message.body.len() > 8 { " long" } else { "" }),
+        b'K' => backend_key(&mut fields),
         b'Z' => format!("ReadyForQuery {}", fields.byte() as char),
         b'T' => row_description(&mut fields),
         b'D' => format!("DataRow{}", values(&mut fields)),
@@ -101,6 +101,13 @@ fn authentication(fields: &mut Fields) -> String {
         10 => format!("AuthenticationSASL {}", quoted(fields.rest())),
         other => format!("Authentication {other} {}", quoted(fields.rest())),
     }
+}
+
+/// Keys of protocol 3.0 are four bytes, those of 3.2 may be longer.
+fn backend_key(fields: &mut Fields) -> String {
+    fields.int32();
+    let key = fields.rest();
+    if key.len() == 4 { "BackendKeyData * *".to_owned() } else { "BackendKeyData * * (long)".to_owned() }
 }
 
 fn parameter_status(fields: &mut Fields) -> Option<String> {

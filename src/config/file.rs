@@ -1,0 +1,253 @@
+//! The configuration as it is written: one struct for each map of the YAML, one field for each key.
+//!
+//! A field that is absent stays `None`; defaults and the checks between keys are in [`super::resolve`]. A new key is a
+//! field here, and leaves [`key_comes_later`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Deserializer, MapAccess, Unexpected, Visitor};
+
+use super::address::{ListenAddress, ServerAddress};
+use super::problem::{KeyPath, Segment};
+use super::values::{Count, FromText, Name, OneOrMany, Parsed, Size, Wait};
+use super::{AuthMethod, LogOutput, SessionState};
+use crate::pool::Schedule;
+use crate::session::RelayMode;
+
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct File {
+    pub listening_address: Option<OneOrMany<Parsed<ListenAddress>>>,
+    pub servers: Option<Vec<Server>>,
+    pub relay_mode: Option<Parsed<RelayMode>>,
+    pub log_level: Option<Parsed<log::LevelFilter>>,
+    pub log_output: Option<Output>,
+    pub arena: Arena,
+    pub cores: Option<Count<1, 1024>>,
+    pub session_state: Option<Parsed<SessionState>>,
+    pub pool: Pool,
+    pub limits: Limits,
+    pub reconnect: Reconnect,
+    pub auth: Auth,
+    pub databases_only: Option<bool>,
+    pub databases: Option<BTreeMap<String, Database>>,
+    pub users: Option<BTreeMap<String, User>>,
+    pub dedicated_databases: Option<Vec<Name>>,
+    pub dedicated_users: Option<Vec<Name>>,
+    pub control: Control,
+    pub shutdown_timeout: Option<Parsed<Wait<0>>>,
+}
+
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct Arena {
+    pub chunk_size: Option<Size>,
+    pub chunks_count: Option<Count<1, CHUNKS_COUNT_MAX>>,
+    pub total_size: Option<Size>,
+}
+
+/// With the largest chunks this is 16,384 GB.
+pub(super) const CHUNKS_COUNT_MAX: u32 = 1 << 24;
+
+#[derive(Deserialize, Default, Clone, PartialEq, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct Pool {
+    pub size: Option<Count<1, 100_000>>,
+    pub min_size: Option<Count<0, 100_000>>,
+    pub max_queue: Option<Count<0, 1_000_000>>,
+    pub queue_timeout: Option<Parsed<Wait<0>>>,
+    pub schedule: Option<Parsed<Schedule>>,
+    pub idle_timeout: Option<Parsed<Wait<0>>>,
+    pub lifetime: Option<Parsed<Wait<0>>>,
+}
+
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct Limits {
+    pub max_clients: Option<Count<1, 1_000_000>>,
+    pub login_timeout: Option<Parsed<Wait<1>>>,
+}
+
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct Reconnect {
+    pub connect_timeout: Option<Parsed<Wait<1>>>,
+    pub min_backoff: Option<Parsed<Wait<1>>>,
+    pub max_backoff: Option<Parsed<Wait<1>>>,
+}
+
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct Auth {
+    pub method: Option<Parsed<AuthMethod>>,
+    pub check_connections: Option<Count<1, 1000>>,
+}
+
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct Database {
+    pub servers: Option<Vec<Server>>,
+    pub dbname: Option<Name>,
+    pub relay_mode: Option<Parsed<RelayMode>>,
+    pub pool: Pool,
+}
+
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct User {
+    pub relay_mode: Option<Parsed<RelayMode>>,
+    pub pool: Pool,
+}
+
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct Control {
+    pub socket: Option<Parsed<PathBuf>>,
+}
+
+/// An element of `servers`: the address alone, or a map that has it.
+#[derive(Debug)]
+pub(super) struct Server(pub ServerAddress);
+
+impl<'de> Deserialize<'de> for Server {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Server, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct ServerMap {
+            address: Parsed<ServerAddress>,
+        }
+
+        struct ServerVisitor;
+
+        impl<'de> Visitor<'de> for ServerVisitor {
+            type Value = Server;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}; or a map with the key address", ServerAddress::allowed())
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Server, E> {
+                let address = ServerAddress::from_text(text);
+                address.map(Server).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Server, A::Error> {
+                let ServerMap { address } = ServerMap::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Server(address.0))
+            }
+        }
+
+        deserializer.deserialize_any(ServerVisitor)
+    }
+}
+
+/// `log_output`: a word, or a map that names a file.
+#[derive(Debug)]
+pub(super) struct Output(pub LogOutput);
+
+impl<'de> Deserialize<'de> for Output {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Output, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct FileMap {
+            file: Parsed<PathBuf>,
+        }
+
+        struct OutputVisitor;
+
+        impl<'de> Visitor<'de> for OutputVisitor {
+            type Value = Output;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("one of stderr, stdout, {file: PATH}")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Output, E> {
+                match text {
+                    "stderr" => Ok(Output(LogOutput::Stderr)),
+                    "stdout" => Ok(Output(LogOutput::Stdout)),
+                    _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
+                }
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Output, A::Error> {
+                let FileMap { file } = FileMap::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Output(LogOutput::File(file.0)))
+            }
+        }
+
+        deserializer.deserialize_any(OutputVisitor)
+    }
+}
+
+/// Keys that QCP's users will find in its documents, but that this version does not have yet.
+pub(super) fn key_comes_later(path: &KeyPath) -> bool {
+    let path = words(path);
+    let Some((key, map)) = path.split_last() else { return false };
+    let later: &[&str] = match map {
+        [] => &[
+            "transparency",
+            "hold_prepared_transactions",
+            "tls",
+            "proxy_protocol_from",
+            "tcp",
+            "dns_ttl",
+            "role_check_interval",
+            "route",
+            "log_format",
+            "slow_query",
+            "queue_notice",
+            "console",
+            "metrics",
+        ],
+        ["pool"] | ["databases" | "users", _, "pool"] => &[
+            "reserve_size",
+            "reserve_timeout",
+            "max_backends",
+            "placement",
+            "reset_query",
+            "max_statements",
+            "keepalive_interval",
+            "keepalive_timeout",
+        ],
+        ["limits"] => &[
+            "query_timeout",
+            "idle_in_transaction_timeout",
+            "transaction_timeout",
+            "client_idle_timeout",
+            "cancel_timeout",
+        ],
+        ["auth"] => &["query", "auth_query", "users", "admin_users", "stats_users", "hba_file"],
+        ["servers", _] | ["databases", _, "servers", _] => &["weight", "tls"],
+        ["databases", _] => &["limits", "session_state", "transparency", "auth", "tls", "route", "slow_query"],
+        ["users", _] => &["limits", "session_state", "transparency", "route", "slow_query"],
+        _ => &[],
+    };
+    later.contains(key)
+}
+
+/// The same for values.
+pub(super) fn value_comes_later(path: &KeyPath, value: &str) -> bool {
+    let later: &[&str] = match words(path).as_slice() {
+        ["session_state"] => &["preserve"],
+        ["log_output"] => &["syslog"],
+        ["auth", "method"] => &["password", "md5", "scram-sha-256", "cert", "peer", "hba"],
+        _ => &[],
+    };
+    later.contains(&value)
+}
+
+fn words(path: &KeyPath) -> Vec<&str> {
+    fn word(segment: &Segment) -> &str {
+        match segment {
+            Segment::Key(key) => key,
+            Segment::Index(_) => "",
+        }
+    }
+
+    path.0.iter().map(word).collect()
+}

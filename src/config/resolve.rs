@@ -1,0 +1,340 @@
+//! What is written, with the defaults and with the checks between keys, to a [`Config`].
+//!
+//! The order of precedence is user, database, everyone, default: each lays what it says over the one after it.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::hash::Hash;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::address::{Listen, ListenAddress, ServerAddress};
+use super::file::{self, File};
+use super::problem::{Error, KeyPath, Problem, Warning};
+use super::sizes::{format_duration, format_size};
+use super::values::{FromText, Name, OneOrMany, Parsed, Size};
+use super::yaml::{self, Fault};
+use super::{Arena, Auth, Config, Database, Log, LogOutput, Reconnect, SERVER_PORT_DEFAULT};
+use crate::pool;
+use crate::session::RelayMode;
+
+const LISTEN_PORT: u16 = 8080;
+const CHUNK_SIZE: u64 = 66_560;
+const CHUNK_SIZE_MIN: u64 = 4096;
+const CHUNK_SIZE_MAX: u64 = 1 << 20;
+const CHUNK_SIZE_UNIT: u64 = 1024;
+const CHUNKS_COUNT: u32 = 3150;
+const MAX_CLIENTS: u32 = 10_000;
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+const CHECK_CONNECTIONS: u32 = 4;
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
+const POOL: pool::Settings = pool::Settings {
+    size: 20,
+    min_size: 0,
+    max_queue: 0,
+    queue_timeout: Duration::from_secs(10),
+    idle_timeout: Duration::from_secs(10 * 60),
+    lifetime: Duration::from_secs(60 * 60),
+    schedule: pool::Schedule::RoundRobin,
+};
+
+/// The text that a configuration was read from, so that an error can name the line.
+#[derive(Clone)]
+pub(super) struct Source {
+    name: String,
+    text: String,
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Source").field(&self.name).finish()
+    }
+}
+
+/// Two configurations that say the same are equal, whatever file they come from.
+impl PartialEq for Source {
+    fn eq(&self, _: &Source) -> bool {
+        true
+    }
+}
+
+impl Source {
+    pub(super) fn new(name: &str, text: &str) -> Source {
+        Source { name: name.to_owned(), text: text.to_owned() }
+    }
+
+    pub(super) fn error(&self, key: KeyPath, problem: Problem) -> Error {
+        let nth = usize::from(problem == Problem::DuplicateKey);
+        Error { file: self.name.clone(), line: yaml::line_of(&self.text, &key, nth), key, problem }
+    }
+
+    fn warning(&self, key: KeyPath, text: &str) -> Warning {
+        let line = yaml::line_of(&self.text, &key, 0);
+        Warning { file: self.name.clone(), line, key, text: text.to_owned() }
+    }
+
+    fn read(&self) -> Result<File, Error> {
+        let node = yaml::read(&self.text).map_err(|error| Error {
+            file: self.name.clone(),
+            line: error.line,
+            key: KeyPath::default(),
+            problem: Problem::Syntax(error.reason),
+        })?;
+        File::deserialize(&node).map_err(|Fault { path, problem }| {
+            let problem = match problem {
+                Problem::UnknownKey { .. } if file::key_comes_later(&path) => Problem::LaterKey,
+                Problem::Value { found, allowed } if file::value_comes_later(&path, found.trim_matches('"')) => {
+                    Problem::LaterValue { found, allowed }
+                }
+                other => other,
+            };
+            self.error(path, problem)
+        })
+    }
+}
+
+/// What applies to every database and user that says nothing else.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Everyone {
+    pub relay_mode: RelayMode,
+    pub pool: pool::Settings,
+}
+
+/// What a database or a user says instead.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Override {
+    relay_mode: Option<Parsed<RelayMode>>,
+    pool: file::Pool,
+}
+
+impl Override {
+    pub(super) fn over(&self, below: Everyone) -> Everyone {
+        Everyone {
+            relay_mode: self.relay_mode.as_ref().map_or(below.relay_mode, |mode| mode.0),
+            pool: pool_over(&self.pool, below.pool),
+        }
+    }
+
+    pub(super) fn size(&self) -> Option<u32> {
+        self.pool.size.map(|count| count.0)
+    }
+
+    fn sets_any_size(&self) -> bool {
+        self.pool.size.is_some() || self.pool.min_size.is_some()
+    }
+}
+
+fn pool_over(written: &file::Pool, below: pool::Settings) -> pool::Settings {
+    pool::Settings {
+        size: written.size.map_or(below.size, |count| count.0),
+        min_size: written.min_size.map_or(below.min_size, |count| count.0),
+        max_queue: written.max_queue.map_or(below.max_queue, |count| count.0),
+        queue_timeout: written.queue_timeout.as_ref().map_or(below.queue_timeout, |wait| wait.0.0),
+        idle_timeout: written.idle_timeout.as_ref().map_or(below.idle_timeout, |wait| wait.0.0),
+        lifetime: written.lifetime.as_ref().map_or(below.lifetime, |wait| wait.0.0),
+        schedule: written.schedule.as_ref().map_or(below.schedule, |schedule| schedule.0),
+    }
+}
+
+pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
+    let mut warnings = Vec::new();
+    let file = source.read()?;
+    let servers = servers(&source, file.servers, &KeyPath::of(["servers"]))?;
+    let mut databases = databases(&source, file.databases)?;
+    let config = Config {
+        listen: listen(&source, file.listening_address)?,
+        cores: file.cores.map(|count| count.0 as usize),
+        arena: arena(&source, file.arena, &mut warnings)?,
+        log: Log {
+            level: file.log_level.map_or(log::LevelFilter::Info, |level| level.0),
+            output: file.log_output.map_or(LogOutput::Stderr, |output| output.0),
+        },
+        max_clients: file.limits.max_clients.map_or(MAX_CLIENTS, |count| count.0),
+        login_timeout: file.limits.login_timeout.map_or(LOGIN_TIMEOUT, |wait| wait.0.0),
+        reconnect: reconnect(&source, file.reconnect)?,
+        auth: Auth {
+            method: file.auth.method.map(|method| method.0).unwrap_or_default(),
+            check_connections: file.auth.check_connections.map_or(CHECK_CONNECTIONS, |count| count.0),
+        },
+        control_socket: file.control.socket.map(|path| path.0),
+        shutdown_timeout: file.shutdown_timeout.map_or(SHUTDOWN_TIMEOUT, |wait| wait.0.0),
+        servers: servers.unwrap_or_else(|| {
+            vec![ServerAddress::Tcp { host: Ipv4Addr::LOCALHOST.to_string(), port: SERVER_PORT_DEFAULT }]
+        }),
+        everyone: Everyone {
+            relay_mode: file.relay_mode.map(|mode| mode.0).unwrap_or_default(),
+            pool: pool_over(&file.pool, POOL),
+        },
+        other_databases: databases.remove("*"),
+        databases,
+        users: users(&source, file.users)?,
+        databases_only: file.databases_only.unwrap_or(false),
+        dedicated_databases: names(file.dedicated_databases),
+        dedicated_users: names(file.dedicated_users),
+        source,
+    };
+    if config.databases_only && config.other_databases.is_some() {
+        let problem = Problem::Excludes { other: "databases.*, which lists every database".to_owned() };
+        return Err(config.source.error(KeyPath::of(["databases_only"]), problem));
+    }
+    check_min_sizes(&config)?;
+    Ok((config, warnings))
+}
+
+/// A socket file is named after the port of the first TCP address: a client that changes from one to the other by its
+/// host alone finds QCP.
+fn listen(source: &Source, written: Option<OneOrMany<Parsed<ListenAddress>>>) -> Result<Vec<Listen>, Error> {
+    let path = KeyPath::of(["listening_address"]);
+    let Some(OneOrMany(written)) = written else {
+        return Ok(vec![Listen::Tcp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, LISTEN_PORT)))]);
+    };
+    let first_port = written.iter().find_map(|Parsed(address)| match address {
+        ListenAddress::Tcp(address) => Some(address.port()),
+        ListenAddress::Unix { .. } => None,
+    });
+    let mut listen = Vec::new();
+    for (index, Parsed(address)) in written.into_iter().enumerate() {
+        let Some(address) = address.resolve(first_port.unwrap_or(LISTEN_PORT)) else {
+            let problem = Problem::value("a directory with too long a path", ListenAddress::allowed());
+            return Err(source.error(path.element(index), problem));
+        };
+        listen.push(address);
+    }
+    check_list(source, &listen, &path)?;
+    Ok(listen)
+}
+
+fn servers(
+    source: &Source,
+    written: Option<Vec<file::Server>>,
+    path: &KeyPath,
+) -> Result<Option<Vec<ServerAddress>>, Error> {
+    let Some(written) = written else { return Ok(None) };
+    let servers: Vec<ServerAddress> = written.into_iter().map(|server| server.0).collect();
+    check_list(source, &servers, path)?;
+    Ok(Some(servers))
+}
+
+/// At least one, each once.
+fn check_list<T: Hash + Eq + ToString>(source: &Source, list: &[T], path: &KeyPath) -> Result<(), Error> {
+    if list.is_empty() {
+        return Err(source.error(path.clone(), Problem::value("an empty list", "at least one address")));
+    }
+    let mut seen = HashSet::new();
+    match list.iter().position(|address| !seen.insert(address)) {
+        None => Ok(()),
+        Some(index) => {
+            let found = format!("{:?} a second time", list[index].to_string());
+            Err(source.error(path.element(index), Problem::value(found, "each address once")))
+        }
+    }
+}
+
+fn arena(source: &Source, written: file::Arena, warnings: &mut Vec<Warning>) -> Result<Arena, Error> {
+    let chunk_size = written.chunk_size.map_or(CHUNK_SIZE, |size| size.0);
+    let in_range = (CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&chunk_size);
+    if !in_range || !chunk_size.is_multiple_of(CHUNK_SIZE_UNIT) {
+        let allowed = format!("a multiple of {CHUNK_SIZE_UNIT} from {CHUNK_SIZE_MIN} to {CHUNK_SIZE_MAX} (bytes)");
+        return Err(source.error(KeyPath::of(["arena", "chunk_size"]), Problem::value(chunk_size, allowed)));
+    }
+    let chunks_count = match written.total_size {
+        None => u64::from(written.chunks_count.map_or(CHUNKS_COUNT, |count| count.0)),
+        Some(Size(total_size)) => {
+            if written.chunks_count.is_some() {
+                let text = "has no effect, because total_size is there too";
+                warnings.push(source.warning(KeyPath::of(["arena", "chunks_count"]), text));
+            }
+            let total_size_max = chunk_size * u64::from(file::CHUNKS_COUNT_MAX);
+            if !(chunk_size..=total_size_max).contains(&total_size) {
+                let (min, max) = (format_size(chunk_size), format_size(total_size_max));
+                let problem = Problem::value(format_size(total_size), format!("from one chunk, {min}, to {max}"));
+                return Err(source.error(KeyPath::of(["arena", "total_size"]), problem));
+            }
+            total_size / chunk_size
+        }
+    };
+    // Both are far below 2^32; QCP runs on 64 bits only.
+    Ok(Arena { chunk_size: chunk_size as usize, chunks_count: chunks_count as usize })
+}
+
+fn reconnect(source: &Source, written: file::Reconnect) -> Result<Reconnect, Error> {
+    let min_backoff = written.min_backoff.map_or(MIN_BACKOFF, |wait| wait.0.0);
+    let max_backoff = written.max_backoff.as_ref().map_or(MAX_BACKOFF, |wait| wait.0.0);
+    if min_backoff > max_backoff {
+        let (min, max) = (format_duration(min_backoff), format_duration(max_backoff));
+        // The one that is written is at fault; of both, the second.
+        let (key, problem) = match written.max_backoff.is_some() {
+            true => ("max_backoff", Problem::value(max, format!("at least min_backoff, which is {min}"))),
+            false => ("min_backoff", Problem::value(min, format!("at most max_backoff, which is {max}"))),
+        };
+        return Err(source.error(KeyPath::of(["reconnect", key]), problem));
+    }
+    let connect_timeout = written.connect_timeout.map_or(CONNECT_TIMEOUT, |wait| wait.0.0);
+    Ok(Reconnect { connect_timeout, min_backoff, max_backoff })
+}
+
+type Entries<T> = Option<BTreeMap<String, T>>;
+
+fn databases(source: &Source, written: Entries<file::Database>) -> Result<BTreeMap<String, Database>, Error> {
+    let mut databases = BTreeMap::new();
+    for (name, entry) in written.unwrap_or_default() {
+        let path = KeyPath::of(["databases", name.as_str(), "servers"]);
+        let database = Database {
+            servers: servers(source, entry.servers, &path)?,
+            dbname: entry.dbname.map(|name| name.0),
+            changes: Override { relay_mode: entry.relay_mode, pool: entry.pool },
+        };
+        databases.insert(name, database);
+    }
+    Ok(databases)
+}
+
+fn users(source: &Source, written: Entries<file::User>) -> Result<BTreeMap<String, Override>, Error> {
+    let written = written.unwrap_or_default();
+    if written.contains_key("*") {
+        let problem = Problem::value("\"*\"", "a user's name; what is for every user stands at the top level");
+        return Err(source.error(KeyPath::of(["users", "*"]), problem));
+    }
+    let changes = |entry: file::User| Override { relay_mode: entry.relay_mode, pool: entry.pool };
+    Ok(written.into_iter().map(|(name, entry)| (name, changes(entry))).collect())
+}
+
+fn names(written: Option<Vec<Name>>) -> HashSet<String> {
+    written.unwrap_or_default().into_iter().map(|name| name.0).collect()
+}
+
+/// `min_size` is at most `size` for every database and user, wherever each of the two was set.
+fn check_min_sizes(config: &Config) -> Result<(), Error> {
+    // Those that say nothing about sizes are as everyone.
+    let changing = |changes: &(KeyPath, &Override)| changes.1.sets_any_size();
+    let databases: Vec<_> = config.database_changes().filter(changing).map(Some).chain([None]).collect();
+    let users: Vec<_> = config.user_changes().filter(changing).map(Some).chain([None]).collect();
+    for database in &databases {
+        for user in &users {
+            let mut settings = config.everyone.clone();
+            for (_, changes) in database.iter().chain(user) {
+                settings = changes.over(settings);
+            }
+            let pool::Settings { size, min_size, .. } = settings.pool;
+            if min_size <= size {
+                continue;
+            }
+            // The innermost is the one to change: what is further out is right for others.
+            let (path, sets_min_size) = match user.as_ref().or(database.as_ref()) {
+                Some((path, changes)) => (path.clone(), changes.pool.min_size.is_some()),
+                None => (KeyPath::default(), true),
+            };
+            let (key, problem) = match sets_min_size {
+                true => ("min_size", Problem::value(min_size, format!("at most pool.size, which is {size} there"))),
+                false => ("size", Problem::value(size, format!("at least pool.min_size, which is {min_size} there"))),
+            };
+            return Err(config.source.error(path.join(["pool", key]), problem));
+        }
+    }
+    Ok(())
+}

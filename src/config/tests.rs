@@ -1,0 +1,375 @@
+//! What a configuration file may say, and what is said to one that may not.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn parse(text: &str) -> Config {
+    let (config, warnings) = Config::parse("qcp.yaml", text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    assert_eq!(warnings, [], "{text}");
+    config
+}
+
+fn refusal(text: &str) -> String {
+    Config::parse("qcp.yaml", text).map(|_| ()).expect_err(text).to_string()
+}
+
+#[test]
+fn nothing_said_is_the_defaults() {
+    for text in ["", "# nothing\n", "---\n", "{}", "pool:\nlimits: {}\ndatabases:\ncores: ~\n"] {
+        assert_eq!(parse(text), parse(""), "{text:?}");
+    }
+    let config = parse("");
+    assert_eq!(config.listen, [Listen::Tcp("0.0.0.0:8080".parse().unwrap())]);
+    assert_eq!(config.arena, Arena { chunk_size: 66560, chunks_count: 3150 });
+    assert_eq!(config.log, Log { level: log::LevelFilter::Info, output: LogOutput::Stderr });
+    let pool = config.pool("shop", "alice").unwrap();
+    assert_eq!(pool.server_database, "shop");
+    assert_eq!(pool.relay_mode, RelayMode::Smart);
+    assert_eq!(pool.pool.size, 20);
+    assert!(!pool.dedicated);
+    assert_eq!(pool.servers[0].to_string(), "127.0.0.1:5432");
+}
+
+#[test]
+fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
+    let check = |text: &str, expected: &str| assert_eq!(refusal(text), expected, "{text}");
+    let whole = "a whole number from 1 to 100000";
+    let duration = "a duration from 0s to 8784h, such as 100ms, 10s, 5m or 1h";
+    let duration_above_0 = "a duration from 1ms to 8784h, such as 100ms, 10s, 5m or 1h";
+    let server =
+        "\"host:port\", \"[v6 address]:port\", \"unix:/directory\" or \"unix:/directory:port\"; without a port, 5432";
+
+    // Numbers.
+    check("\npool:\n  size: -3", &format!("qcp.yaml:3: pool.size: found -3: {whole}"));
+    check("pool: {size: 0}", &format!("qcp.yaml:1: pool.size: found 0: {whole}"));
+    check("pool: {size: 100001}", &format!("qcp.yaml:1: pool.size: found 100001: {whole}"));
+    check("pool: {size: 1.5}", &format!("qcp.yaml:1: pool.size: found 1.5: {whole}"));
+    check("pool: {size: \"20\"}", &format!("qcp.yaml:1: pool.size: found \"20\": {whole}"));
+    check("pool: {size: true}", &format!("qcp.yaml:1: pool.size: found true: {whole}"));
+    check("pool: {size: [1]}", &format!("qcp.yaml:1: pool.size: found a list: {whole}"));
+    check("pool: {size: {a: 1}}", &format!("qcp.yaml:1: pool.size: found a map: {whole}"));
+    check(
+        "pool: {size: 99999999999999999999}",
+        &format!("qcp.yaml:1: pool.size: found 100000000000000000000: {whole}"),
+    );
+    check("cores: 0", "qcp.yaml:1: cores: found 0: a whole number from 1 to 1024");
+    check("limits: {max_clients: 0}", "qcp.yaml:1: limits.max_clients: found 0: a whole number from 1 to 1000000");
+    check("auth: {check_connections: 0}", "qcp.yaml:1: auth.check_connections: found 0: a whole number from 1 to 1000");
+
+    // Durations and sizes.
+    check("pool: {queue_timeout: 10}", &format!("qcp.yaml:1: pool.queue_timeout: found 10: {duration}"));
+    check("shutdown_timeout: 1 day", &format!("qcp.yaml:1: shutdown_timeout: found \"1 day\": {duration}"));
+    check(
+        "limits:\n  login_timeout: 0s",
+        &format!("qcp.yaml:2: limits.login_timeout: found \"0s\": {duration_above_0}"),
+    );
+    check(
+        "arena: {total_size: 3.1 TB}",
+        "qcp.yaml:1: arena.total_size: found \"3.1 TB\": a number of bytes, or a size such as 64 KB or 3.1 GB (B, KB, MB, GB)",
+    );
+    check(
+        "arena:\n  chunk_size: 5000",
+        "qcp.yaml:2: arena.chunk_size: found 5000: a multiple of 1024 from 4096 to 1048576 (bytes)",
+    );
+    check("arena: {total_size: 1 KB}", "qcp.yaml:1: arena.total_size: found 1 KB: from one chunk, 65 KB, to 1040 GB");
+    check("arena: {chunks_count: 0}", "qcp.yaml:1: arena.chunks_count: found 0: a whole number from 1 to 16777216");
+
+    // Words.
+    check("relay_mode: Clever", "qcp.yaml:1: relay_mode: found \"Clever\": one of Session, Smart, Statement");
+    check("log_level: Loud", "qcp.yaml:1: log_level: found \"Loud\": one of Off, Error, Warn, Info, Debug, Trace");
+    check(
+        "pool: {schedule: lifo}",
+        "qcp.yaml:1: pool.schedule: found \"lifo\": one of round-robin, random, load-balancing",
+    );
+    check("auth: {method: ask}", "qcp.yaml:1: auth.method: found \"ask\": one of server, trust");
+    check("databases_only: 1", "qcp.yaml:1: databases_only: found 1: true or false");
+    check("session_state: some", "qcp.yaml:1: session_state: found \"some\": none");
+    check("log_output: paper", "qcp.yaml:1: log_output: found \"paper\": one of stderr, stdout, {file: PATH}");
+    check("log_output: {file: \"\"}", "qcp.yaml:1: log_output.file: found \"\": the path of a file");
+    check("log_output: {}", "qcp.yaml:1: log_output: lacks the key file");
+
+    // Addresses.
+    check("servers: 10.0.0.1", "qcp.yaml:1: servers: found \"10.0.0.1\": a list");
+    check("servers: []", "qcp.yaml:1: servers: found an empty list: at least one address");
+    check(
+        "servers:\n - a\n - \"b:\"",
+        &format!("qcp.yaml:3: servers[1]: found \"b:\": {server}; or a map with the key address"),
+    );
+    check("servers:\n - address: ::1", &format!("qcp.yaml:2: servers[0].address: found \"::1\": {server}"));
+    check("servers:\n - {}", "qcp.yaml:2: servers[0]: lacks the key address");
+    check("servers:\n - 5432", &format!("qcp.yaml:2: servers[0]: found 5432: {server}; or a map with the key address"));
+    check("servers: [a, \"a:5432\"]", "qcp.yaml:1: servers[1]: found \"a:5432\" a second time: each address once");
+    check(
+        "listening_address: [\"0.0.0.0:1\", \"localhost:8080\"]",
+        "qcp.yaml:1: listening_address[1]: found \"localhost:8080\": \"address:port\" with a numeric address (0.0.0.0 and \
+         [::] are all of this machine's), \"unix:/directory\" or \"unix:/directory:port\"",
+    );
+    check("listening_address: []", "qcp.yaml:1: listening_address: found an empty list: at least one address");
+    check(
+        "databases:\n  shop:\n    servers: [a, a]",
+        "qcp.yaml:3: databases.shop.servers[1]: found \"a:5432\" a second time: each address once",
+    );
+
+    // Names.
+    check(
+        "dedicated_users: [1.5]",
+        "qcp.yaml:1: dedicated_users[0]: found 1.5: a name (in quotes, if YAML takes it for something else)",
+    );
+    check(
+        "users: {\"*\": {}}",
+        "qcp.yaml:1: users.*: found \"*\": a user's name; what is for every user stands at the top level",
+    );
+
+    // Keys.
+    check("pool:\n  size: 1\n  size: 2", "qcp.yaml:3: pool.size: is there twice");
+    check("databases: {a: {}, a: {}}", "qcp.yaml:1: databases.a: is there twice");
+    check(
+        "pool:\n  sise: 3",
+        "qcp.yaml:2: pool.sise: unknown key; did you mean size?; allowed here: size, min_size, max_queue, queue_timeout, \
+         schedule, idle_timeout, lifetime",
+    );
+    check("control:\n  port: 3", "qcp.yaml:2: control.port: unknown key; allowed here: socket");
+    check(
+        "databases: {a: {size: 3}}",
+        "qcp.yaml:1: databases.a.size: unknown key; allowed here: servers, dbname, relay_mode, pool",
+    );
+    check("databases: {a: 3}", "qcp.yaml:1: databases.a: found 3: a map of settings");
+    check("just a text", "qcp.yaml:1: found \"just a text\": a map of settings");
+    check(
+        "databases_only: true\ndatabases: {\"*\": {}}",
+        "qcp.yaml:1: databases_only: cannot be given together with databases.*, which lists every database",
+    );
+
+    // What agrees with nothing else.
+    check("pool: {min_size: 21}", "qcp.yaml:1: pool.min_size: found 21: at most pool.size, which is 20 there");
+    check(
+        "pool: {min_size: 5}\nusers:\n  batch:\n    pool: {size: 3}",
+        "qcp.yaml:4: users.batch.pool.size: found 3: at least pool.min_size, which is 5 there",
+    );
+    check(
+        "databases: {shop: {pool: {size: 4}}}\nusers:\n  batch: {pool: {min_size: 5}}",
+        "qcp.yaml:3: users.batch.pool.min_size: found 5: at most pool.size, which is 4 there",
+    );
+    check(
+        "reconnect: {min_backoff: 6s}",
+        "qcp.yaml:1: reconnect.min_backoff: found 6s: at most max_backoff, which is 5s",
+    );
+    check(
+        "reconnect: {max_backoff: 50ms}",
+        "qcp.yaml:1: reconnect.max_backoff: found 50ms: at least min_backoff, which is 100ms",
+    );
+}
+
+#[test]
+fn what_comes_later_is_told_from_what_is_unknown() {
+    for (key, text) in [
+        ("tls", "tls: {}"),
+        ("metrics", "metrics: {address: \"127.0.0.1:9930\"}"),
+        ("transparency", "transparency: balanced"),
+        ("pool.reserve_size", "pool: {reserve_size: 3}"),
+        ("databases.a.pool.placement", "databases: {a: {pool: {placement: random}}}"),
+        ("users.batch.limits", "users: {batch: {limits: {query_timeout: 0s}}}"),
+        ("limits.query_timeout", "limits: {query_timeout: 0s}"),
+        ("auth.admin_users", "auth: {admin_users: [alice]}"),
+        ("servers[0].weight", "servers: [{address: a, weight: 3}]"),
+    ] {
+        assert_eq!(refusal(text), format!("qcp.yaml:1: {key}: known, comes later"));
+    }
+    let check = |text, expected| assert_eq!(refusal(text), expected, "{text}");
+    check(
+        "session_state: preserve",
+        "qcp.yaml:1: session_state: found \"preserve\": known, comes later; for now: none",
+    );
+    check(
+        "auth: {method: md5}",
+        "qcp.yaml:1: auth.method: found \"md5\": known, comes later; for now: one of server, trust",
+    );
+    check(
+        "log_output: syslog",
+        "qcp.yaml:1: log_output: found \"syslog\": known, comes later; for now: one of stderr, stdout, {file: PATH}",
+    );
+}
+
+#[test]
+fn what_is_not_yaml_says_where() {
+    for (text, line) in [("a: [1,\n2", 2), ("a:\n\t- b", 2), ("a: 1\n---\nb: 2", 2), ("a: *nowhere", 1)] {
+        let error = Config::parse("qcp.yaml", text).unwrap_err();
+        assert!(matches!(error.problem, Problem::Syntax(_)), "{error:?}");
+        // The parser names the line where it gave up, or the one before.
+        assert!(error.line.is_none_or(|found| found.abs_diff(line) <= 1), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let error = Config::load(Path::new("/nowhere/qcp.yaml")).unwrap_err();
+    assert_eq!(error.to_string(), "/nowhere/qcp.yaml: cannot be read: No such file or directory (os error 2)");
+}
+
+#[test]
+fn the_total_size_of_the_arena_wins_with_a_warning() {
+    let text = "arena:\n  chunk_size: 65 KB\n  chunks_count: 3150\n  total_size: 3.1 GB\n";
+    let (config, warnings) = Config::parse("qcp.yaml", text).unwrap();
+    assert_eq!(config.arena, Arena { chunk_size: 66560, chunks_count: 50009 });
+    let warnings: Vec<String> = warnings.iter().map(Warning::to_string).collect();
+    assert_eq!(warnings, ["qcp.yaml:3: arena.chunks_count: has no effect, because total_size is there too"]);
+}
+
+#[test]
+fn the_user_goes_before_the_database_and_the_database_before_everyone() {
+    let config = parse(
+        "relay_mode: statement
+pool: {size: 10, min_size: 1, max_queue: 7, lifetime: 2h}
+servers: [a, 'b:1']
+databases:
+  reports: {servers: ['unix:/run/pg'], dbname: reports_v2, relay_mode: session, pool: {size: 5, max_queue: 8}}
+  2024:
+  '*': {pool: {size: 6, schedule: Random}}
+users:
+  batch: {relay_mode: Smart, pool: {size: 3, idle_timeout: 0s}}
+dedicated_databases: [audit]
+dedicated_users: [2024]
+",
+    );
+    let check = |database, user, mode, size, max_queue, servers: &str, server_database| {
+        let found = config.pool(database, user).unwrap();
+        let shown: Vec<String> = found.servers.iter().map(ServerAddress::to_string).collect();
+        assert_eq!(
+            (found.relay_mode, found.pool.size, found.pool.max_queue),
+            (mode, size, max_queue),
+            "{database} {user}"
+        );
+        assert_eq!((shown.join(" ").as_str(), found.server_database.as_str()), (servers, server_database));
+        assert_eq!(found.pool.min_size, 1);
+    };
+    use RelayMode::{Session, Smart, Statement};
+    check("reports", "alice", Session, 5, 8, "unix:/run/pg", "reports_v2");
+    check("reports", "batch", Smart, 3, 8, "unix:/run/pg", "reports_v2");
+    // An entry that says nothing is listed all the same: what * says is not for it.
+    check("2024", "alice", Statement, 10, 7, "a:5432 b:1", "2024");
+    check("shop", "alice", Statement, 6, 7, "a:5432 b:1", "shop");
+    check("shop", "batch", Smart, 3, 7, "a:5432 b:1", "shop");
+    let pool = config.pool("shop", "batch").unwrap().pool;
+    assert_eq!((pool.idle_timeout, pool.schedule), (Duration::ZERO, pool::Schedule::Random));
+    assert_eq!(pool.lifetime, Duration::from_secs(7200));
+    let dedicated = |database, user| config.pool(database, user).unwrap().dedicated;
+    assert_eq!([dedicated("audit", "x"), dedicated("x", "2024"), dedicated("x", "y")], [true, true, false]);
+}
+
+#[test]
+fn with_databases_only_the_others_are_not_served() {
+    let config = parse("databases_only: true\ndatabases: {shop: }");
+    assert!(config.pool("shop", "alice").is_some());
+    assert!(config.pool("other", "alice").is_none());
+}
+
+#[test]
+fn a_socket_file_has_the_port_of_the_first_tcp_address() {
+    let check = |text, expected: &[&str]| {
+        let shown: Vec<String> = parse(text).listen.iter().map(Listen::to_string).collect();
+        assert_eq!(shown, expected, "{text}");
+    };
+    check("listening_address: unix:/run/qcp", &["unix:/run/qcp/.s.PGSQL.8080"]);
+    check("listening_address: unix:/run/qcp:6432", &["unix:/run/qcp/.s.PGSQL.6432"]);
+    check(
+        "listening_address: [unix:/run/qcp, '[::1]:6432', '127.0.0.1:6433']",
+        &["unix:/run/qcp/.s.PGSQL.6432", "[::1]:6432", "127.0.0.1:6433"],
+    );
+}
+
+#[test]
+fn a_pool_smaller_than_the_cores_is_refused() {
+    let check = |text, cores, expected: Option<&str>| {
+        let found = parse(text).check_cores(cores).err().map(|error| error.to_string());
+        let expected = expected.map(|place| {
+            format!("{place}: at least the number of cores, which is {cores}; give it more, or run with fewer cores")
+        });
+        assert_eq!(found, expected, "{text}");
+    };
+    check("", 20, None);
+    check("", 21, Some("qcp.yaml: pool.size: found 20"));
+    check("pool: {size: 2}", 3, Some("qcp.yaml:1: pool.size: found 2"));
+    check("databases:\n  a: {pool: {size: 2}}", 2, None);
+    check("databases:\n  a: {pool: {size: 2}}", 3, Some("qcp.yaml:2: databases.a.pool.size: found 2"));
+    check("databases:\n  '*': {pool: {size: 2}}", 3, Some("qcp.yaml:2: databases.*.pool.size: found 2"));
+    check("users:\n  a: {pool: {size: 2}}", 3, Some("qcp.yaml:2: users.a.pool.size: found 2"));
+}
+
+#[test]
+fn the_control_socket_is_where_it_was_put_or_in_one_of_two_places() {
+    let check = |configured: Option<&str>, runtime_directory: Option<&str>, expected: &[&str]| {
+        let found = control_sockets(configured.map(Path::new), runtime_directory.map(OsStr::new));
+        assert_eq!(found, expected.iter().map(PathBuf::from).collect::<Vec<_>>());
+    };
+    check(None, None, &["/run/qcp/control.sock"]);
+    check(None, Some("/run/user/7"), &["/run/qcp/control.sock", "/run/user/7/qcp/control.sock"]);
+    check(None, Some("not/absolute"), &["/run/qcp/control.sock"]);
+    check(Some("/tmp/c"), Some("/run/user/7"), &["/tmp/c"]);
+    assert_eq!(parse("control: {socket: /tmp/c}").control_socket, Some("/tmp/c".into()));
+}
+
+/// Texts that are nearly configurations: keys and values of ours in any order and nesting.
+fn nearly_a_configuration() -> impl Strategy<Value = String> {
+    let piece = prop::sample::select(vec![
+        "pool",
+        "size",
+        "servers",
+        "databases",
+        "users",
+        "arena",
+        "total_size",
+        "chunk_size",
+        "log_output",
+        "file",
+        "address",
+        "listening_address",
+        "auth",
+        "*",
+        "a",
+        ":",
+        ": ",
+        "\n",
+        "\n  ",
+        "\n    ",
+        "- ",
+        "{",
+        "}",
+        "[",
+        "]",
+        ", ",
+        "10s",
+        "3 GB",
+        "-1",
+        "20",
+        "unix:/a",
+        "[::1]:1",
+        "host:1",
+        "~",
+        "true",
+        "\"",
+        "'",
+        "#",
+        "&x ",
+        "*x",
+        "!!str ",
+        "|",
+        ">",
+        "---",
+        "? ",
+        "<<",
+    ]);
+    prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(any: String, near in nearly_a_configuration()) {
+        for text in [any, near] {
+            match Config::parse("qcp.yaml", &text) {
+                Ok((config, _)) => { let _ = (config.pool("a", "a"), config.check_cores(64)); }
+                Err(error) => { let _ = error.to_string(); }
+            }
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The values at the end of a key: each knows how it is read and says what is allowed.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, SeqAccess, Unexpected, Visitor};
+
+use super::sizes::{DURATION_MAX, format_duration, parse_duration, parse_size};
+use super::{AuthMethod, SessionState};
+use crate::pool::Schedule;
+use crate::session::RelayMode;
+
+/// A value that is written as a text.
+pub(super) trait FromText: Sized {
+    /// Ends the sentence "found x: ...".
+    fn allowed() -> String;
+    fn from_text(text: &str) -> Option<Self>;
+}
+
+/// Makes serde read a [`FromText`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Parsed<T>(pub T);
+
+impl<'de, T: FromText> Deserialize<'de> for Parsed<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ParsedVisitor<T>(PhantomData<T>);
+
+        impl<T: FromText> Visitor<'_> for ParsedVisitor<T> {
+            type Value = Parsed<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&T::allowed())
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Parsed<T>, E> {
+                T::from_text(text).map(Parsed).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+            }
+        }
+
+        deserializer.deserialize_str(ParsedVisitor(PhantomData))
+    }
+}
+
+/// One of several words; capitals do not matter.
+trait Word: Copy + 'static {
+    const WORDS: &'static [(&'static str, Self)];
+}
+
+impl Word for RelayMode {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("Session", RelayMode::Session), ("Smart", RelayMode::Smart), ("Statement", RelayMode::Statement)];
+}
+
+impl Word for Schedule {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("round-robin", Schedule::RoundRobin),
+        ("random", Schedule::Random),
+        ("load-balancing", Schedule::LoadBalancing),
+    ];
+}
+
+impl Word for log::LevelFilter {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("Off", log::LevelFilter::Off),
+        ("Error", log::LevelFilter::Error),
+        ("Warn", log::LevelFilter::Warn),
+        ("Info", log::LevelFilter::Info),
+        ("Debug", log::LevelFilter::Debug),
+        ("Trace", log::LevelFilter::Trace),
+    ];
+}
+
+impl Word for AuthMethod {
+    const WORDS: &'static [(&'static str, Self)] = &[("server", AuthMethod::Server), ("trust", AuthMethod::Trust)];
+}
+
+impl Word for SessionState {
+    const WORDS: &'static [(&'static str, Self)] = &[("none", SessionState::None)];
+}
+
+impl<T: Word> FromText for T {
+    fn allowed() -> String {
+        match T::WORDS {
+            [(only, _)] => (*only).to_owned(),
+            words => {
+                let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+                format!("one of {}", words.join(", "))
+            }
+        }
+    }
+
+    fn from_text(text: &str) -> Option<T> {
+        T::WORDS.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)).map(|(_, value)| *value)
+    }
+}
+
+/// A duration of at least so many milliseconds; where 0 is allowed it switches something off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Wait<const MIN_MS: u64>(pub Duration);
+
+impl<const MIN_MS: u64> FromText for Wait<MIN_MS> {
+    fn allowed() -> String {
+        let (min, max) = (format_duration(Duration::from_millis(MIN_MS)), format_duration(DURATION_MAX));
+        format!("a duration from {min} to {max}, such as 100ms, 10s, 5m or 1h")
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        parse_duration(text).filter(|duration| *duration >= Duration::from_millis(MIN_MS)).map(Wait)
+    }
+}
+
+impl FromText for PathBuf {
+    fn allowed() -> String {
+        "the path of a file".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<PathBuf> {
+        (!text.is_empty() && !text.contains('\0')).then(|| PathBuf::from(text))
+    }
+}
+
+/// A whole number from `MIN` to `MAX`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Count<const MIN: u32, const MAX: u32>(pub u32);
+
+impl<'de, const MIN: u32, const MAX: u32> Deserialize<'de> for Count<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct CountVisitor<const MIN: u32, const MAX: u32>;
+
+        impl<const MIN: u32, const MAX: u32> Visitor<'_> for CountVisitor<MIN, MAX> {
+            type Value = Count<MIN, MAX>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a whole number from {MIN} to {MAX}")
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Self::Value, E> {
+                let allowed: RangeInclusive<u32> = MIN..=MAX;
+                let count = u32::try_from(value).ok().filter(|count| allowed.contains(count));
+                count.map(Count).ok_or_else(|| E::invalid_value(Unexpected::Unsigned(value), &self))
+            }
+        }
+
+        deserializer.deserialize_u64(CountVisitor)
+    }
+}
+
+/// A number of bytes: plain, or with a unit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Size(pub u64);
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SizeVisitor;
+
+        impl Visitor<'_> for SizeVisitor {
+            type Value = Size;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of bytes, or a size such as 64 KB or 3.1 GB (B, KB, MB, GB)")
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Size, E> {
+                Ok(Size(value))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
+                parse_size(text).map(Size).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+            }
+        }
+
+        deserializer.deserialize_any(SizeVisitor)
+    }
+}
+
+/// The name of a database or user. One that looks like a number needs no quotes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Name(pub String);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NameVisitor;
+
+        impl Visitor<'_> for NameVisitor {
+            type Value = Name;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name (in quotes, if YAML takes it for something else)")
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Name, E> {
+                Ok(Name(value.to_string()))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Name, E> {
+                // The startup packet ends a name with a zero byte, and an empty one means "none".
+                if text.is_empty() || text.contains('\0') {
+                    return Err(E::invalid_value(Unexpected::Str(text), &self));
+                }
+                Ok(Name(text.to_owned()))
+            }
+        }
+
+        deserializer.deserialize_any(NameVisitor)
+    }
+}
+
+/// One value, or a list of them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct OneOrMany<T>(pub Vec<T>);
+
+impl<'de, T: FromText> Deserialize<'de> for OneOrMany<Parsed<T>> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrManyVisitor<T>(PhantomData<T>);
+
+        impl<'de, T: FromText> Visitor<'de> for OneOrManyVisitor<T> {
+            type Value = OneOrMany<Parsed<T>>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}; or a list of these", T::allowed())
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                let one = T::from_text(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))?;
+                Ok(OneOrMany(vec![Parsed(one)]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut values = Vec::new();
+                while let Some(value) = list.next_element()? {
+                    values.push(value);
+                }
+                Ok(OneOrMany(values))
+            }
+        }
+
+        deserializer.deserialize_any(OneOrManyVisitor(PhantomData))
+    }
+}

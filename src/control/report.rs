@@ -1,0 +1,453 @@
+//! What the pooler tells about itself. Each shard fills in a [`ShardReport`]; [`show`] makes one answer of all of them,
+//! as rows for a script and as a table for a human.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use serde::{Deserialize, Serialize};
+
+use super::command::Topic;
+use super::table::{self, left, right};
+use super::wire::Reply;
+
+/// What one shard says when it is asked for a topic. Lists that the topic does not need stay empty.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct ShardReport {
+    pub shard: u16,
+    /// The processor that the shard is bound to, if it is.
+    pub core: Option<u32>,
+    pub uptime_s: u64,
+    pub clients: Vec<ClientRow>,
+    pub backends: Vec<BackendRow>,
+    pub pools: Vec<PoolRow>,
+    pub memory: MemoryReport,
+    pub counters: Counters,
+}
+
+/// Always filled in, whatever was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Connected now.
+    pub clients: u64,
+    /// Connected now.
+    pub backends: u64,
+    pub queries: u64,
+    pub transactions: u64,
+    /// From clients and to clients, since the start.
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    /// Requests that found no backend free, since the start.
+    pub waits: u64,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ClientRow {
+    /// Names the client over all shards.
+    pub id: u64,
+    pub user: String,
+    pub database: String,
+    pub state: ClientState,
+    pub shard: u16,
+    pub address: String,
+    pub connected_s: u64,
+    pub application_name: String,
+    /// The server's process id of the backend that it is linked to.
+    pub backend_pid: Option<i32>,
+    /// Of the wait that goes on; 0 if it does not wait.
+    pub wait_ms: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientState {
+    Login,
+    Idle,
+    Waiting,
+    Active,
+    Dedicated,
+    Closing,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct BackendRow {
+    /// The server's process id, once it has told.
+    pub pid: Option<i32>,
+    pub user: String,
+    pub database: String,
+    pub server: String,
+    pub state: BackendState,
+    pub shard: u16,
+    pub age_s: u64,
+    /// 0 if it is not idle.
+    pub idle_s: u64,
+    /// [`ClientRow::id`] of the client that it is linked to.
+    pub client: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendState {
+    Dialing,
+    Login,
+    Idle,
+    Linked,
+    Cleaning,
+    Dedicated,
+    Closing,
+}
+
+/// A shard's part of a pool, or the parts of all shards added up.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct PoolRow {
+    pub server: String,
+    pub database: String,
+    pub user: String,
+    pub mode: RelayMode,
+    /// Backends that all shards together may have: the same in every part.
+    pub size: u64,
+    /// Backends that this part may have.
+    pub permits: u64,
+    pub idle: u64,
+    pub linked: u64,
+    pub dialing: u64,
+    pub cleaning: u64,
+    pub waiting: u64,
+    pub oldest_wait_ms: u64,
+    pub queries: u64,
+    pub transactions: u64,
+    pub clients: u64,
+}
+
+/// Spelled as in the configuration.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum RelayMode {
+    Session,
+    Smart,
+    Statement,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct MemoryReport {
+    pub terms: Vec<Term>,
+    pub arena_chunks: u64,
+    pub arena_chunk_size: u64,
+    pub chunks_in_use: u64,
+    /// Added up over shards this is an upper bound, because their peaks need not have been at one time.
+    pub chunks_peak: u64,
+    /// Of the whole process, so at most one of the reports has it.
+    pub rss_bytes: Option<u64>,
+}
+
+/// One addend of the memory that is taken at start.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Term {
+    pub name: String,
+    pub count: u64,
+    pub each_bytes: u64,
+    pub bytes: u64,
+    /// What it is for, in a few words.
+    pub what: String,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ShardRow {
+    pub shard: u16,
+    pub core: Option<u32>,
+    #[serde(flatten)]
+    pub counters: Counters,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub pid: u32,
+    pub uptime_s: u64,
+    pub state: RunState,
+    pub cores: u64,
+    pub clients: u64,
+    pub backends: u64,
+    pub listening: Vec<String>,
+    /// The file that was loaded.
+    pub config: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunState {
+    Running,
+    Draining,
+}
+
+/// The answer to `quit`, given at once; the end itself is seen by the connection, which closes with the process.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Draining {
+    pub pid: u32,
+    /// How long the drain may take.
+    pub shutdown_timeout_ms: u64,
+}
+
+#[derive(Serialize)]
+struct MemoryTotal<'report> {
+    total_bytes: u64,
+    #[serde(flatten)]
+    report: &'report MemoryReport,
+}
+
+/// The answer to `show`, from what all shards have told.
+pub fn show(topic: Topic, reports: Vec<ShardReport>) -> Reply {
+    match topic {
+        Topic::Memory => show_memory(&merge_memory(reports.into_iter().map(|report| report.memory))),
+        Topic::Pools => show_pools(&merge_pools(reports.into_iter().flat_map(|report| report.pools))),
+        Topic::Clients => {
+            let mut rows: Vec<ClientRow> = reports.into_iter().flat_map(|report| report.clients).collect();
+            rows.sort_by_key(|row| (row.shard, row.id));
+            show_clients(&rows)
+        }
+        Topic::Backends => {
+            let mut rows: Vec<BackendRow> = reports.into_iter().flat_map(|report| report.backends).collect();
+            rows.sort_by(|a, b| (a.shard, &a.server, &a.database, a.pid).cmp(&(b.shard, &b.server, &b.database, b.pid)));
+            show_backends(&rows)
+        }
+        Topic::Shards => {
+            let mut rows: Vec<ShardRow> = reports.iter().map(ShardReport::row).collect();
+            rows.sort_by_key(|row| row.shard);
+            show_shards(&rows)
+        }
+    }
+}
+
+impl ShardReport {
+    pub fn row(&self) -> ShardRow {
+        ShardRow { shard: self.shard, core: self.core, counters: self.counters }
+    }
+}
+
+/// Adds up the parts of each pool, in the order of server, database and user.
+pub fn merge_pools(parts: impl IntoIterator<Item = PoolRow>) -> Vec<PoolRow> {
+    let mut pools = BTreeMap::new();
+    for part in parts {
+        match pools.entry((part.server.clone(), part.database.clone(), part.user.clone())) {
+            Entry::Vacant(place) => {
+                place.insert(part);
+            }
+            Entry::Occupied(mut pool) => pool.get_mut().add(&part),
+        }
+    }
+    pools.into_values().collect()
+}
+
+impl PoolRow {
+    fn add(&mut self, part: &PoolRow) {
+        // While a changed configuration makes its way to the shards they may differ for a moment.
+        self.size = self.size.max(part.size);
+        self.permits += part.permits;
+        self.idle += part.idle;
+        self.linked += part.linked;
+        self.dialing += part.dialing;
+        self.cleaning += part.cleaning;
+        self.waiting += part.waiting;
+        self.oldest_wait_ms = self.oldest_wait_ms.max(part.oldest_wait_ms);
+        self.queries += part.queries;
+        self.transactions += part.transactions;
+        self.clients += part.clients;
+    }
+}
+
+/// Adds up the terms of all shards. A term that is of another size elsewhere keeps a line of its own, so that count
+/// times size stays true on every line.
+pub fn merge_memory(parts: impl IntoIterator<Item = MemoryReport>) -> MemoryReport {
+    let mut sum = MemoryReport::default();
+    for part in parts {
+        for term in part.terms {
+            let same = |known: &&mut Term| known.name == term.name && known.each_bytes == term.each_bytes;
+            match sum.terms.iter_mut().find(same) {
+                None => sum.terms.push(term),
+                Some(known) => {
+                    known.count += term.count;
+                    known.bytes += term.bytes;
+                }
+            }
+        }
+        sum.arena_chunks += part.arena_chunks;
+        sum.arena_chunk_size = sum.arena_chunk_size.max(part.arena_chunk_size);
+        sum.chunks_in_use += part.chunks_in_use;
+        sum.chunks_peak += part.chunks_peak;
+        sum.rss_bytes = sum.rss_bytes.max(part.rss_bytes);
+    }
+    sum
+}
+
+impl MemoryReport {
+    pub fn total_bytes(&self) -> u64 {
+        self.terms.iter().map(|term| term.bytes).sum()
+    }
+}
+
+fn show_memory(report: &MemoryReport) -> Reply {
+    let columns = [
+        left("term", |term: &Term| term.name.clone()),
+        right("count", |term| table::grouped(term.count)),
+        right("each", |term| table::grouped(term.each_bytes)),
+        right("bytes", |term| table::grouped(term.bytes)),
+        left("what", |term| term.what.clone()),
+    ];
+    let total_bytes = report.total_bytes();
+    let mut text = table::render(&columns, &report.terms);
+    text += &format!("\ntotal  {} bytes ({})\n", table::grouped(total_bytes), table::size(total_bytes));
+    text += &format!(
+        "arena  {} chunks of {} bytes, {} in use, at most {} so far\n",
+        table::grouped(report.arena_chunks),
+        table::grouped(report.arena_chunk_size),
+        table::grouped(report.chunks_in_use),
+        table::grouped(report.chunks_peak),
+    );
+    if let Some(rss_bytes) = report.rss_bytes {
+        text += &format!("rss    {} bytes ({})\n", table::grouped(rss_bytes), table::size(rss_bytes));
+    }
+    Reply::new(&MemoryTotal { total_bytes, report }, text)
+}
+
+fn show_pools(rows: &[PoolRow]) -> Reply {
+    let columns = [
+        left("server", |row: &PoolRow| row.server.clone()),
+        left("database", |row| row.database.clone()),
+        left("user", |row| row.user.clone()),
+        left("mode", |row| row.mode.name().to_string()),
+        right("size", |row| row.size.to_string()),
+        right("permits", |row| row.permits.to_string()),
+        right("linked", |row| row.linked.to_string()),
+        right("idle", |row| row.idle.to_string()),
+        right("dialing", |row| row.dialing.to_string()),
+        right("cleaning", |row| row.cleaning.to_string()),
+        right("clients", |row| row.clients.to_string()),
+        right("waiting", |row| row.waiting.to_string()),
+        right("oldest", |row| table::short_span(row.oldest_wait_ms)),
+        right("queries", |row| row.queries.to_string()),
+        right("transactions", |row| row.transactions.to_string()),
+    ];
+    Reply::new(&rows, table::render(&columns, rows))
+}
+
+fn show_clients(rows: &[ClientRow]) -> Reply {
+    let columns = [
+        right("shard", |row: &ClientRow| row.shard.to_string()),
+        right("id", |row| row.id.to_string()),
+        left("database", |row| row.database.clone()),
+        left("user", |row| row.user.clone()),
+        left("state", |row| row.state.name().to_string()),
+        right("wait", |row| table::short_span(row.wait_ms)),
+        right("backend", |row| optional(row.backend_pid)),
+        right("connected", |row| table::span(row.connected_s)),
+        left("address", |row| row.address.clone()),
+        left("application", |row| row.application_name.clone()),
+    ];
+    Reply::new(&rows, table::render(&columns, rows))
+}
+
+fn show_backends(rows: &[BackendRow]) -> Reply {
+    let columns = [
+        right("shard", |row: &BackendRow| row.shard.to_string()),
+        right("pid", |row| optional(row.pid)),
+        left("server", |row| row.server.clone()),
+        left("database", |row| row.database.clone()),
+        left("user", |row| row.user.clone()),
+        left("state", |row| row.state.name().to_string()),
+        right("age", |row| table::span(row.age_s)),
+        right("idle", |row| table::span(row.idle_s)),
+        right("client", |row| optional(row.client)),
+    ];
+    Reply::new(&rows, table::render(&columns, rows))
+}
+
+fn show_shards(rows: &[ShardRow]) -> Reply {
+    let columns = [
+        right("shard", |row: &ShardRow| row.shard.to_string()),
+        right("core", |row| optional(row.core)),
+        right("clients", |row| row.counters.clients.to_string()),
+        right("backends", |row| row.counters.backends.to_string()),
+        right("queries", |row| row.counters.queries.to_string()),
+        right("transactions", |row| row.counters.transactions.to_string()),
+        right("in", |row| table::size(row.counters.bytes_in)),
+        right("out", |row| table::size(row.counters.bytes_out)),
+        right("waits", |row| row.counters.waits.to_string()),
+    ];
+    Reply::new(&rows, table::render(&columns, rows))
+}
+
+impl Status {
+    pub fn reply(&self) -> Reply {
+        let text = format!(
+            "qcp {}, process {}, {} for {}\nlistening  {}\nconfig     {}\ncores      {}\nclients    {}\nbackends   {}\n",
+            self.version,
+            self.pid,
+            self.state.name(),
+            table::span(self.uptime_s),
+            self.listening.join(", "),
+            self.config,
+            self.cores,
+            self.clients,
+            self.backends,
+        );
+        Reply::new(self, text)
+    }
+}
+
+impl Draining {
+    pub fn reply(&self) -> Reply {
+        let most = table::short_span(self.shutdown_timeout_ms);
+        Reply::new(self, format!("qcp, process {}, is draining, for {most} at most\n", self.pid))
+    }
+}
+
+fn optional(number: Option<impl ToString>) -> String {
+    number.map_or_else(|| "-".to_string(), |number| number.to_string())
+}
+
+impl RelayMode {
+    pub fn name(self) -> &'static str {
+        match self {
+            RelayMode::Session => "Session",
+            RelayMode::Smart => "Smart",
+            RelayMode::Statement => "Statement",
+        }
+    }
+}
+
+impl ClientState {
+    pub fn name(self) -> &'static str {
+        match self {
+            ClientState::Login => "login",
+            ClientState::Idle => "idle",
+            ClientState::Waiting => "waiting",
+            ClientState::Active => "active",
+            ClientState::Dedicated => "dedicated",
+            ClientState::Closing => "closing",
+        }
+    }
+}
+
+impl BackendState {
+    pub fn name(self) -> &'static str {
+        match self {
+            BackendState::Dialing => "dialing",
+            BackendState::Login => "login",
+            BackendState::Idle => "idle",
+            BackendState::Linked => "linked",
+            BackendState::Cleaning => "cleaning",
+            BackendState::Dedicated => "dedicated",
+            BackendState::Closing => "closing",
+        }
+    }
+}
+
+impl RunState {
+    pub fn name(self) -> &'static str {
+        match self {
+            RunState::Running => "running",
+            RunState::Draining => "draining",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

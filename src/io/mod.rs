@@ -1,0 +1,148 @@
+//! The outside: sockets, the clock, the doorbell. glommio and io-uring are named only here and in `process`.
+//!
+//! [`Transport`] is the seam: the shard is written against it, and the ring and the tests' in-memory pipes implement
+//! it. It knows nothing of messages. Owned by one shard.
+
+mod buffers;
+pub mod doorbell;
+pub mod resolve;
+pub mod ring;
+
+use std::time::Instant;
+
+use crate::ids::ConnectionId;
+use crate::memory::{Arena, Scratch, Slice};
+
+/// Whose sockets take from which buffers: clients can never take the chunks that backends need to answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Group {
+    /// Connections from applications.
+    Client,
+    /// Connections to servers.
+    Backend,
+}
+
+/// Where to connect to.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum SocketAddress {
+    /// A resolved TCP address.
+    Tcp(std::net::SocketAddr),
+    /// A Unix socket's file.
+    Unix(std::path::PathBuf),
+}
+
+/// An error number of the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Errno(pub i32);
+
+impl std::fmt::Display for Errno {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = std::io::Error::from_raw_os_error(self.0).to_string();
+        formatter.write_str(text.split(" (os error").next().unwrap_or(&text))
+    }
+}
+
+/// What happened outside.
+pub enum Event {
+    /// A client has connected; nothing is received until [`Transport::receive`].
+    Accepted {
+        /// Its connection.
+        connection: ConnectionId,
+        /// Whether it came over a Unix socket.
+        local: bool,
+    },
+    /// A connection of ours is made, or not. In the latter case it is closed already.
+    Connected {
+        /// The connection.
+        connection: ConnectionId,
+        /// Why not.
+        error: Option<Errno>,
+    },
+    /// Bytes came.
+    Received {
+        /// From where.
+        connection: ConnectionId,
+        /// At least one byte.
+        bytes: Slice,
+    },
+    /// The peer has closed its side, or the connection broke. Nothing more will come; the owner closes it.
+    Ended {
+        /// The connection.
+        connection: ConnectionId,
+        /// `None`: closed in an orderly way.
+        error: Option<Errno>,
+    },
+    /// All that was queued is sent (see [`Transport::notify_drained`]).
+    Drained {
+        /// The connection.
+        connection: ConnectionId,
+    },
+    /// A host name was looked up.
+    Resolved {
+        /// As given to [`Transport::resolve`].
+        ticket: u64,
+        /// The addresses, or why there are none.
+        addresses: Result<Vec<std::net::SocketAddr>, String>,
+    },
+    /// The doorbell rang: look into the mailbox.
+    Rung,
+    /// Time has passed: look at the deadlines.
+    Tick,
+}
+
+/// How to close.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Close {
+    /// What is queued is dropped.
+    Now,
+    /// What is queued is sent first, for as long as the peer takes it within a few seconds.
+    Flushed,
+}
+
+/// Sockets and time, as the shard sees them.
+pub trait Transport {
+    /// The shard's chunks.
+    fn arena(&self) -> &Arena;
+
+    /// Where messages of our own are written.
+    fn scratch(&mut self) -> &mut Scratch;
+
+    /// The time of this turn; it stands still between two waits.
+    fn now(&self) -> Instant;
+
+    /// Whom events of this connection are for; opaque here.
+    fn set_owner(&mut self, connection: ConnectionId, owner: u64);
+
+    /// As set; `None` when the connection is gone.
+    fn owner(&self, connection: ConnectionId) -> Option<u64>;
+
+    /// Queues bytes; they leave at the end of the turn, together with what else was queued for this peer.
+    fn send(&mut self, connection: ConnectionId, bytes: Slice);
+
+    /// Bytes and pieces queued and not yet sent.
+    fn queued(&self, connection: ConnectionId) -> (usize, usize);
+
+    /// Asks for one [`Event::Drained`] when nothing is queued any more.
+    fn notify_drained(&mut self, connection: ConnectionId);
+
+    /// Starts or stops receiving. After a stop, what the kernel had received already may still arrive.
+    fn receive(&mut self, connection: ConnectionId, on: bool);
+
+    /// Begins to connect. Errors: no socket to be had.
+    fn connect(&mut self, address: &SocketAddress) -> Result<ConnectionId, Errno>;
+
+    /// Ends a connection; its id is not valid any more.
+    fn close(&mut self, connection: ConnectionId, how: Close);
+
+    /// The peer's address, for people.
+    fn peer(&self, connection: ConnectionId) -> String;
+
+    /// Whether the peer is on this machine: a Unix socket or a loopback address.
+    fn is_local(&self, connection: ConnectionId) -> bool;
+
+    /// Accepts no more clients.
+    fn stop_listening(&mut self);
+
+    /// Has a host name looked up away from the shard; [`Event::Resolved`] brings the answer under `ticket`.
+    fn resolve(&mut self, host: &str, port: u16, ticket: u64);
+}

@@ -1,0 +1,872 @@
+//! The shard's own io_uring: accept, connect, receive, send, close and wake, with one system call for all that is
+//! queued. [`super::Transport`] over it is what the shard uses; `process::shards` pumps it.
+//!
+//! Invariant: memory that the kernel may touch is owned here until the completion says that it is done with it. A
+//! connection's slot is reused only when no operation of it is in flight.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use nix::sys::socket::{self as sys, AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage};
+
+use super::buffers::Buffers;
+use super::doorbell::Doorbell;
+use super::resolve::Resolver;
+use super::{Close, Errno, Event, Group, SocketAddress, Transport};
+use crate::ids::ConnectionId;
+use crate::memory::{Arena, Nodes, Outbox, Scratch, Slab, Slice};
+
+/// What a ring is made for.
+pub struct Settings {
+    /// The shard's chunks.
+    pub arena: Arena,
+    /// Connections of all kinds, at most.
+    pub connections_max: usize,
+    /// Nodes for unsent pieces.
+    pub nodes_count: usize,
+    /// Chunks that clients can never take.
+    pub backend_reserve: usize,
+    /// Chunks that stand ready for the kernel in each group, at most.
+    pub ready_max: usize,
+}
+
+/// Submission queue entries: what is queued between two system calls; a full queue is submitted early.
+const SUBMISSIONS: u32 = 1024;
+/// Completion queue entries; the kernel keeps what overflows.
+const COMPLETIONS: u32 = 8192;
+/// Pieces of one vectored send.
+const VECTOR_MAX: usize = 16;
+/// Vectored sends in flight; beyond, pieces are sent one by one.
+const VECTORS: usize = 128;
+/// Up to this size, several pieces are copied into one rather than sent as a vector.
+const COALESCE_MAX: usize = 4096;
+/// Chunks left for messages of our own when the arena is nearly used up.
+const SCRATCH_RESERVE: usize = 2;
+/// A receive of at least this share of a chunk says that a large answer is under way.
+const BULK_SHARE: usize = 2;
+/// How long a peer may take to accept what is sent before a close.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// An io_uring with the sockets of one shard.
+pub struct Ring {
+    // The ring goes first: after it is gone the kernel touches nothing of the rest.
+    ring: IoUring,
+    buffers: [Buffers; 2],
+    connections: Slab<Connection>,
+    nodes: Nodes,
+    vectors: Vec<Box<Vector>>,
+    vectors_free: Vec<u16>,
+    arena: Arena,
+    scratch: Scratch,
+    backend_reserve: usize,
+    ready_max: usize,
+    /// Connections with something to send and no send in flight.
+    dirty: Vec<ConnectionId>,
+    /// Connections whose receive found no buffer, for each group.
+    starved: [VecDeque<ConnectionId>; 2],
+    lingering: Vec<(ConnectionId, Instant)>,
+    listeners: Vec<Listener>,
+    doorbell: Doorbell,
+    resolver: Resolver,
+    completions: Vec<cqueue::Entry>,
+    completions_at: usize,
+    rung: bool,
+    now: Instant,
+    tick: Box<types::Timespec>,
+    tick_armed: bool,
+    enters: Cell<u64>,
+}
+
+struct Listener {
+    socket: OwnedFd,
+    local: bool,
+    /// Accepting failed (no descriptors): armed again at the next tick.
+    resting: bool,
+}
+
+struct Connection {
+    socket: RawFd,
+    owner: u64,
+    outbox: Outbox,
+    group: Group,
+    local: bool,
+    receive: Receive,
+    /// What the owner wants; `receive` is how far the kernel is with it.
+    wanted: bool,
+    sending: Sending,
+    connecting: Option<Box<SockaddrStorage>>,
+    /// The last receive was large: receive one chunk at a time.
+    bulk: bool,
+    dirty: bool,
+    notify: bool,
+    ended: bool,
+    closing: Closing,
+    /// Operations in flight.
+    operations: u8,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Receive {
+    Off,
+    Armed,
+    Cancelling,
+    Starved,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sending {
+    No,
+    /// The first piece, or part of it.
+    Piece,
+    Vector(u16),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    No,
+    Flushing,
+    /// Cancelled what was in flight, waiting for it.
+    Waiting,
+    /// The close itself is in flight.
+    Closed,
+}
+
+struct Vector {
+    header: libc::msghdr,
+    pieces: [libc::iovec; VECTOR_MAX],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+enum Operation {
+    Accept,
+    Connect,
+    Receive,
+    Send,
+    Close,
+    Cancel,
+    Doorbell,
+    Tick,
+}
+
+const OPERATIONS: [Operation; 8] = [
+    Operation::Accept,
+    Operation::Connect,
+    Operation::Receive,
+    Operation::Send,
+    Operation::Close,
+    Operation::Cancel,
+    Operation::Doorbell,
+    Operation::Tick,
+];
+
+/// A completion carries operation (8 bits), generation (24) and index (32).
+fn user_data(operation: Operation, connection: ConnectionId) -> u64 {
+    debug_assert!(connection.generation < 1 << 24);
+    (operation as u64) << 56 | u64::from(connection.generation) << 32 | u64::from(connection.index)
+}
+
+const NOBODY: ConnectionId = ConnectionId { index: 0, generation: 0 };
+
+impl Ring {
+    /// Errors: the kernel's, with what was being done.
+    pub fn new(settings: Settings, doorbell: Doorbell) -> io::Result<Self> {
+        let ring = IoUring::builder()
+            .setup_cqsize(COMPLETIONS)
+            .setup_submit_all()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .build(SUBMISSIONS)?;
+        let ready_max = settings.ready_max.max(2);
+        let buffers = [
+            Buffers::new(&ring.submitter(), Group::Client as u16, ready_max)?,
+            Buffers::new(&ring.submitter(), Group::Backend as u16, ready_max)?,
+        ];
+        let vector = || {
+            // SAFETY: all-zero is a valid value of both C structs.
+            Box::new(unsafe { std::mem::zeroed::<Vector>() })
+        };
+        let resolver = Resolver::new(doorbell.clone());
+        let mut this = Self {
+            ring,
+            buffers,
+            connections: Slab::new(settings.connections_max),
+            nodes: Nodes::new(settings.nodes_count),
+            vectors: (0..VECTORS).map(|_| vector()).collect(),
+            vectors_free: (0..VECTORS as u16).collect(),
+            scratch: Scratch::new(&settings.arena),
+            arena: settings.arena,
+            backend_reserve: settings.backend_reserve,
+            ready_max,
+            dirty: Vec::with_capacity(settings.connections_max),
+            starved: [
+                VecDeque::with_capacity(settings.connections_max),
+                VecDeque::with_capacity(settings.connections_max),
+            ],
+            lingering: Vec::new(),
+            listeners: Vec::new(),
+            doorbell,
+            resolver,
+            completions: Vec::with_capacity(512),
+            completions_at: 0,
+            rung: false,
+            now: Instant::now(),
+            tick: Box::new(types::Timespec::new()),
+            tick_armed: false,
+            enters: Cell::new(0),
+        };
+        this.arm_doorbell();
+        this.refill();
+        Ok(this)
+    }
+
+    /// Bytes of all tables, term by term, for the sums: connections, nodes, vectors, queues.
+    pub fn table_sizes(connections_max: usize, nodes_count: usize) -> [(&'static str, usize, usize); 4] {
+        [
+            ("connections", connections_max, Slab::<Connection>::slot_size()),
+            ("pieces to send", nodes_count, Nodes::node_size()),
+            ("vectored sends", VECTORS, size_of::<Vector>()),
+            ("queues of connections", connections_max, 3 * size_of::<ConnectionId>()),
+        ]
+    }
+
+    /// Accepts clients on `socket`, which must listen.
+    pub fn listen(&mut self, socket: OwnedFd, local: bool) {
+        self.listeners.push(Listener { socket, local, resting: false });
+        self.arm_accept(self.listeners.len() - 1);
+    }
+
+    /// Sends what is queued and waits for at least one completion. `tick`: a [`Event::Tick`] comes at the latest then.
+    pub fn wait(&mut self, tick: Duration) -> io::Result<()> {
+        self.end_turn();
+        self.arm_tick(tick);
+        self.enters.set(self.enters.get() + 1);
+        match self.ring.submit_and_wait(1) {
+            Ok(_) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+            Err(error) => return Err(error),
+        }
+        self.now = Instant::now();
+        Ok(())
+    }
+
+    /// Sends what is queued without waiting; whether completions are there to be looked at.
+    pub fn submit(&mut self) -> io::Result<bool> {
+        self.end_turn();
+        self.enters.set(self.enters.get() + 1);
+        let arguments = types::SubmitArgs::new();
+        match self.ring.submitter().submit_with_args(0, &arguments) {
+            Ok(_) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+            Err(error) => return Err(error),
+        }
+        // The queue's view is made anew so that it sees what the kernel just wrote.
+        Ok(!self.ring.completion().is_empty())
+    }
+
+    /// Has the kernel signal `eventfd` for each completion while `park` waits elsewhere.
+    pub fn register_park(&mut self, eventfd: RawFd) -> io::Result<()> {
+        self.ring.submitter().register_eventfd(eventfd)?;
+        self.ring.completion().disable_eventfd();
+        Ok(())
+    }
+
+    /// Turns the signal of [`Self::register_park`] on or off.
+    pub fn signal_park(&mut self, on: bool) {
+        let queue = self.ring.completion();
+        if on { queue.enable_eventfd() } else { queue.disable_eventfd() }
+    }
+
+    /// Asks for the next tick; one is under way at most.
+    pub fn arm_tick(&mut self, after: Duration) {
+        if self.tick_armed {
+            return;
+        }
+        self.tick_armed = true;
+        *self.tick = types::Timespec::new().sec(after.as_secs()).nsec(after.subsec_nanos());
+        let entry = opcode::Timeout::new(&raw const *self.tick).build();
+        self.push(entry.user_data(user_data(Operation::Tick, NOBODY)));
+    }
+
+    /// System calls made to submit and wait.
+    pub fn enters(&self) -> u64 {
+        self.enters.get()
+    }
+
+    /// Connections open or closing.
+    pub fn connection_count(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// What happened next; `None` when all completions have been seen.
+    pub fn next_event(&mut self) -> Option<Event> {
+        loop {
+            if self.rung {
+                if let Some((ticket, addresses)) = self.resolver.next() {
+                    return Some(Event::Resolved { ticket, addresses });
+                }
+                self.rung = false;
+                return Some(Event::Rung);
+            }
+            if self.completions_at == self.completions.len() {
+                self.completions.clear();
+                self.completions_at = 0;
+                let room = self.completions.capacity();
+                self.completions.extend(self.ring.completion().take(room));
+                if self.completions.is_empty() {
+                    return None;
+                }
+            }
+            let entry = self.completions[self.completions_at].clone();
+            self.completions_at += 1;
+            let event = self.on_completion(&entry);
+            if event.is_some() {
+                return event;
+            }
+        }
+    }
+
+    fn on_completion(&mut self, entry: &cqueue::Entry) -> Option<Event> {
+        let data = entry.user_data();
+        let operation = OPERATIONS[(data >> 56) as usize];
+        let connection = ConnectionId { index: data as u32, generation: (data >> 32) as u32 & 0xff_ffff };
+        match operation {
+            Operation::Receive => self.on_receive(connection, entry),
+            Operation::Send => self.on_sent(connection, entry.result()),
+            Operation::Accept => self.on_accept(connection.index as usize, entry),
+            Operation::Connect => self.on_connect(connection, entry.result()),
+            Operation::Close => {
+                self.connections.remove(connection.index, connection.generation);
+                None
+            }
+            Operation::Cancel => {
+                self.finished(connection);
+                None
+            }
+            Operation::Doorbell => {
+                self.doorbell.silence();
+                self.rung = true;
+                if !cqueue::more(entry.flags()) {
+                    self.arm_doorbell();
+                }
+                None
+            }
+            Operation::Tick => {
+                self.tick_armed = false;
+                self.on_tick();
+                Some(Event::Tick)
+            }
+        }
+    }
+
+    fn on_receive(&mut self, id: ConnectionId, entry: &cqueue::Entry) -> Option<Event> {
+        let (result, more) = (entry.result(), cqueue::more(entry.flags()));
+        let named = cqueue::buffer_select(entry.flags());
+        let slot = self.connections.get_mut(id.index, id.generation);
+        let connection = slot.expect("a slot is kept while an operation is in flight");
+        let bytes = named.and_then(|buffer| {
+            let chunk = self.buffers[connection.group as usize].returned(buffer);
+            (result > 0).then(|| chunk.filled(result as usize))
+        });
+        if !more {
+            connection.receive = Receive::Off;
+            connection.operations -= 1;
+        }
+        let alive = connection.closing == Closing::No && !connection.ended;
+        let event = if let Some(bytes) = bytes {
+            connection.bulk = bytes.len() >= self.arena.chunk_size() / BULK_SHARE;
+            alive.then_some(Event::Received { connection: id, bytes })
+        } else {
+            match -result {
+                libc::ENOBUFS => {
+                    if alive && connection.wanted {
+                        connection.receive = Receive::Starved;
+                        self.starved[connection.group as usize].push_back(id);
+                    }
+                    None
+                }
+                libc::ECANCELED | libc::EINTR | libc::EAGAIN => None,
+                error => {
+                    connection.ended = true;
+                    let error = (error != 0).then_some(Errno(error));
+                    alive.then_some(Event::Ended { connection: id, error })
+                }
+            }
+        };
+        if more {
+            return event;
+        }
+        if alive && connection.wanted && !connection.ended {
+            if connection.receive == Receive::Off {
+                self.arm_receive(id);
+            }
+        } else {
+            self.finished_check(id);
+        }
+        event
+    }
+
+    fn on_sent(&mut self, id: ConnectionId, result: i32) -> Option<Event> {
+        let slot = self.connections.get_mut(id.index, id.generation);
+        let connection = slot.expect("a slot is kept while an operation is in flight");
+        connection.operations -= 1;
+        if let Sending::Vector(vector) = connection.sending {
+            self.vectors_free.push(vector);
+        }
+        connection.sending = Sending::No;
+        if result > 0 {
+            connection.outbox.consume(&mut self.nodes, result as usize);
+        }
+        if connection.closing == Closing::Waiting {
+            connection.outbox.clear(&mut self.nodes);
+            self.finished_check(id);
+            return None;
+        }
+        if result < 0 && !matches!(-result, libc::EINTR | libc::EAGAIN) {
+            connection.outbox.clear(&mut self.nodes);
+            if connection.closing == Closing::Flushing {
+                self.begin_close(id);
+                return None;
+            }
+            let first = !connection.ended;
+            connection.ended = true;
+            return first.then_some(Event::Ended { connection: id, error: Some(Errno(-result)) });
+        }
+        if !connection.outbox.is_empty() {
+            self.mark_dirty(id);
+            return None;
+        }
+        if connection.closing == Closing::Flushing {
+            self.begin_close(id);
+            return None;
+        }
+        std::mem::take(&mut connection.notify).then_some(Event::Drained { connection: id })
+    }
+
+    fn on_accept(&mut self, listener: usize, entry: &cqueue::Entry) -> Option<Event> {
+        let result = entry.result();
+        if !cqueue::more(entry.flags()) {
+            if result == -libc::ECANCELED {
+                return None;
+            }
+            if result < 0 && self.listeners.get(listener).is_some() {
+                log::warn!("accepting a client failed: {}; trying again", Errno(-result));
+                self.listeners[listener].resting = true;
+            } else {
+                self.arm_accept(listener);
+            }
+        }
+        if result < 0 {
+            return None;
+        }
+        // SAFETY: the kernel has just made this descriptor for us; nobody else has it.
+        let socket = unsafe { OwnedFd::from_raw_fd(result) };
+        let local = self.listeners.get(listener).is_some_and(|listener| listener.local);
+        match self.insert(socket, Group::Client, local) {
+            Ok(connection) => Some(Event::Accepted { connection, local }),
+            Err(_full) => None,
+        }
+    }
+
+    fn on_connect(&mut self, id: ConnectionId, result: i32) -> Option<Event> {
+        let slot = self.connections.get_mut(id.index, id.generation);
+        let connection = slot.expect("a slot is kept while an operation is in flight");
+        connection.operations -= 1;
+        connection.connecting = None;
+        if connection.closing != Closing::No {
+            self.finished_check(id);
+            return None;
+        }
+        if result < 0 {
+            self.begin_close(id);
+            return Some(Event::Connected { connection: id, error: Some(Errno(-result)) });
+        }
+        self.receive(id, true);
+        Some(Event::Connected { connection: id, error: None })
+    }
+
+    fn on_tick(&mut self) {
+        for listener in 0..self.listeners.len() {
+            if std::mem::take(&mut self.listeners[listener].resting) {
+                self.arm_accept(listener);
+            }
+        }
+        let mut at = 0;
+        while at < self.lingering.len() {
+            let (id, until) = self.lingering[at];
+            let slot = self.connections.get(id.index, id.generation);
+            let waits = slot.is_some_and(|connection| connection.closing == Closing::Flushing);
+            if waits && self.now < until {
+                at += 1;
+                continue;
+            }
+            self.lingering.swap_remove(at);
+            if waits {
+                self.begin_close(id);
+            }
+        }
+    }
+
+    /// One operation more is done; the last one of a closing connection lets its descriptor go.
+    fn finished(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(id.index, id.generation) {
+            connection.operations -= 1;
+            self.finished_check(id);
+        }
+    }
+
+    fn finished_check(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(id.index, id.generation) else { return };
+        if connection.closing == Closing::Waiting && connection.operations == 0 {
+            connection.closing = Closing::Closed;
+            connection.outbox.clear(&mut self.nodes);
+            let entry = opcode::Close::new(types::Fd(connection.socket)).build();
+            self.push(entry.user_data(user_data(Operation::Close, id)));
+        }
+    }
+
+    fn begin_close(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(id.index, id.generation) else { return };
+        if matches!(connection.closing, Closing::Waiting | Closing::Closed) {
+            return;
+        }
+        connection.closing = Closing::Waiting;
+        connection.wanted = false;
+        if connection.operations > 0 {
+            connection.operations += 1;
+            let all = types::CancelBuilder::fd(types::Fd(connection.socket)).all();
+            self.push(opcode::AsyncCancel2::new(all).build().user_data(user_data(Operation::Cancel, id)));
+        }
+        self.finished_check(id);
+    }
+
+    fn insert(&mut self, socket: OwnedFd, group: Group, local: bool) -> Result<ConnectionId, OwnedFd> {
+        let connection = Connection {
+            socket: socket.as_raw_fd(),
+            owner: 0,
+            outbox: Outbox::default(),
+            group,
+            local,
+            receive: Receive::Off,
+            wanted: false,
+            sending: Sending::No,
+            connecting: None,
+            bulk: false,
+            dirty: false,
+            notify: false,
+            ended: false,
+            closing: Closing::No,
+            operations: 0,
+        };
+        match self.connections.insert(connection) {
+            Ok((index, generation)) => {
+                // From here on the slot owns the descriptor; the close operation ends it.
+                let _ = socket.into_raw_fd();
+                Ok(ConnectionId { index, generation })
+            }
+            Err(_) => Err(socket),
+        }
+    }
+
+    fn mark_dirty(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(id.index, id.generation) else { return };
+        if !connection.dirty {
+            connection.dirty = true;
+            self.dirty.push(id);
+        }
+    }
+
+    /// Hands all that was queued in this turn to the kernel's queue, and chunks to the buffer groups.
+    fn end_turn(&mut self) {
+        for at in 0..self.dirty.len() {
+            let id = self.dirty[at];
+            if let Some(connection) = self.connections.get_mut(id.index, id.generation) {
+                connection.dirty = false;
+                if connection.sending == Sending::No
+                    && matches!(connection.closing, Closing::No | Closing::Flushing)
+                    && !connection.outbox.is_empty()
+                {
+                    self.start_send(id);
+                }
+            }
+        }
+        self.dirty.clear();
+        self.scratch.rest();
+        self.refill();
+    }
+
+    fn refill(&mut self) {
+        let [clients, backends] = &mut self.buffers;
+        let ready = self.ready_max.min(backends.capacity());
+        backends.refill(&self.arena, ready, SCRATCH_RESERVE);
+        let ready = self.ready_max.min(clients.capacity());
+        clients.refill(&self.arena, ready, SCRATCH_RESERVE + self.backend_reserve);
+        for group in [Group::Backend, Group::Client] {
+            let mut count = self.buffers[group as usize].len().min(self.starved[group as usize].len());
+            while count > 0 {
+                count -= 1;
+                let Some(id) = self.starved[group as usize].pop_front() else { break };
+                let Some(connection) = self.connections.get_mut(id.index, id.generation) else { continue };
+                if connection.receive == Receive::Starved {
+                    connection.receive = Receive::Off;
+                    if connection.wanted && connection.closing == Closing::No {
+                        self.arm_receive(id);
+                    }
+                }
+            }
+        }
+    }
+
+    fn start_send(&mut self, id: ConnectionId) {
+        let connection = self.connections.get_mut(id.index, id.generation).expect("checked by the caller");
+        let outbox = &mut connection.outbox;
+        if outbox.pieces() > 1 && outbox.bytes() <= COALESCE_MAX.min(self.arena.chunk_size()) {
+            let nodes = &self.nodes;
+            let copied = self.scratch.write(outbox.bytes(), |room| {
+                let mut at = 0;
+                for slice in outbox.iter(nodes) {
+                    room[at..at + slice.len()].copy_from_slice(slice);
+                    at += slice.len();
+                }
+                at
+            });
+            if let Some(slice) = copied {
+                outbox.replace(&mut self.nodes, slice);
+            }
+        }
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+        let socket = types::Fd(connection.socket);
+        let vector = if outbox.pieces() > 1 { self.vectors_free.pop() } else { None };
+        let entry = if let Some(number) = vector {
+            let vector = &mut *self.vectors[number as usize];
+            let mut count = 0;
+            for (slice, piece) in outbox.iter(&self.nodes).zip(&mut vector.pieces) {
+                *piece = libc::iovec { iov_base: slice.as_ptr().cast_mut().cast(), iov_len: slice.len() };
+                count += 1;
+            }
+            vector.header.msg_iov = vector.pieces.as_mut_ptr();
+            vector.header.msg_iovlen = count;
+            connection.sending = Sending::Vector(number);
+            opcode::SendMsg::new(socket, &raw const vector.header).flags(flags as u32).build()
+        } else {
+            let slice = outbox.iter(&self.nodes).next().expect("checked by the caller");
+            connection.sending = Sending::Piece;
+            opcode::Send::new(socket, slice.as_ptr(), slice.len() as u32).flags(flags).build()
+        };
+        connection.operations += 1;
+        self.push(entry.user_data(user_data(Operation::Send, id)));
+    }
+
+    fn arm_receive(&mut self, id: ConnectionId) {
+        let connection = self.connections.get_mut(id.index, id.generation).expect("checked by the caller");
+        debug_assert!(connection.receive == Receive::Off);
+        connection.receive = Receive::Armed;
+        connection.operations += 1;
+        let (socket, group) = (types::Fd(connection.socket), connection.group as u16);
+        let entry = if connection.bulk {
+            // One chunk at a time, so that stopping costs no cancellation and a slow reader holds little.
+            let entry = opcode::Recv::new(socket, std::ptr::null_mut(), 0).buf_group(group).build();
+            entry.flags(squeue::Flags::BUFFER_SELECT)
+        } else {
+            opcode::RecvMulti::new(socket, group).build()
+        };
+        self.push(entry.user_data(user_data(Operation::Receive, id)));
+    }
+
+    fn arm_accept(&mut self, listener: usize) {
+        let Some(Listener { socket, .. }) = self.listeners.get(listener) else { return };
+        let entry = opcode::AcceptMulti::new(types::Fd(socket.as_raw_fd())).flags(libc::SOCK_CLOEXEC).build();
+        let number = ConnectionId { index: listener as u32, generation: 0 };
+        self.push(entry.user_data(user_data(Operation::Accept, number)));
+    }
+
+    fn arm_doorbell(&mut self) {
+        let entry = opcode::PollAdd::new(types::Fd(self.doorbell.as_raw_fd()), libc::POLLIN as u32).multi(true).build();
+        self.push(entry.user_data(user_data(Operation::Doorbell, NOBODY)));
+    }
+
+    fn push(&mut self, entry: squeue::Entry) {
+        loop {
+            // SAFETY: what the entry points to is owned by this struct until its completion (the module's invariant).
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return;
+            }
+            self.enters.set(self.enters.get() + 1);
+            match self.ring.submit() {
+                Ok(_) => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+                Err(error) => panic!("io_uring takes no more submissions: {error}"),
+            }
+        }
+    }
+}
+
+impl Transport for Ring {
+    fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    fn scratch(&mut self) -> &mut Scratch {
+        &mut self.scratch
+    }
+
+    fn now(&self) -> Instant {
+        self.now
+    }
+
+    fn set_owner(&mut self, connection: ConnectionId, owner: u64) {
+        if let Some(connection) = self.connections.get_mut(connection.index, connection.generation) {
+            connection.owner = owner;
+        }
+    }
+
+    #[inline]
+    fn owner(&self, connection: ConnectionId) -> Option<u64> {
+        let connection = self.connections.get(connection.index, connection.generation)?;
+        (connection.closing == Closing::No).then_some(connection.owner)
+    }
+
+    #[inline]
+    fn send(&mut self, id: ConnectionId, bytes: Slice) {
+        let Some(connection) = self.connections.get_mut(id.index, id.generation) else { return };
+        if connection.closing != Closing::No || connection.ended || bytes.is_empty() {
+            return;
+        }
+        let in_flight = connection.sending != Sending::No;
+        if connection.outbox.push(&mut self.nodes, bytes, in_flight).is_err() {
+            // The sums make this impossible short of a bug; the peer must not see a stream with a hole.
+            log::error!("no node left for a piece to send: closing the connection");
+            self.begin_close(id);
+            return;
+        }
+        if !in_flight {
+            self.mark_dirty(id);
+        }
+    }
+
+    #[inline]
+    fn queued(&self, connection: ConnectionId) -> (usize, usize) {
+        let slot = self.connections.get(connection.index, connection.generation);
+        slot.map_or((0, 0), |connection| (connection.outbox.bytes(), connection.outbox.pieces()))
+    }
+
+    fn notify_drained(&mut self, connection: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(connection.index, connection.generation) {
+            connection.notify = true;
+        }
+    }
+
+    fn receive(&mut self, id: ConnectionId, on: bool) {
+        let Some(connection) = self.connections.get_mut(id.index, id.generation) else { return };
+        if connection.closing != Closing::No || connection.ended || connection.wanted == on {
+            return;
+        }
+        connection.wanted = on;
+        match (on, connection.receive) {
+            (true, Receive::Off) => self.arm_receive(id),
+            (false, Receive::Armed) => {
+                connection.receive = Receive::Cancelling;
+                connection.operations += 1;
+                let entry = opcode::AsyncCancel::new(user_data(Operation::Receive, id)).build();
+                self.push(entry.user_data(user_data(Operation::Cancel, id)));
+            }
+            // A starved one still stands in its queue; a cancelled one is armed again when the cancellation is through.
+            (true, Receive::Starved | Receive::Armed | Receive::Cancelling) => {}
+            (false, Receive::Off | Receive::Cancelling | Receive::Starved) => {}
+        }
+    }
+
+    fn connect(&mut self, address: &SocketAddress) -> Result<ConnectionId, Errno> {
+        let errno = |error: nix::Error| Errno(error as i32);
+        let (family, storage, local) = match address {
+            SocketAddress::Tcp(address) => {
+                let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+                (family, SockaddrStorage::from(*address), false)
+            }
+            SocketAddress::Unix(path) => {
+                let unix = sys::UnixAddr::new(path).map_err(errno)?;
+                // SAFETY: the pointer and length describe the address made above, which lives until after the call.
+                let storage = unsafe { SockaddrStorage::from_raw(unix.as_ptr().cast(), Some(unix.len())) };
+                (AddressFamily::Unix, storage.ok_or(Errno(libc::ENAMETOOLONG))?, true)
+            }
+        };
+        let socket = sys::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map_err(errno)?;
+        if !local {
+            sys::setsockopt(&socket, sys::sockopt::TcpNoDelay, &true).map_err(errno)?;
+            sys::setsockopt(&socket, sys::sockopt::KeepAlive, &true).map_err(errno)?;
+        }
+        let id = self.insert(socket, Group::Backend, local).map_err(|_full| Errno(libc::ENFILE))?;
+        let connection = self.connections.get_mut(id.index, id.generation).expect("just inserted");
+        connection.operations += 1;
+        let storage = connection.connecting.insert(Box::new(storage));
+        let entry = opcode::Connect::new(types::Fd(connection.socket), storage.as_ptr(), storage.len()).build();
+        self.push(entry.user_data(user_data(Operation::Connect, id)));
+        Ok(id)
+    }
+
+    fn close(&mut self, id: ConnectionId, how: Close) {
+        let Some(connection) = self.connections.get_mut(id.index, id.generation) else { return };
+        if connection.closing != Closing::No {
+            return;
+        }
+        let unsent = !connection.outbox.is_empty() && !connection.ended;
+        if how == Close::Now || !unsent {
+            self.begin_close(id);
+            return;
+        }
+        self.receive(id, false);
+        let connection = self.connections.get_mut(id.index, id.generation).expect("looked up above");
+        connection.closing = Closing::Flushing;
+        let until = self.now + LINGER;
+        self.lingering.push((id, until));
+    }
+
+    fn peer(&self, connection: ConnectionId) -> String {
+        let slot = self.connections.get(connection.index, connection.generation);
+        let Some(connection) = slot else { return String::new() };
+        if connection.local {
+            return "unix".to_owned();
+        }
+        match sys::getpeername::<SockaddrStorage>(connection.socket) {
+            Ok(address) => tcp_address(&address).map_or_else(|| address.to_string(), |address| address.to_string()),
+            Err(_) => "unknown".to_owned(),
+        }
+    }
+
+    fn is_local(&self, connection: ConnectionId) -> bool {
+        let slot = self.connections.get(connection.index, connection.generation);
+        let Some(connection) = slot else { return false };
+        if connection.local {
+            return true;
+        }
+        let address = sys::getpeername::<SockaddrStorage>(connection.socket).ok();
+        address.as_ref().and_then(tcp_address).is_some_and(|address| address.ip().to_canonical().is_loopback())
+    }
+
+    fn stop_listening(&mut self) {
+        for listener in 0..self.listeners.len() {
+            let number = ConnectionId { index: listener as u32, generation: 0 };
+            let entry = opcode::AsyncCancel::new(user_data(Operation::Accept, number)).build();
+            let nobody = ConnectionId { index: u32::MAX, generation: 0 };
+            self.push(entry.user_data(user_data(Operation::Cancel, nobody)));
+        }
+        self.listeners.clear();
+    }
+
+    fn resolve(&mut self, host: &str, port: u16, ticket: u64) {
+        self.resolver.start(host, port, ticket);
+    }
+}
+
+fn tcp_address(address: &SockaddrStorage) -> Option<SocketAddr> {
+    if let Some(address) = address.as_sockaddr_in() {
+        return Some(SocketAddr::from((address.ip(), address.port())));
+    }
+    address.as_sockaddr_in6().map(|address| SocketAddr::from((address.ip(), address.port())))
+}

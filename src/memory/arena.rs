@@ -1,0 +1,276 @@
+//! The shard's slice of the arena: one mapping, touched at start, cut into chunks that are lent and counted.
+//!
+//! Invariant: a chunk is on the free list exactly while nobody holds it. Owned by one shard; nothing here crosses cores
+//! (the types are `!Send` by their `Rc`).
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::ops::Deref;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use super::block::Classes;
+
+/// The chunks of one shard. Cloning gives another handle to the same arena.
+#[derive(Clone)]
+pub struct Arena {
+    inner: Rc<Inner>,
+}
+
+pub(super) struct Inner {
+    base: NonNull<u8>,
+    chunk_size: usize,
+    holders: Box<[Cell<u32>]>,
+    /// Last in, first out: the chunk returned last is still in the cache.
+    free: RefCell<Vec<u32>>,
+    in_use_peak: Cell<u32>,
+    pub(super) classes: RefCell<Classes>,
+}
+
+/// A chunk held by someone; it goes back to the arena when the last holder lets go.
+pub struct Chunk {
+    inner: Rc<Inner>,
+    index: u32,
+}
+
+/// Bytes of a chunk that will not change any more. Holding one holds the chunk.
+#[derive(Clone)]
+pub struct Slice {
+    chunk: Chunk,
+    start: u32,
+    length: u32,
+}
+
+impl Arena {
+    /// Maps and touches `count` chunks of `chunk_size` bytes. Errors: the kernel's, when memory is not to be had.
+    pub fn new(chunk_size: usize, count: usize) -> io::Result<Self> {
+        assert!(chunk_size > 0 && count > 0);
+        assert!(u32::try_from(chunk_size).is_ok() && u32::try_from(count).is_ok());
+        let size = chunk_size.checked_mul(count).ok_or(io::ErrorKind::OutOfMemory)?;
+        // SAFETY: a fresh anonymous mapping that overlaps nothing; the result is checked before use.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the range is the mapping made above; both calls only advise or touch it.
+        unsafe {
+            libc::madvise(base, size, libc::MADV_HUGEPAGE);
+            std::ptr::write_bytes(base.cast::<u8>(), 0, size);
+        }
+        let base = NonNull::new(base.cast::<u8>()).expect("mmap does not map address zero");
+        let inner = Inner {
+            base,
+            chunk_size,
+            holders: (0..count).map(|_| Cell::new(0)).collect(),
+            free: RefCell::new((0..count as u32).rev().collect()),
+            in_use_peak: Cell::new(0),
+            classes: RefCell::new(Classes::new(chunk_size, count)),
+        };
+        Ok(Self { inner: Rc::new(inner) })
+    }
+
+    /// Takes a chunk; `None` when all are in use.
+    #[inline]
+    pub fn take(&self) -> Option<Chunk> {
+        let mut free = self.inner.free.borrow_mut();
+        let index = free.pop()?;
+        let in_use = (self.inner.holders.len() - free.len()) as u32;
+        if in_use > self.inner.in_use_peak.get() {
+            self.inner.in_use_peak.set(in_use);
+        }
+        let holders = &self.inner.holders[index as usize];
+        assert_eq!(holders.get(), 0, "a free chunk has no holder");
+        holders.set(1);
+        drop(free);
+        Some(Chunk { inner: self.inner.clone(), index })
+    }
+
+    /// A block of at least `size` bytes, cut from a chunk that holds only blocks; `None` when the arena is used up or
+    /// `size` is above the chunk size.
+    pub fn block(&self, size: usize) -> Option<super::Block> {
+        super::block::take(self, size)
+    }
+
+    /// Chunks that nobody holds.
+    #[inline]
+    pub fn free_count(&self) -> usize {
+        self.inner.free.borrow().len()
+    }
+
+    /// All chunks.
+    pub fn chunk_count(&self) -> usize {
+        self.inner.holders.len()
+    }
+
+    /// Bytes of one chunk.
+    #[inline]
+    pub fn chunk_size(&self) -> usize {
+        self.inner.chunk_size
+    }
+
+    /// The most chunks that were in use at once.
+    pub fn in_use_peak(&self) -> usize {
+        self.inner.in_use_peak.get() as usize
+    }
+
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // SAFETY: made by `mmap` with this size in `Arena::new`; no `Chunk` is left, since each holds the `Rc`.
+        unsafe {
+            libc::munmap(self.base.as_ptr().cast(), self.chunk_size * self.holders.len());
+        }
+    }
+}
+
+impl Clone for Chunk {
+    #[inline]
+    fn clone(&self) -> Self {
+        let holders = &self.inner.holders[self.index as usize];
+        holders.set(holders.get().checked_add(1).expect("fewer holders than pieces of a chunk"));
+        Self { inner: self.inner.clone(), index: self.index }
+    }
+}
+
+impl Drop for Chunk {
+    #[inline]
+    fn drop(&mut self) {
+        let holders = &self.inner.holders[self.index as usize];
+        debug_assert!(holders.get() > 0, "a held chunk has a holder");
+        holders.set(holders.get() - 1);
+        if holders.get() == 0 {
+            self.inner.free.borrow_mut().push(self.index);
+        }
+    }
+}
+
+impl Chunk {
+    /// First byte of the chunk. Whoever writes through it keeps the module's invariant.
+    #[inline]
+    pub(crate) fn pointer(&self) -> *mut u8 {
+        // SAFETY: `index` is below the count, so the offset stays within the mapping.
+        unsafe { self.inner.base.as_ptr().add(self.index as usize * self.inner.chunk_size) }
+    }
+
+    /// Bytes of the chunk.
+    #[inline]
+    pub fn size(&self) -> usize {
+        self.inner.chunk_size
+    }
+
+    /// Whether nobody else holds this chunk.
+    #[inline]
+    pub fn is_sole(&self) -> bool {
+        self.inner.holders[self.index as usize].get() == 1
+    }
+
+    pub(super) fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The chunk's first `length` bytes, which will not be written again while the slice lives.
+    #[inline]
+    pub(crate) fn filled(self, length: usize) -> Slice {
+        assert!(length <= self.inner.chunk_size);
+        Slice { chunk: self, start: 0, length: length as u32 }
+    }
+
+    /// Bytes `start..start + length`, which will not be written again while the slice lives.
+    #[inline]
+    pub(super) fn slice(&self, start: usize, length: usize) -> Slice {
+        assert!(start + length <= self.inner.chunk_size);
+        Slice { chunk: self.clone(), start: start as u32, length: length as u32 }
+    }
+}
+
+impl Inner {
+    pub(super) fn chunk_size(&self) -> usize {
+        self.chunk_size
+    }
+}
+
+impl Slice {
+    /// The part `start..end` of this slice.
+    #[inline]
+    #[must_use]
+    pub fn part(&self, start: usize, end: usize) -> Self {
+        assert!(start <= end && end <= self.length as usize);
+        Self { chunk: self.chunk.clone(), start: self.start + start as u32, length: (end - start) as u32 }
+    }
+
+    /// Drops the first `count` bytes.
+    #[inline]
+    pub fn advance(&mut self, count: usize) {
+        assert!(count <= self.length as usize);
+        self.start += count as u32;
+        self.length -= count as u32;
+    }
+
+    /// Grows by `next` if that follows at once in the same chunk; gives it back if not.
+    #[inline]
+    pub fn join(&mut self, next: Self) -> Result<(), Self> {
+        if self.chunk.index == next.chunk.index && self.start + self.length == next.start {
+            self.length += next.length;
+            return Ok(());
+        }
+        Err(next)
+    }
+}
+
+impl Deref for Slice {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the range lies within the chunk (checked when made), was initialised at the latest by the zeroing in
+        // `Arena::new`, and is not written while a slice of it lives (the module's invariant).
+        unsafe { std::slice::from_raw_parts(self.chunk.pointer().add(self.start as usize), self.length as usize) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_returns_when_its_last_holder_goes() {
+        let arena = Arena::new(4096, 2).unwrap();
+        let first = arena.take().unwrap();
+        let second = arena.take().unwrap();
+        assert!(arena.take().is_none());
+        let slice = first.filled(10);
+        let part = slice.part(2, 5);
+        drop(slice);
+        assert_eq!(arena.free_count(), 0);
+        assert_eq!(part.len(), 3);
+        drop(part);
+        assert_eq!(arena.free_count(), 1);
+        drop(second);
+        assert_eq!((arena.free_count(), arena.in_use_peak()), (2, 2));
+    }
+
+    #[test]
+    fn only_neighbours_join() {
+        let arena = Arena::new(4096, 2).unwrap();
+        let whole = arena.take().unwrap().filled(100);
+        let other = arena.take().unwrap().filled(100);
+        let mut left = whole.part(0, 10);
+        assert!(left.join(whole.part(11, 20)).is_err());
+        assert!(left.join(other.part(10, 20)).is_err());
+        assert!(left.join(whole.part(10, 20)).is_ok());
+        assert_eq!(left.len(), 20);
+    }
+}

@@ -1,0 +1,307 @@
+//! A shard's part of one pool: how many backends it may have, which are free, who waits.
+//!
+//! Invariant: `idle + lent + opening <= permits`, where *lent* counts every open backend that is not idle (linked to
+//! a client, or being cleaned). [`Part`] is the only writer of these numbers. Owned by one shard.
+
+use std::time::{Duration, Instant};
+
+use super::Settings;
+use super::waiters::{Queue, Waiters};
+use crate::ids::{BackendId, ClientId};
+
+/// A shard's part of a pool.
+pub struct Part {
+    /// As configured, for all shards together.
+    pub settings: Settings,
+    permits: u32,
+    /// Last in, first out: the one used last is warm.
+    idle: Vec<BackendId>,
+    lent: u32,
+    opening: u32,
+    queue: Queue,
+    refill: Refill,
+    backoff: Backoff,
+}
+
+/// Whether more backends can be opened than clients' logins bring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refill {
+    /// Not tried yet.
+    Unknown,
+    /// The server asks for no password.
+    Free,
+    /// The server asks for a password that nobody here knows.
+    Impossible,
+}
+
+/// Pauses between failed attempts.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    /// After the first failure; doubles.
+    pub min: Duration,
+    /// Never longer.
+    pub max: Duration,
+    failures: u32,
+    until: Option<Instant>,
+}
+
+/// What a client that needs a backend gets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Checkout {
+    /// This one.
+    Ready(BackendId),
+    /// A place in the queue; `open` more backends should be opened (see [`Part::may_open`]).
+    Wait,
+    /// Nothing: the queue is full.
+    QueueFull,
+}
+
+/// What becomes of a backend that comes back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Checkin {
+    /// The longest waiter gets it; it stays lent.
+    HandTo(ClientId),
+    /// Nobody waits.
+    Idle,
+}
+
+/// Logins under way at once for one part, so that a server that comes back is not stormed.
+const OPENING_MAX: u32 = 4;
+
+impl Backoff {
+    /// No failure yet.
+    pub fn new(min: Duration, max: Duration) -> Self {
+        Self { min, max, failures: 0, until: None }
+    }
+
+    /// The pause after another failure; `jitter` is 0..=255.
+    fn fail(&mut self, now: Instant, jitter: u8) {
+        let doubled = self.min.saturating_mul(1 << self.failures.min(16)).min(self.max);
+        self.failures = self.failures.saturating_add(1);
+        // Between three quarters and the whole of it, so that shards and poolers do not knock in step.
+        self.until = Some(now + doubled * (3 * 255 + u32::from(jitter)) / (4 * 255));
+    }
+
+    fn succeed(&mut self) {
+        self.failures = 0;
+        self.until = None;
+    }
+
+    fn allows(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| now >= until)
+    }
+}
+
+impl Part {
+    /// Nothing open yet.
+    pub fn new(settings: Settings, permits: u32, backoff: Backoff) -> Self {
+        Self {
+            settings,
+            permits,
+            idle: Vec::with_capacity(permits as usize),
+            lent: 0,
+            opening: 0,
+            queue: Queue::default(),
+            refill: Refill::Unknown,
+            backoff,
+        }
+    }
+
+    /// A client needs a backend now. Waiters come first.
+    pub fn checkout(&mut self, waiters: &mut Waiters, client: ClientId, now: Instant, queue_max: u32) -> Checkout {
+        if self.queue.is_empty() && let Some(backend) = self.idle.pop() {
+            self.lent += 1;
+            return Checkout::Ready(backend);
+        }
+        if queue_max > 0 && self.queue.len() >= queue_max as usize {
+            return Checkout::QueueFull;
+        }
+        waiters.push(&mut self.queue, client, now);
+        Checkout::Wait
+    }
+
+    /// A lent backend comes back clean, or one that was opened is ready.
+    pub fn checkin(&mut self, waiters: &mut Waiters, backend: BackendId) -> Checkin {
+        assert!(self.lent > 0, "only a lent backend comes back");
+        if let Some((client, _)) = waiters.pop(&mut self.queue) {
+            return Checkin::HandTo(client);
+        }
+        self.lent -= 1;
+        self.idle.push(backend);
+        self.check();
+        Checkin::Idle
+    }
+
+    /// Whether a backend should be opened for those who wait (or to keep `minimum`).
+    pub fn may_open(&self, now: Instant, minimum: u32) -> bool {
+        let wanted = (self.queue.len() as u32).max(minimum.saturating_sub(self.open())) > self.opening;
+        wanted
+            && self.open() < self.permits
+            && self.opening < OPENING_MAX
+            && self.refill != Refill::Impossible
+            && self.backoff.allows(now)
+    }
+
+    /// Takes a place for a backend that is being opened; `false` when there is none.
+    pub fn begin_open(&mut self) -> bool {
+        if self.open() >= self.permits {
+            return false;
+        }
+        self.opening += 1;
+        self.check();
+        true
+    }
+
+    /// It is open: it counts as lent until it is checked in.
+    pub fn opened(&mut self) {
+        assert!(self.opening > 0, "what is open was being opened");
+        self.opening -= 1;
+        self.lent += 1;
+        self.backoff.succeed();
+    }
+
+    /// It could not be opened. `its_fault`: the server's, so that the next attempt waits.
+    pub fn open_failed(&mut self, now: Instant, jitter: u8, its_fault: bool) {
+        assert!(self.opening > 0, "what failed was being opened");
+        self.opening -= 1;
+        if its_fault {
+            self.backoff.fail(now, jitter);
+        }
+    }
+
+    /// A lent backend is closed.
+    pub fn lost_lent(&mut self) {
+        assert!(self.lent > 0, "a lent backend is counted");
+        self.lent -= 1;
+    }
+
+    /// An idle backend is closed or taken away.
+    pub fn lost_idle(&mut self, backend: BackendId) {
+        let at = self.idle.iter().position(|&idle| idle == backend);
+        self.idle.remove(at.expect("an idle backend stands in the list"));
+    }
+
+    /// An idle backend is taken for something other than a client.
+    pub fn borrow_idle(&mut self, backend: BackendId) {
+        self.lost_idle(backend);
+        self.lent += 1;
+    }
+
+    /// The next client in the queue, taken out: it will be told that there is no backend.
+    pub fn pop_waiter(&mut self, waiters: &mut Waiters) -> Option<(ClientId, Instant)> {
+        waiters.pop(&mut self.queue)
+    }
+
+    /// The client that has waited longest.
+    pub fn first_waiter(&self, waiters: &Waiters) -> Option<(ClientId, Instant)> {
+        waiters.first(&self.queue)
+    }
+
+    /// Takes a client out of the queue (it hung up, or cancelled).
+    pub fn remove_waiter(&mut self, waiters: &mut Waiters, client: ClientId) -> bool {
+        waiters.remove(&mut self.queue, client)
+    }
+
+    /// What a login told about opening more.
+    pub fn set_refill(&mut self, refill: Refill) {
+        self.refill = refill;
+    }
+
+    /// See [`Refill`].
+    pub fn refill(&self) -> Refill {
+        self.refill
+    }
+
+    /// Idle backends, the one used longest ago first.
+    pub fn idle(&self) -> &[BackendId] {
+        &self.idle
+    }
+
+    /// Backends that hold a place.
+    pub fn open(&self) -> u32 {
+        self.idle.len() as u32 + self.lent + self.opening
+    }
+
+    /// Lent backends.
+    pub fn lent(&self) -> u32 {
+        self.lent
+    }
+
+    /// Backends being opened.
+    pub fn opening(&self) -> u32 {
+        self.opening
+    }
+
+    /// Places of this part.
+    pub fn permits(&self) -> u32 {
+        self.permits
+    }
+
+    /// Clients waiting.
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    fn check(&self) {
+        assert!(self.open() <= self.permits, "no pool exceeds its size");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::Schedule;
+
+    fn part(permits: u32) -> Part {
+        let settings = Settings {
+            size: permits,
+            min_size: 0,
+            max_queue: 0,
+            queue_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::ZERO,
+            lifetime: Duration::ZERO,
+            schedule: Schedule::RoundRobin,
+        };
+        Part::new(settings, permits, Backoff::new(Duration::from_millis(100), Duration::from_secs(5)))
+    }
+
+    const fn client(index: u32) -> ClientId {
+        ClientId { index, generation: 0 }
+    }
+
+    const fn backend(index: u32) -> BackendId {
+        BackendId { index, generation: 0 }
+    }
+
+    #[test]
+    fn a_backend_goes_to_the_longest_waiter() {
+        let (mut part, mut waiters, now) = (part(1), Waiters::new(4), Instant::now());
+        assert_eq!(part.checkout(&mut waiters, client(0), now, 0), Checkout::Wait);
+        assert!(part.may_open(now, 0) && part.begin_open());
+        assert!(!part.may_open(now, 0) && !part.begin_open());
+        assert_eq!(part.checkout(&mut waiters, client(1), now, 0), Checkout::Wait);
+        assert_eq!(part.checkout(&mut waiters, client(2), now, 2), Checkout::QueueFull);
+        part.opened();
+        assert_eq!(part.checkin(&mut waiters, backend(9)), Checkin::HandTo(client(0)));
+        assert!(part.remove_waiter(&mut waiters, client(1)));
+        assert_eq!(part.checkin(&mut waiters, backend(9)), Checkin::Idle);
+        assert_eq!(part.checkout(&mut waiters, client(3), now, 0), Checkout::Ready(backend(9)));
+        part.lost_lent();
+        assert_eq!(part.open(), 0);
+    }
+
+    #[test]
+    fn failures_are_followed_by_growing_pauses() {
+        let (mut part, mut waiters, mut now) = (part(2), Waiters::new(4), Instant::now());
+        part.checkout(&mut waiters, client(0), now, 0);
+        for expected in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
+            assert!(part.may_open(now, 0));
+            part.begin_open();
+            part.open_failed(now, 255, true);
+            assert!(!part.may_open(now + Duration::from_millis(expected - 1), 0));
+            now += Duration::from_millis(expected);
+        }
+        part.set_refill(Refill::Impossible);
+        assert!(!part.may_open(now, 0));
+    }
+}

@@ -1,0 +1,218 @@
+//! What a peer did, or what QCP could not do for it: values, and the one table that turns them into an answer.
+//!
+//! Whose fault decides: the client's, a server's, or the pooler's own (full, draining, misconfigured). A broken
+//! invariant of ours is an assertion, not a fault; [`Fault::Broken`] is what the client of that link is told.
+
+use std::time::Duration;
+
+use crate::protocol::error::Severity;
+use crate::protocol::startup::Refused;
+use crate::protocol::{Malformed, SqlState};
+
+/// Something that a client has to be told by QCP itself.
+#[derive(Debug)]
+pub enum Fault {
+    // The client's.
+    /// A message that PostgreSQL would not take either.
+    Malformed(Malformed),
+    /// A startup packet that PostgreSQL would not take either.
+    Startup(Refused),
+    /// A message that has no place here.
+    Unexpected(u8),
+    /// No login within `limits.login_timeout`.
+    LoginTimeout,
+    /// A statement name beyond what is kept.
+    NameTooLong,
+    /// A user or database name that is not UTF-8.
+    NameNotText,
+    /// Let in by the server without a password, but from another machine.
+    TrustFromAfar,
+    /// In Statement mode, a transaction over several queries.
+    TransactionInStatementMode,
+    // A server's.
+    /// No backend, and why not.
+    NoServer(String),
+    /// The server is gone while the client's request was with it.
+    ServerGone(String),
+    /// The server asks a password that QCP does not know.
+    CannotRefill,
+    /// The server did not take settings that it had taken before.
+    ReplayRefused(String),
+    // The pooler's.
+    /// `limits.max_clients`.
+    TooManyClients(u32),
+    /// `pool.max_queue`.
+    QueueFull {
+        /// `database/user`.
+        pool: String,
+        /// Clients waiting.
+        waiting: usize,
+    },
+    /// `pool.queue_timeout`.
+    QueueTimeout {
+        /// `database/user`.
+        pool: String,
+        /// Clients waiting.
+        waiting: usize,
+        /// How long.
+        waited: Duration,
+    },
+    /// Cancelled while it waited.
+    CancelledInQueue,
+    /// The arena is used up.
+    NoMemory,
+    /// Too many settings, statements or pools of clients' own.
+    NoRoom(&'static str),
+    /// A prepared statement larger than a chunk.
+    StatementTooLong(usize),
+    /// Not a database of this pooler.
+    UnknownDatabase(String),
+    /// Draining.
+    ShuttingDown,
+    /// An invariant of the link is broken.
+    Broken,
+}
+
+/// What to say and do.
+pub struct Answer {
+    /// `Error`: the client stays; `Fatal`: it is closed.
+    pub severity: Severity,
+    /// The code.
+    pub code: SqlState,
+    /// What happened.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<&'static str>,
+    /// How it is logged.
+    pub log: log::Level,
+}
+
+impl Fault {
+    /// The table.
+    pub fn answer(&self) -> Answer {
+        use Severity::{Error, Fatal};
+        use log::Level::{Debug, Error as LogError, Info, Warn};
+        let answer = |severity, code, message: String, log| Answer { severity, code, message, hint: None, log };
+        let hint = |answer: Answer, hint| Answer { hint: Some(hint), ..answer };
+        match self {
+            Self::Malformed(what) => answer(Fatal, SqlState::PROTOCOL_VIOLATION, what.to_string(), Info),
+            Self::Startup(what) => answer(Fatal, what.code(), what.to_string(), Info),
+            Self::Unexpected(tag) => {
+                let text = format!("unexpected message type \"{}\"", char::from(*tag).escape_default());
+                answer(Fatal, SqlState::PROTOCOL_VIOLATION, text, Info)
+            }
+            Self::LoginTimeout => {
+                let text = "canceling authentication due to timeout".to_owned();
+                answer(Fatal, SqlState::QUERY_CANCELED, text, Info)
+            }
+            Self::NameTooLong => {
+                let text = "prepared statement name is longer than 255 bytes".to_owned();
+                answer(Fatal, SqlState::PROGRAM_LIMIT_EXCEEDED, text, Info)
+            }
+            Self::NameNotText => {
+                let text = "the user or database name is not valid UTF-8".to_owned();
+                answer(Fatal, SqlState::PROTOCOL_VIOLATION, text, Info)
+            }
+            Self::TrustFromAfar => hint(
+                answer(
+                    Fatal,
+                    SqlState::INVALID_AUTHORIZATION,
+                    "the server lets this database and user in without a password, which qcp passes on only to \
+                     clients of its own machine"
+                        .to_owned(),
+                    Warn,
+                ),
+                "To let clients in from anywhere without a password, configure auth: {method: trust}.",
+            ),
+            Self::TransactionInStatementMode => hint(
+                answer(
+                    Error,
+                    SqlState::FEATURE_NOT_SUPPORTED,
+                    "transactions over several queries are not allowed in relay mode Statement; it was rolled back"
+                        .to_owned(),
+                    Debug,
+                ),
+                "Use relay_mode: Smart for this database or user.",
+            ),
+            Self::NoServer(why) => {
+                answer(Fatal, SqlState::CONNECTION_FAILURE, format!("no server connection: {why}"), Info)
+            }
+            Self::ServerGone(why) => hint(
+                answer(Fatal, SqlState::CONNECTION_FAILURE, format!("the server connection was lost: {why}"), Info),
+                "Whether the last statement took effect is not known.",
+            ),
+            Self::CannotRefill => hint(
+                answer(
+                    Fatal,
+                    SqlState::CONNECTION_FAILURE,
+                    "no server connection is left, and the server asks a password that qcp does not keep".to_owned(),
+                    Info,
+                ),
+                "Connect again: the login opens a new server connection.",
+            ),
+            Self::ReplayRefused(why) => {
+                answer(Fatal, SqlState::CONNECTION_FAILURE, format!("the session's settings were refused: {why}"), Warn)
+            }
+            Self::TooManyClients(limit) => hint(
+                answer(
+                    Fatal,
+                    SqlState::TOO_MANY_CONNECTIONS,
+                    format!("sorry, too many clients already (limits.max_clients is {limit})"),
+                    Warn,
+                ),
+                "Raise limits.max_clients, or close connections.",
+            ),
+            Self::QueueFull { pool, waiting } => answer(
+                Error,
+                SqlState::TOO_MANY_CONNECTIONS,
+                format!("all server connections of pool {pool} are busy and {waiting} clients wait (pool.max_queue)"),
+                Info,
+            ),
+            Self::QueueTimeout { pool, waiting, waited } => answer(
+                Error,
+                SqlState::TOO_MANY_CONNECTIONS,
+                format!(
+                    "no server connection of pool {pool} became free within {} ms (pool.queue_timeout); \
+                     {waiting} more clients wait",
+                    waited.as_millis()
+                ),
+                Info,
+            ),
+            Self::CancelledInQueue => {
+                let text = "canceling statement due to user request".to_owned();
+                answer(Error, SqlState::QUERY_CANCELED, text, Debug)
+            }
+            Self::NoMemory => hint(
+                answer(Fatal, SqlState::OUT_OF_MEMORY, "qcp's arena is used up".to_owned(), Warn),
+                "Raise arena.chunks_count or arena.total_size.",
+            ),
+            Self::NoRoom(what) => answer(
+                Fatal,
+                SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+                format!("qcp has no room for more {what}"),
+                Warn,
+            ),
+            Self::StatementTooLong(size) => hint(
+                answer(
+                    Fatal,
+                    SqlState::PROGRAM_LIMIT_EXCEEDED,
+                    format!("a named prepared statement of {size} bytes does not fit into a chunk"),
+                    Info,
+                ),
+                "Raise arena.chunk_size, use the unnamed statement, or use relay_mode: Session.",
+            ),
+            Self::UnknownDatabase(name) => {
+                answer(Fatal, SqlState::INVALID_CATALOG_NAME, format!("database \"{name}\" does not exist"), Info)
+            }
+            Self::ShuttingDown => {
+                answer(Fatal, SqlState::ADMIN_SHUTDOWN, "qcp is shutting down".to_owned(), Debug)
+            }
+            Self::Broken => answer(
+                Fatal,
+                SqlState::INTERNAL_ERROR,
+                "qcp lost track of this connection and closed it to be safe".to_owned(),
+                LogError,
+            ),
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! Prepared statements shared over clients: a client's names for them, and which of them a backend has.
+//!
+//! A statement is a text with its parameter types, numbered by the shard; on backends it is called `qcp_<number>`, so
+//! that clients' own names never meet there. Invariant: a number is never given to another text. Owned by one shard.
+
+use std::io::Write;
+
+/// A statement's number. Zero is none.
+pub type Number = u32;
+
+/// The name of a statement on backends, written into `room`.
+pub fn backend_name(number: Number, room: &mut [u8; 16]) -> &[u8] {
+    let mut rest = &mut room[..];
+    write!(rest, "qcp_{number}").expect("4 letters and at most 10 digits fit");
+    let left = rest.len();
+    &room[..16 - left]
+}
+
+/// How far a client's name is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// The server has accepted it.
+    Live,
+    /// Its Parse is in the pipeline: valid for what follows there, gone if an error cuts it off.
+    Defining,
+    /// Its Close is in the pipeline: gone for what follows there, back if an error cuts it off.
+    Closing,
+}
+
+/// A client's statement names, packed into a block of the caller's:
+///
+/// ```text
+/// | standing 1 | name length 1 | number 4 | name .. | ...
+/// ```
+///
+/// The same name may stand twice while a Close and a new Parse are both in the pipeline; the later one counts.
+pub struct Names<'a> {
+    room: &'a mut [u8],
+    used: usize,
+}
+
+/// Longest name; PostgreSQL itself compares 63 bytes.
+pub const NAME_SIZE_MAX: usize = 255;
+const HEAD: usize = 6;
+
+/// The block is too small for one more name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Full;
+
+/// One name, found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Found {
+    /// The statement.
+    pub number: Number,
+    /// How far it is.
+    pub standing: Standing,
+    at: usize,
+}
+
+impl<'a> Names<'a> {
+    /// Looks at `used` bytes of `room`.
+    pub fn new(room: &'a mut [u8], used: usize) -> Self {
+        assert!(used <= room.len());
+        Self { room, used }
+    }
+
+    /// Bytes in use.
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Bytes that one more name takes.
+    pub fn size(name: &[u8]) -> usize {
+        HEAD + name.len()
+    }
+
+    /// The statement that `name` means for a message that comes now.
+    pub fn find(&self, name: &[u8]) -> Option<Found> {
+        let last = self.entries().filter(|(_, entry)| *entry == name).last()?.0;
+        (last.standing != Standing::Closing).then_some(last)
+    }
+
+    /// Adds a name whose Parse goes into the pipeline.
+    pub fn define(&mut self, name: &[u8], number: Number) -> Result<(), Full> {
+        assert!(name.len() <= NAME_SIZE_MAX);
+        let end = self.used + Self::size(name);
+        let Some(entry) = self.room.get_mut(self.used..end) else { return Err(Full) };
+        entry[0] = Standing::Defining as u8;
+        entry[1] = name.len() as u8;
+        entry[2..HEAD].copy_from_slice(&number.to_le_bytes());
+        entry[HEAD..].copy_from_slice(name);
+        self.used = end;
+        Ok(())
+    }
+
+    /// Marks a found name: its Close goes into the pipeline.
+    pub fn close(&mut self, found: Found) {
+        self.room[found.at] = Standing::Closing as u8;
+    }
+
+    /// The first name of `number` that is Defining is accepted now.
+    pub fn defined(&mut self, number: Number) {
+        if let Some(found) = self.first(number, Standing::Defining) {
+            self.room[found.at] = Standing::Live as u8;
+        }
+    }
+
+    /// The first Defining name of `number` was cut off by an error.
+    pub fn undefine(&mut self, number: Number) {
+        if let Some(found) = self.first(number, Standing::Defining) {
+            self.remove(found);
+        }
+    }
+
+    /// The first Closing name of `number` is closed now.
+    pub fn closed(&mut self, number: Number) {
+        if let Some(found) = self.first(number, Standing::Closing) {
+            self.remove(found);
+        }
+    }
+
+    /// The first Closing name of `number` was kept: an error cut its Close off.
+    pub fn unclose(&mut self, number: Number) {
+        if let Some(found) = self.first(number, Standing::Closing) {
+            self.room[found.at] = Standing::Live as u8;
+        }
+    }
+
+    /// Any one statement that a name stands for, until there are none: for giving them up.
+    pub fn take_any(&mut self) -> Option<Number> {
+        let (found, _) = self.entries().next()?;
+        self.remove(found);
+        Some(found.number)
+    }
+
+    fn first(&self, number: Number, standing: Standing) -> Option<Found> {
+        self.entries().map(|(found, _)| found).find(|found| found.number == number && found.standing == standing)
+    }
+
+    fn entries(&self) -> impl Iterator<Item = (Found, &[u8])> {
+        let bytes = &self.room[..self.used];
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let head = bytes.get(at..at + HEAD)?;
+            let standing = match head[0] {
+                0 => Standing::Live,
+                1 => Standing::Defining,
+                _ => Standing::Closing,
+            };
+            let number = u32::from_le_bytes([head[2], head[3], head[4], head[5]]);
+            let end = at + HEAD + head[1] as usize;
+            let found = (Found { number, standing, at }, &bytes[at + HEAD..end]);
+            at = end;
+            Some(found)
+        })
+    }
+
+    fn remove(&mut self, found: Found) {
+        let end = found.at + HEAD + self.room[found.at + 1] as usize;
+        self.room.copy_within(end..self.used, found.at);
+        self.used -= end - found.at;
+    }
+}
+
+/// Which statements a backend has, least recently used first to go. A plain table: look-ups hash into it.
+pub struct Prepared {
+    slots: Box<[Slot]>,
+    count: usize,
+    count_max: usize,
+    clock: u32,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    number: Number,
+    used_at: u32,
+}
+
+impl Prepared {
+    /// Of a new backend; at most `count_max` statements (at least 1).
+    pub fn new(count_max: usize) -> Self {
+        let count_max = count_max.max(1);
+        let slots = (count_max * 2).next_power_of_two();
+        Self { slots: vec![Slot::default(); slots].into_boxed_slice(), count: 0, count_max, clock: 0 }
+    }
+
+    /// Statements on the backend.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Whether the backend has it; if so it counts as used now.
+    pub fn touch(&mut self, number: Number) -> bool {
+        self.clock = self.clock.wrapping_add(1);
+        let at = self.find(number);
+        if self.slots[at].number != number {
+            return false;
+        }
+        self.slots[at].used_at = self.clock;
+        true
+    }
+
+    /// The statement to close before another is added, if the backend is full.
+    pub fn evict(&mut self) -> Option<Number> {
+        if self.count < self.count_max {
+            return None;
+        }
+        let clock = self.clock;
+        let used = self.slots.iter().filter(|slot| slot.number != 0);
+        let oldest = used.max_by_key(|slot| clock.wrapping_sub(slot.used_at))?.number;
+        self.remove(oldest);
+        Some(oldest)
+    }
+
+    /// The backend has it (or will, when the Parse that is on its way succeeds).
+    pub fn insert(&mut self, number: Number) {
+        debug_assert!(number != 0 && self.count < self.slots.len() / 2 + 1);
+        let at = self.find(number);
+        self.count += usize::from(self.slots[at].number != number);
+        self.slots[at] = Slot { number, used_at: self.clock };
+    }
+
+    /// The backend does not have it (any more).
+    pub fn remove(&mut self, number: Number) {
+        let mut hole = self.find(number);
+        if self.slots[hole].number != number {
+            return;
+        }
+        self.count -= 1;
+        self.slots[hole] = Slot::default();
+        // Entries behind the hole move up where their own place is at or before it.
+        let mask = self.slots.len() - 1;
+        let mut at = (hole + 1) & mask;
+        while self.slots[at].number != 0 {
+            let home = Self::home(self.slots[at].number, mask);
+            if (at.wrapping_sub(home) & mask) >= (at.wrapping_sub(hole) & mask) {
+                self.slots[hole] = std::mem::take(&mut self.slots[at]);
+                hole = at;
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    /// The backend has none.
+    pub fn clear(&mut self) {
+        self.slots.fill(Slot::default());
+        self.count = 0;
+    }
+
+    fn find(&self, number: Number) -> usize {
+        let mask = self.slots.len() - 1;
+        let mut at = Self::home(number, mask);
+        while self.slots[at].number != 0 && self.slots[at].number != number {
+            at = (at + 1) & mask;
+        }
+        at
+    }
+
+    fn home(number: Number, mask: usize) -> usize {
+        (number.wrapping_mul(0x9e37_79b1) >> 8) as usize & mask
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn names_on_backends() {
+        let mut room = [0; 16];
+        assert_eq!(backend_name(7, &mut room), b"qcp_7");
+        assert_eq!(backend_name(u32::MAX, &mut room), b"qcp_4294967295");
+    }
+
+    #[test]
+    fn close_and_parse_of_one_name_in_one_pipeline() {
+        let mut room = [0; 64];
+        let mut names = Names::new(&mut room, 0);
+        names.define(b"s", 1).unwrap();
+        names.defined(1);
+        let found = names.find(b"s").unwrap();
+        assert_eq!((found.number, found.standing), (1, Standing::Live));
+        names.close(found);
+        assert_eq!(names.find(b"s"), None);
+        names.define(b"s", 2).unwrap();
+        assert_eq!(names.find(b"s").unwrap().number, 2);
+        // An error cuts both off ...
+        names.unclose(1);
+        names.undefine(2);
+        assert_eq!(names.find(b"s").unwrap().number, 1);
+        // ... or both are done.
+        let found = names.find(b"s").unwrap();
+        names.close(found);
+        names.define(b"s", 2).unwrap();
+        names.closed(1);
+        names.defined(2);
+        assert_eq!(names.find(b"s").unwrap().number, 2);
+        assert_eq!((names.take_any(), names.take_any(), names.used()), (Some(2), None, 0));
+    }
+
+    #[test]
+    fn a_full_block_says_so() {
+        let mut room = [0; 10];
+        let mut names = Names::new(&mut room, 0);
+        assert_eq!(names.define(b"longer", 1), Err(Full));
+        assert_eq!(names.define(b"s", 1), Ok(()));
+    }
+
+    proptest! {
+        #[test]
+        fn the_table_agrees_with_a_map(steps in proptest::collection::vec((1u32..40, 0u8..3), 0..400)) {
+            let mut prepared = Prepared::new(20);
+            let mut model: HashMap<u32, usize> = HashMap::new();
+            for (time, (number, what)) in steps.into_iter().enumerate() {
+                match what {
+                    0 => {
+                        prop_assert_eq!(prepared.touch(number), model.contains_key(&number));
+                        model.entry(number).and_modify(|used| *used = time);
+                    }
+                    1 => {
+                        prepared.remove(number);
+                        model.remove(&number);
+                    }
+                    _ if !model.contains_key(&number) => {
+                        prepared.touch(number);
+                        let evicted = prepared.evict();
+                        let oldest = model.iter().min_by_key(|(_, used)| **used).map(|(number, _)| *number);
+                        prop_assert_eq!(evicted, oldest.filter(|_| model.len() == 20));
+                        evicted.and_then(|number| model.remove(&number));
+                        prepared.insert(number);
+                        model.insert(number, time);
+                    }
+                    _ => {}
+                }
+                prop_assert_eq!(prepared.count(), model.len());
+            }
+        }
+    }
+}

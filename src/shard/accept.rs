@@ -1,0 +1,87 @@
+//! A client connects, and its first packets: encryption requests, cancel requests, the startup packet.
+
+use std::sync::atomic::Ordering;
+
+use crate::ids::{ClientId, ConnectionId, ShardId};
+use crate::io::{Close, Transport};
+use crate::memory::Slice;
+use crate::protocol::startup::{self, Packet};
+use crate::session::fault::Fault;
+
+use super::mailbox::Mail;
+use super::{Client, Owner, Running, Shard};
+
+impl<T: Transport> Shard<T> {
+    pub(super) fn on_accepted(&mut self, connection: ConnectionId) {
+        if self.running != Running::Yes {
+            self.io.close(connection, Close::Now);
+            return;
+        }
+        let limit = self.settings.clients_max;
+        let before = self.clients_all.fetch_add(1, Ordering::Relaxed);
+        let inserted = if before < limit { self.clients.insert(Client::new(connection, self.io.now())).ok() } else { None };
+        let Some((index, generation)) = inserted else {
+            self.clients_all.fetch_sub(1, Ordering::Relaxed);
+            let fault = Fault::TooManyClients(limit);
+            self.write_error(connection, &fault, None);
+            self.io.close(connection, Close::Flushed);
+            return;
+        };
+        self.counters.accepted += 1;
+        self.io.set_owner(connection, Owner::Client(ClientId { index, generation }).pack());
+        self.io.receive(connection, true);
+    }
+
+    /// Bytes before the login. They are collected until a packet is whole.
+    pub(super) fn on_startup_bytes(&mut self, id: ClientId, bytes: Slice) {
+        let Some(client) = self.client(id) else { return };
+        let connection = client.connection;
+        let Some(bytes) = self.whole_so_far(id, bytes) else {
+            self.fail(id, &Fault::NoMemory);
+            return;
+        };
+        match startup::packet(&bytes) {
+            Ok(None) => {
+                let arena = self.io.arena().clone();
+                let kept = self.client(id).is_some_and(|client| client.stash.add(&arena, &bytes).is_ok());
+                if !kept {
+                    self.fail(id, &Fault::NoMemory);
+                }
+            }
+            Ok(Some((Packet::SslRequest | Packet::GssEncRequest, size))) => {
+                // Bytes behind the request would be plaintext that the client believes to be encrypted.
+                if bytes.len() > size {
+                    log::info!("{}: bytes behind an encryption request; closing", self.io.peer(connection));
+                    self.leave(id);
+                    return;
+                }
+                if let Some(answer) = self.io.scratch().copy(&[startup::ENCRYPTION_REFUSED]) {
+                    self.io.send(connection, answer);
+                }
+            }
+            Ok(Some((Packet::CancelRequest(request), _))) => {
+                let shard = ShardId((request.process_id >> 24) as u16);
+                let mail = Mail::Cancel { slot: request.process_id & 0xff_ffff, secret: request.key.to_vec() };
+                if shard == self.settings.id {
+                    self.on_one_mail(mail);
+                } else {
+                    self.mailbox.send(shard, mail);
+                }
+                // "there is no reply": the connection is closed whatever came of it (Canceling Requests in Progress).
+                self.leave(id);
+            }
+            Ok(Some((Packet::StartupMessage(_), size))) => self.begin_login(id, &bytes, size),
+            Err(refused) => self.fail(id, &Fault::Startup(refused)),
+        }
+    }
+
+    /// `bytes` with what was kept before them. `None`: the arena is used up.
+    fn whole_so_far(&mut self, id: ClientId, bytes: Slice) -> Option<Slice> {
+        let client = self.clients.get_mut(id.index, id.generation)?;
+        if client.stash.is_empty() {
+            return Some(bytes);
+        }
+        client.stash.add(self.io.arena(), &bytes).ok()?;
+        client.stash.take(self.io.scratch())
+    }
+}

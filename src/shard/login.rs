@@ -1,0 +1,465 @@
+//! From the startup packet to ReadyForQuery: who checks the login, and which settings the session begins with.
+//!
+//! With `auth: {method: server}` the exchange is relayed word for word to a new server connection, which joins the pool
+//! when it has room. A login that the server lets in without a challenge is remembered for [`TRUST_FOR`].
+
+use std::time::Duration;
+
+use crate::ids::{BackendId, ClientId};
+use crate::io::{Close, Transport};
+use crate::memory::Slice;
+use crate::pool::{Backoff, Refill};
+use crate::protocol::startup::{self, Packet, Replication, StartupMessage, Switch, Version};
+use crate::protocol::tag::frontend;
+use crate::protocol::{Direction, Framer, Step, TransactionStatus};
+use crate::session::fault::Fault;
+use crate::session::parameters::{self, Setting, VectorId};
+use crate::session::pipeline::Expect;
+
+use super::pools::{Key, PROVEN_MAX};
+use super::{ClientState, Purpose, Shard, share};
+
+/// How long "no challenge" is believed.
+const TRUST_FOR: Duration = Duration::from_secs(30);
+
+/// What the startup packet said, while it matters.
+pub(super) struct Login {
+    pub stage: Stage,
+    /// The settings that it asked for.
+    pub raw: VectorId,
+    /// For a backend of its own, the packet as it goes to the server.
+    pub packet: Option<Box<[u8]>>,
+}
+
+/// What a login waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Whether the server will ask for a password: another login is finding out.
+    Answer,
+    /// A connection to check it.
+    Check,
+    /// The server, to which the exchange is relayed.
+    Relayed(BackendId),
+    /// A backend of the pool, to learn what the server reports or to try the settings.
+    Backend,
+    /// The server's verdict on the settings.
+    Applying(BackendId),
+}
+
+/// Mark of the query that tries a login's settings.
+pub(super) const MARK_APPLY: u32 = 1;
+
+impl<T: Transport> Shard<T> {
+    pub(super) fn begin_login(&mut self, id: ClientId, bytes: &Slice, size: usize) {
+        let packet = bytes.part(0, size);
+        let Ok(Some((Packet::StartupMessage(startup), _))) = startup::packet(&packet) else {
+            unreachable!("the caller has just read it")
+        };
+        if let Err(fault) = self.try_begin_login(id, &startup) {
+            self.fail(id, &fault);
+            return;
+        }
+        if bytes.len() > size {
+            self.on_client_bytes(id, bytes.part(size, bytes.len()));
+        }
+    }
+
+    fn try_begin_login(&mut self, id: ClientId, startup: &StartupMessage<'_>) -> Result<(), Fault> {
+        let text = |bytes| std::str::from_utf8(bytes).map_err(|_| Fault::NameNotText);
+        let (user, database) = (text(startup.user())?, text(startup.database())?);
+        let Some(settings) = self.catalogue.pool(database, user) else {
+            return Err(Fault::UnknownDatabase(database.to_owned()));
+        };
+        let wishes = wishes(startup);
+        let dedicated = settings.dedicated || wishes.is_none();
+        let packet = dedicated.then(|| own_packet(startup, &settings.server_database));
+        let raw = self.vectors.intern(wishes.unwrap_or_default()).map_err(|_| Fault::NoRoom("clients' settings"))?;
+
+        let server = self.choose_server(&settings);
+        let key = Key { server: settings.servers[server].clone(), database: database.into(), user: user.into() };
+        let pool = match self.pools.find(&key) {
+            Some(pool) => pool,
+            None => {
+                let permits = share(settings.pool.size, self.settings.id, self.settings.shard_count);
+                let (min, max) = self.settings.backoff;
+                let inserted = self.pools.insert(key, settings, permits, Backoff::new(min, max));
+                inserted.ok_or(Fault::NoRoom("pools")).inspect_err(|_| self.vectors.let_go(raw))?
+            }
+        };
+        self.pools.get_mut(pool).clients += 1;
+
+        let version = startup.version.negotiate().expect("other versions are refused");
+        let mut secret = [0; super::SECRET_SIZE];
+        getrandom::fill(&mut secret).expect("the kernel has random numbers");
+        let client = self.client(id).expect("the caller has looked it up");
+        client.pool = Some(pool);
+        client.secret = secret;
+        client.long_key = version == Version::V3_2;
+        client.state = ClientState::Login(Box::new(Login { stage: Stage::Answer, raw, packet }));
+        let connection = client.connection;
+        if version != startup.version || startup.protocol_options().next().is_some() {
+            self.write(connection, 512, |writer| {
+                let _ = writer.negotiate_protocol_version(version, startup.protocol_options());
+            });
+        }
+        if dedicated {
+            self.open_for_login(id, Purpose::Dedicated);
+        } else {
+            self.authenticate(id);
+        }
+        Ok(())
+    }
+
+    fn login(&mut self, id: ClientId) -> Option<&mut Login> {
+        match &mut self.client(id)?.state {
+            ClientState::Login(login) => Some(login),
+            ClientState::Startup
+            | ClientState::Ready
+            | ClientState::Waiting
+            | ClientState::Linked(_)
+            | ClientState::Piped(_) => None,
+        }
+    }
+
+    fn set_stage(&mut self, id: ClientId, stage: Stage) {
+        if let Some(login) = self.login(id) {
+            login.stage = stage;
+        }
+    }
+
+    /// Finds out whether the client may come in.
+    pub(super) fn authenticate(&mut self, id: ClientId) {
+        let Some(pool) = self.client(id).and_then(|client| client.pool) else { return };
+        if self.settings.trust {
+            self.admit(id);
+            return;
+        }
+        let now = self.io.now();
+        if self.pools.get(pool).trusted_until.is_some_and(|until| now < until) {
+            self.admit_trusted(id);
+        } else if self.pools.get(pool).asking {
+            self.set_stage(id, Stage::Answer);
+            self.pools.get_mut(pool).askers.push(id);
+        } else {
+            self.begin_check(id);
+        }
+    }
+
+    fn admit_trusted(&mut self, id: ClientId) {
+        let Some(connection) = self.client(id).map(|client| client.connection) else { return };
+        if self.io.is_local(connection) {
+            self.admit(id);
+        } else {
+            self.fail(id, &Fault::TrustFromAfar);
+        }
+    }
+
+    /// Opens a connection to check a login: one of the pool's places, or one beyond, or waits for one.
+    fn begin_check(&mut self, id: ClientId) {
+        let Some(pool) = self.client(id).and_then(|client| client.pool) else { return };
+        let purpose = if self.pools.get_mut(pool).part.begin_open() {
+            Purpose::Pool
+        } else if self.checks < self.settings.check_connections {
+            self.checks += 1;
+            Purpose::Check
+        } else {
+            self.set_stage(id, Stage::Check);
+            self.check_queue.push_back(id);
+            return;
+        };
+        let pool = self.pools.get_mut(pool);
+        pool.asking = pool.part.refill() != Refill::Impossible;
+        self.open_for_login(id, purpose);
+    }
+
+    /// A check connection beyond the pool is free again.
+    pub(super) fn end_check(&mut self) {
+        self.checks -= 1;
+        while let Some(id) = self.check_queue.pop_front() {
+            if self.login(id).is_some_and(|login| login.stage == Stage::Check) {
+                self.begin_check(id);
+                return;
+            }
+        }
+    }
+
+    fn open_for_login(&mut self, id: ClientId, purpose: Purpose) {
+        let Some(pool) = self.client(id).and_then(|client| client.pool) else { return };
+        match self.open_backend(pool, purpose, Some(id)) {
+            Some(backend) => self.set_stage(id, Stage::Relayed(backend)),
+            None => self.fail(id, &Fault::NoRoom("server connections")),
+        }
+    }
+
+    /// The server's first word: whether it asks for anything. The logins that wait for it go on.
+    pub(super) fn on_first_word(&mut self, backend: BackendId, challenge: bool) {
+        let Some(backend) = self.backend(backend) else { return };
+        let (pool, dedicated) = (backend.pool, backend.purpose == Purpose::Dedicated);
+        if dedicated {
+            return;
+        }
+        let now = self.io.now();
+        let pool = self.pools.get_mut(pool);
+        pool.part.set_refill(if challenge { Refill::Impossible } else { Refill::Free });
+        pool.trusted_until = (!challenge).then(|| now + TRUST_FOR);
+        self.wake_askers(now);
+    }
+
+    /// Nobody finds out for the others any more: each of them asks for itself.
+    pub(super) fn stop_asking(&mut self, pool: crate::ids::PoolId) {
+        let pool = self.pools.get_mut(pool);
+        if std::mem::take(&mut pool.asking) {
+            for id in std::mem::take(&mut pool.askers) {
+                self.authenticate(id);
+            }
+        }
+    }
+
+    fn wake_askers(&mut self, _now: std::time::Instant) {
+        for pool in self.pools.ids() {
+            let known = self.pools.get(pool).part.refill() != Refill::Unknown;
+            if known {
+                self.stop_asking(pool);
+            }
+        }
+    }
+
+    /// A message of the client's while its login is under way.
+    pub(super) fn on_login_bytes(&mut self, id: ClientId, bytes: Slice) {
+        let Some(Login { stage, .. }) = self.login(id) else { return };
+        let &mut Stage::Relayed(backend) = stage else {
+            // Sent ahead: it waits until the login is through.
+            self.hold_back(id, bytes);
+            return;
+        };
+        let client = self.client(id).expect("looked up above");
+        let mut at = 0;
+        loop {
+            match client.framer.next(&bytes[at..], |_, _| 0) {
+                Ok(Step::Message { tag: frontend::PASSWORD, available, .. }) => at += available,
+                Ok(Step::Rest { length, .. }) => at += length,
+                Ok(Step::End) => break,
+                Ok(Step::Message { tag, .. }) => {
+                    self.fail(id, &Fault::Unexpected(tag));
+                    return;
+                }
+                // A head in two pieces: forwarded as it is, and counted when the rest is here.
+                Ok(Step::Incomplete { .. }) => {
+                    self.fail(id, &Fault::Unexpected(frontend::PASSWORD));
+                    return;
+                }
+                Err(malformed) => {
+                    self.fail(id, &Fault::Malformed(malformed));
+                    return;
+                }
+            }
+        }
+        if let Some(connection) = self.backend(backend).and_then(|backend| backend.connection) {
+            self.io.send(connection, bytes);
+        }
+    }
+
+    /// The client is who it says. Its settings are tried where they are not known to be good.
+    pub(super) fn admit(&mut self, id: ClientId) {
+        let Some(pool) = self.client(id).and_then(|client| client.pool) else { return };
+        if self.is_proven(id) && !self.pools.get(pool).parameters.is_empty() {
+            self.complete_login(id);
+            return;
+        }
+        self.set_stage(id, Stage::Backend);
+        self.checkout(id);
+    }
+
+    /// Whether the server has taken these settings before; if so the client wants what it made of them.
+    fn is_proven(&mut self, id: ClientId) -> bool {
+        let Some(raw) = self.login(id).map(|login| login.raw) else { return false };
+        let Some(pool) = self.client(id).and_then(|client| client.pool) else { return false };
+        if raw == VectorId::NEUTRAL {
+            return true;
+        }
+        let known = self.pools.get(pool).proven.iter().find(|(given, _)| *given == raw).map(|(_, made)| *made);
+        let Some(made) = known else { return false };
+        let made = self.vectors.hold(made);
+        let client = self.client(id).expect("looked up above");
+        let old = std::mem::replace(&mut client.wanted, made);
+        self.vectors.let_go(old);
+        true
+    }
+
+    /// A backend is here for a login: of the pool, or the one that checked it.
+    pub(super) fn on_login_backend(&mut self, id: ClientId, backend: BackendId) {
+        if self.is_proven(id) {
+            self.complete_login(id);
+            self.give_back(backend);
+            return;
+        }
+        let Some(raw) = self.login(id).map(|login| login.raw) else {
+            self.give_back(backend);
+            return;
+        };
+        self.set_stage(id, Stage::Applying(backend));
+        let wanted = self.vectors.hold(raw);
+        let client = self.client(id).expect("looked up above");
+        client.wanted = wanted;
+        self.join(id, backend);
+        if !self.ask_settings(backend, wanted, MARK_APPLY) {
+            self.fail(id, &Fault::NoMemory);
+        }
+    }
+
+    /// The server has taken the login's settings.
+    pub(super) fn on_settings_applied(&mut self, id: ClientId, backend: BackendId) {
+        let Some(raw) = self.login(id).map(|login| login.raw) else { return };
+        let client = self.client(id).expect("looked up above");
+        let (made, pool) = (client.wanted, client.pool.expect("a login has a pool"));
+        let (raw, made) = (self.vectors.hold(raw), self.vectors.hold(made));
+        let proven = &mut self.pools.get_mut(pool).proven;
+        let oldest = (proven.len() >= PROVEN_MAX).then(|| proven.remove(0));
+        proven.push((raw, made));
+        if let Some((raw, made)) = oldest {
+            self.vectors.let_go(raw);
+            self.vectors.let_go(made);
+        }
+        let held = self.vectors.hold(made);
+        if let Some(backend) = self.backend(backend) {
+            let old = std::mem::replace(&mut backend.has, held);
+            self.vectors.let_go(old);
+        }
+        self.complete_login(id);
+        self.give_back(backend);
+    }
+
+    /// AuthenticationOk to ReadyForQuery, all of it QCP's own.
+    pub(super) fn complete_login(&mut self, id: ClientId) {
+        let Some(client) = self.client(id) else { return };
+        let (connection, wanted, secret, long_key) = (client.connection, client.wanted, client.secret, client.long_key);
+        let pool = client.pool.expect("a login has a pool");
+        let ClientState::Login(login) = std::mem::replace(&mut client.state, ClientState::Ready) else {
+            unreachable!("only a login is completed")
+        };
+        client.framer = Framer::new(Direction::Frontend);
+        self.vectors.let_go(login.raw);
+        let process_id = self.process_id(id);
+        let (pools, vectors) = (&self.pools, &self.vectors);
+        let parameters = &pools.get(pool).parameters;
+        let size: usize = parameters.iter().map(|(name, value)| name.len() + value.len() + 16).sum();
+        let own: usize = vectors.settings(wanted).iter().map(|setting| setting.value.len()).sum();
+        let room = (size + own + 128).min(self.io.arena().chunk_size());
+        let written = self.io.scratch().write(room, |free| {
+            let mut writer = crate::protocol::Writer::new(free);
+            let _ = writer.authentication_ok();
+            for (name, value) in parameters {
+                let lower = name.to_ascii_lowercase();
+                let value = vectors.get(wanted, &lower).unwrap_or(value);
+                let _ = writer.parameter_status(name.as_bytes(), value.as_bytes());
+            }
+            let _ = writer.backend_key_data(process_id, if long_key { &secret } else { &secret[..4] });
+            let _ = writer.ready_for_query(TransactionStatus::Idle);
+            writer.written_size()
+        });
+        match written {
+            Some(bytes) => {
+                self.io.send(connection, bytes);
+                self.resume_client(id);
+            }
+            None => self.fail(id, &Fault::NoMemory),
+        }
+    }
+
+    /// The process id that a client is given: it names the shard and the client's slot.
+    pub(super) fn process_id(&self, id: ClientId) -> u32 {
+        u32::from(self.settings.id.0) << 24 | id.index
+    }
+
+    /// Sends the statements that make a backend's settings those of `to`. `false`: no memory, nothing was sent.
+    pub(super) fn ask_settings(&mut self, backend: BackendId, to: VectorId, mark: u32) -> bool {
+        let Some(from) = self.backend(backend).map(|backend| backend.has) else { return true };
+        let mut sql = std::mem::take(&mut self.sql);
+        sql.clear();
+        self.vectors.write_change(from, to, &mut sql);
+        let asked = sql.is_empty() || self.ask_own(backend, &sql, mark);
+        self.sql = sql;
+        asked
+    }
+
+    /// A query of QCP's own. `false`: no memory, nothing was sent.
+    pub(super) fn ask_own(&mut self, id: BackendId, sql: &[u8], mark: u32) -> bool {
+        let Some(backend) = self.backend(id) else { return true };
+        let Some(connection) = backend.connection else { return true };
+        if backend.pipeline.ask(Expect::OwnQuery, mark).is_err() {
+            return false;
+        }
+        self.write(connection, sql.len() + 16, |writer| {
+            writer.query(sql).expect("the room was asked for");
+        })
+    }
+
+    fn choose_server(&mut self, settings: &super::PoolSettings) -> usize {
+        use crate::pool::Schedule;
+        let count = settings.servers.len();
+        if count == 1 {
+            return 0;
+        }
+        match settings.pool.schedule {
+            Schedule::RoundRobin => self.pools.next_server(count),
+            Schedule::Random => self.next_random() as usize % count,
+            Schedule::LoadBalancing => {
+                let load = |server: &super::Server| -> u32 {
+                    let pools = self.pools.ids().filter(|&pool| self.pools.get(pool).key.server == *server);
+                    pools.map(|pool| self.pools.get(pool).clients).sum()
+                };
+                (0..count).min_by_key(|&at| load(&settings.servers[at])).expect("there are several")
+            }
+        }
+    }
+
+    /// Ends a login's hold on what it waited for; the client is going.
+    pub(super) fn drop_login(&mut self, login: &Login) {
+        self.vectors.let_go(login.raw);
+        if let Stage::Relayed(backend) = login.stage {
+            let relayed = self.backend(backend).is_some_and(|backend| backend.checks.take().is_some());
+            if relayed {
+                self.close_backend(backend, Close::Now);
+            }
+        }
+    }
+}
+
+/// The settings that a startup packet asks for. `None`: some can only be given when a session starts, or only the server
+/// can say what is wrong with them; the client gets a backend of its own.
+fn wishes(startup: &StartupMessage<'_>) -> Option<Vec<Setting>> {
+    if startup.replication() != Ok(Replication::No) {
+        return None;
+    }
+    let mut wishes = Vec::new();
+    let mut wish = |name: &[u8], value: &[u8]| {
+        let name = std::str::from_utf8(name).ok()?.to_ascii_lowercase();
+        let value = std::str::from_utf8(value).ok()?;
+        if parameters::is_startup_only(&name) {
+            return None;
+        }
+        wishes.push(Setting { name: name.into(), value: value.into() });
+        Some(())
+    };
+    // PostgreSQL reads the options first, then the packet's own parameters.
+    for switch in startup::switches(startup.options().unwrap_or_default()) {
+        match switch {
+            Switch::Setting { name, value } => wish(&name, &value)?,
+            Switch::NoValue { .. } | Switch::Other { .. } => return None,
+        }
+    }
+    for (name, value) in startup.settings() {
+        wish(name, value)?;
+    }
+    Some(wishes)
+}
+
+/// The client's own startup packet, as it goes to the server: in QCP's version, to the database's name there.
+fn own_packet(startup: &StartupMessage<'_>, database: &str) -> Box<[u8]> {
+    let kept = startup.parameters.filter(|(name, _)| *name != b"database" && !name.starts_with(b"_pq_."));
+    let parameters = kept.chain([(&b"database"[..], database.as_bytes())]);
+    let mut room = vec![0; startup::PACKET_SIZE_MAX + database.len() + 16];
+    let mut writer = crate::protocol::Writer::new(&mut room);
+    writer.startup_message(Version::V3_0, parameters).expect("it is hardly longer than the client's");
+    writer.written().into()
+}

@@ -1,0 +1,69 @@
+//! Messages to a shard: from other shards and from the control thread. A lock-free queue and a doorbell; nothing is
+//! shared but what is handed over.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use crate::ids::ShardId;
+use crate::io::doorbell::Doorbell;
+
+use super::report::ShardReport;
+
+/// What a shard can be told.
+pub enum Mail {
+    /// Let transactions finish, then end; at the latest after this time.
+    Quit(Duration),
+    /// Say what there is.
+    Report(Sender<ShardReport>),
+    /// A cancel request that came to another shard.
+    Cancel {
+        /// The client's slot.
+        slot: u32,
+        /// As the request had it: 4 bytes, or more.
+        secret: Vec<u8>,
+    },
+}
+
+/// How to reach a shard, from any thread.
+#[derive(Clone)]
+pub struct Address {
+    sender: Sender<Mail>,
+    doorbell: Doorbell,
+}
+
+/// A shard's own end.
+pub struct Mailbox {
+    receiver: Receiver<Mail>,
+    /// All shards, this one too, by their number.
+    peers: Vec<Address>,
+}
+
+/// One address and one receiver for each doorbell.
+pub fn mailboxes(doorbells: &[Doorbell]) -> (Vec<Address>, Vec<Mailbox>) {
+    let (senders, receivers): (Vec<_>, Vec<_>) = doorbells.iter().map(|_| channel()).unzip();
+    let pairs = senders.into_iter().zip(doorbells);
+    let addresses: Vec<_> = pairs.map(|(sender, doorbell)| Address { sender, doorbell: doorbell.clone() }).collect();
+    let mailboxes = receivers.into_iter().map(|receiver| Mailbox { receiver, peers: addresses.clone() }).collect();
+    (addresses, mailboxes)
+}
+
+impl Address {
+    /// Puts a message in and rings; `false` when the shard is gone.
+    pub fn send(&self, mail: Mail) -> bool {
+        let sent = self.sender.send(mail).is_ok();
+        self.doorbell.ring();
+        sent
+    }
+}
+
+impl Mailbox {
+    /// The next message.
+    pub fn next(&self) -> Option<Mail> {
+        self.receiver.try_recv().ok()
+    }
+
+    /// Sends to another shard; `false` when there is none of this number.
+    pub fn send(&self, to: ShardId, mail: Mail) -> bool {
+        self.peers.get(to.0 as usize).is_some_and(|peer| peer.send(mail))
+    }
+}

@@ -1,0 +1,569 @@
+//! One core and all it owns: its clients, its backends, its part of every pool. The rim that carries out what the pure
+//! layers decide.
+//!
+//! [`Shard::on_event`] is the only way in; it returns when all that follows from one event is done or queued. A query's
+//! road is in `relay`: a client's bytes, `link` (checkout, replay), the server's answer, `link` again (checkin).
+//!
+//! Invariant: a backend is linked to one client at most, and that client to it. Only `link` writes either side.
+
+mod accept;
+mod backend;
+mod cancel;
+mod clean;
+mod client;
+mod deadlines;
+mod link;
+mod login;
+pub mod mailbox;
+mod pools;
+mod relay;
+mod replies;
+pub mod report;
+mod requests;
+mod statements;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::time::{Duration, Instant};
+
+use crate::ids::{BackendId, ClientId, ConnectionId, PoolId, ShardId};
+use crate::io::{Close, Event, SocketAddress, Transport};
+use crate::memory::{Block, Nodes, Outbox, Slab, Slice, Stash};
+use crate::pool::{self, Waiters};
+use crate::protocol::{Direction, ErrorFields, Framer, TransactionStatus, Writer};
+use crate::session::RelayMode;
+use crate::session::fault::Fault;
+use crate::session::parameters::{VectorId, Vectors};
+use crate::session::pipeline::Pipeline;
+use crate::session::prepared::Prepared;
+
+pub use mailbox::{Mail, Mailbox};
+pub use pools::PoolSettings;
+use pools::Pools;
+use statements::Statements;
+
+/// A server of the configuration.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Server {
+    /// Host name or address, and port.
+    Tcp(String, u16),
+    /// The socket file.
+    Unix(std::path::PathBuf),
+}
+
+impl std::fmt::Display for Server {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(host, port) if host.contains(':') => write!(formatter, "[{host}]:{port}"),
+            Self::Tcp(host, port) => write!(formatter, "{host}:{port}"),
+            Self::Unix(path) => write!(formatter, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Which databases and users there are, and what applies to each.
+pub trait Catalogue {
+    /// `None`: the database is not served.
+    fn pool(&self, database: &str, user: &str) -> Option<PoolSettings>;
+}
+
+/// What one shard is told; the same for all but `id`.
+pub struct Settings {
+    /// This shard.
+    pub id: ShardId,
+    /// All shards.
+    pub shard_count: u16,
+    /// Clients over all shards.
+    pub clients_max: u32,
+    /// Backends of this shard, at most.
+    pub backends_max: usize,
+    /// Nodes for clients' requests that wait or are held back.
+    pub nodes_count: usize,
+    /// From accept to the end of the login.
+    pub login_timeout: Duration,
+    /// For a connection to a server, with its login.
+    pub connect_timeout: Duration,
+    /// Pauses between failed attempts.
+    pub backoff: (Duration, Duration),
+    /// Whether logins are not checked at all.
+    pub trust: bool,
+    /// Connections beyond the pool that check logins, of this shard.
+    pub check_connections: u32,
+    /// Bytes of clients' settings.
+    pub settings_bytes: usize,
+    /// Bytes of prepared statements' texts.
+    pub statement_bytes: usize,
+    /// Prepared statements on one backend.
+    pub statements_max: usize,
+    /// Seed for what may be predictable (backoff, schedule).
+    pub seed: u64,
+}
+
+/// Where a client is on its way.
+enum ClientState {
+    /// Nothing, or part of a startup packet, has come.
+    Startup,
+    /// The startup packet is here.
+    Login(Box<login::Login>),
+    /// No request is under way.
+    Ready,
+    /// A request waits for a backend.
+    Waiting,
+    /// Has a backend.
+    Linked(BackendId),
+    /// Has a backend of its own to which everything is passed.
+    Piped(BackendId),
+}
+
+/// Requests of a client that are dropped because it was told an error.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Discard {
+    No,
+    /// The rest of the message under way.
+    Message,
+    /// All up to the Sync, which is answered here.
+    UntilSync,
+}
+
+struct Client {
+    connection: ConnectionId,
+    state: ClientState,
+    framer: Framer,
+    /// Part of a message, or a short request that waits.
+    stash: Stash,
+    /// Bytes that must be in the stash before it is looked at again; 0: it is a request that waits.
+    need: u32,
+    /// Received and not yet looked at: the server's side is full.
+    pending: Outbox,
+    paused: bool,
+    discard: Discard,
+    /// The message under way is not for the server.
+    dropping: bool,
+    pool: Option<PoolId>,
+    wanted: VectorId,
+    secret: [u8; SECRET_SIZE],
+    /// Its prepared statements' names, packed by `session::prepared`.
+    names: Option<Block>,
+    names_used: u32,
+    /// Of a relayed login: told NegotiateProtocolVersion, long cancel keys.
+    long_key: bool,
+    /// When the login ends at the latest; later, since when it is connected.
+    since: Instant,
+}
+
+/// Bytes of a cancel key beside the process id, where the protocol has room for them (3.2).
+const SECRET_SIZE: usize = 16;
+
+/// What a backend is doing.
+enum BackendState {
+    /// Its address is looked up.
+    Resolving,
+    /// The connection is being made.
+    Connecting,
+    /// Logging in: by itself, or by what `client` answers.
+    LoggingIn,
+    Idle,
+    Linked(ClientId),
+    /// Has no client; is being brought into a state in which it can be lent.
+    Cleaning(clean::Stage),
+    /// Of one client alone.
+    Piped(ClientId),
+}
+
+/// What a backend was opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// For the pool: it holds a place there.
+    Pool,
+    /// To check a login, beyond the pool's places.
+    Check,
+    /// For one client alone.
+    Dedicated,
+}
+
+struct Backend {
+    connection: Option<ConnectionId>,
+    state: BackendState,
+    purpose: Purpose,
+    pool: PoolId,
+    /// The client whose login it checks.
+    checks: Option<ClientId>,
+    framer: Framer,
+    /// Part of a message.
+    stash: Stash,
+    need: u32,
+    /// The message under way is not for the client.
+    dropping: bool,
+    paused: bool,
+    challenged: bool,
+    pipeline: Pipeline,
+    has: VectorId,
+    prepared: Prepared,
+    /// A statement whose plan the server refused: closed before it is prepared again.
+    stale: Option<u32>,
+    unnamed: Unnamed,
+    process_id: u32,
+    key: u32,
+    /// Cancel connections under way for it.
+    cancels: u32,
+    addresses: Vec<SocketAddr>,
+    address: Option<SocketAddress>,
+    deadline: Option<Instant>,
+    born: Instant,
+    used: Instant,
+    /// The first error the server sent during its login, whole.
+    refusal: Option<Box<[u8]>>,
+}
+
+/// Whose unnamed statement a backend has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unnamed {
+    /// Nobody's that is still linked.
+    Others,
+    /// The linked client's, not yet bound.
+    Parsed,
+    /// The linked client's.
+    Bound,
+}
+
+struct Cancel {
+    connection: ConnectionId,
+    backend: BackendId,
+    deadline: Instant,
+}
+
+/// What was counted since the start.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Counters {
+    /// Simple queries, function calls and Syncs.
+    pub queries: u64,
+    /// Links between a client and a backend.
+    pub transactions: u64,
+    /// From clients.
+    pub bytes_in: u64,
+    /// From servers.
+    pub bytes_out: u64,
+    /// Requests that found no idle backend.
+    pub waits: u64,
+    /// Clients accepted.
+    pub accepted: u64,
+    /// Links closed because an invariant broke.
+    pub broken: u64,
+    /// Panics caught at the rim.
+    pub panics: u64,
+}
+
+/// How the end goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Running {
+    Yes,
+    /// Transactions end, then their clients; at the latest then.
+    Draining(Instant),
+    Stopped,
+}
+
+/// One shard.
+pub struct Shard<T: Transport> {
+    /// Its sockets and its clock.
+    pub io: T,
+    settings: Settings,
+    catalogue: Rc<dyn Catalogue>,
+    mailbox: Mailbox,
+    /// Clients of all shards: counted up at accept, down at the end.
+    clients_all: Arc<AtomicU32>,
+    clients: Slab<Client>,
+    backends: Slab<Backend>,
+    cancels: Slab<Cancel>,
+    pools: Pools,
+    nodes: Nodes,
+    waiters: Waiters,
+    vectors: Vectors,
+    statements: Statements,
+    /// Statements of our own are put together here.
+    sql: Vec<u8>,
+    checks: u32,
+    check_queue: std::collections::VecDeque<ClientId>,
+    random: u64,
+    counters: Counters,
+    running: Running,
+    scan_at: Instant,
+    started: Instant,
+}
+
+/// Bytes queued for a peer above which its source is not read.
+const QUEUED_CHUNKS_MAX: usize = 4;
+/// Pieces queued for a peer above which its source is not read.
+const QUEUED_PIECES_MAX: usize = 64;
+/// Requests up to this size wait in a block rather than in the chunk they came in.
+const STASH_MAX: usize = 4096;
+/// Cancel connections under way at once; more wait for their clients to ask again.
+const CANCELS_MAX: usize = 64;
+
+/// Whom a connection belongs to, as the transport keeps it.
+enum Owner {
+    Client(ClientId),
+    Backend(BackendId),
+    Cancel(u32, u32),
+}
+
+impl Owner {
+    fn pack(&self) -> u64 {
+        let (kind, index, generation) = match *self {
+            Self::Client(id) => (1, id.index, id.generation),
+            Self::Backend(id) => (2, id.index, id.generation),
+            Self::Cancel(index, generation) => (3, index, generation),
+        };
+        kind << 56 | u64::from(generation) << 32 | u64::from(index)
+    }
+
+    #[inline]
+    fn unpack(packed: u64) -> Option<Self> {
+        let (index, generation) = (packed as u32, (packed >> 32) as u32 & 0xff_ffff);
+        match packed >> 56 {
+            1 => Some(Self::Client(ClientId { index, generation })),
+            2 => Some(Self::Backend(BackendId { index, generation })),
+            3 => Some(Self::Cancel(index, generation)),
+            _ => None,
+        }
+    }
+}
+
+impl<T: Transport> Shard<T> {
+    /// Ready to accept. `clients_all` is shared by all shards.
+    pub fn new(
+        io: T,
+        settings: Settings,
+        catalogue: Rc<dyn Catalogue>,
+        mailbox: Mailbox,
+        clients_all: Arc<AtomicU32>,
+    ) -> Self {
+        let now = io.now();
+        let clients_max = settings.clients_max as usize;
+        Self {
+            catalogue,
+            mailbox,
+            clients_all,
+            clients: Slab::new(clients_max),
+            backends: Slab::new(settings.backends_max),
+            cancels: Slab::new(CANCELS_MAX),
+            pools: Pools::default(),
+            nodes: Nodes::new(settings.nodes_count),
+            waiters: Waiters::new(clients_max),
+            vectors: Vectors::new(settings.settings_bytes),
+            statements: Statements::new(io.arena().clone(), settings.statement_bytes),
+            sql: Vec::with_capacity(4096),
+            checks: 0,
+            check_queue: std::collections::VecDeque::new(),
+            random: settings.seed | 1,
+            counters: Counters::default(),
+            running: Running::Yes,
+            scan_at: now,
+            started: now,
+            settings,
+            io,
+        }
+    }
+
+    /// Whether it has drained and can be dropped.
+    pub fn is_stopped(&self) -> bool {
+        self.running == Running::Stopped
+    }
+
+    /// One event of the transport.
+    #[inline]
+    pub fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Received { connection, bytes } => self.on_received(connection, bytes),
+            Event::Drained { connection } => self.on_drained(connection),
+            Event::Accepted { connection, local: _ } => self.on_accepted(connection),
+            Event::Connected { connection, error } => match self.owner(connection) {
+                Some(Owner::Backend(id)) => self.on_backend_connected(id, error),
+                Some(Owner::Cancel(index, generation)) => self.on_cancel_connected(index, generation, error.is_some()),
+                Some(Owner::Client(_)) | None => {}
+            },
+            Event::Ended { connection, error } => match self.owner(connection) {
+                Some(Owner::Client(id)) => self.leave(id),
+                Some(Owner::Backend(id)) => {
+                    let why = error.map_or_else(|| "the server closed it".to_owned(), |error| error.to_string());
+                    self.on_backend_gone(id, &why);
+                }
+                Some(Owner::Cancel(index, generation)) => self.on_cancel_ended(index, generation),
+                None => self.io.close(connection, Close::Now),
+            },
+            Event::Resolved { ticket, addresses } => self.on_resolved(ticket, addresses),
+            Event::Rung => self.on_mail(),
+            Event::Tick => self.on_tick(),
+        }
+    }
+
+    /// Closes what `connection` belongs to, both sides: handling an event of it panicked.
+    pub fn on_panic(&mut self, connection: Option<ConnectionId>) {
+        self.counters.panics += 1;
+        let Some(connection) = connection else { return };
+        match self.owner(connection) {
+            Some(Owner::Client(id)) => self.break_client(id),
+            Some(Owner::Backend(id)) => self.on_backend_broken(id),
+            Some(Owner::Cancel(..)) | None => self.io.close(connection, Close::Now),
+        }
+    }
+
+    #[inline]
+    fn on_received(&mut self, connection: ConnectionId, bytes: Slice) {
+        match self.owner(connection) {
+            Some(Owner::Client(id)) => {
+                self.counters.bytes_in += bytes.len() as u64;
+                self.on_client_bytes(id, bytes);
+            }
+            Some(Owner::Backend(id)) => {
+                self.counters.bytes_out += bytes.len() as u64;
+                self.on_backend_bytes(id, bytes);
+            }
+            // A cancel connection brings nothing but its end.
+            Some(Owner::Cancel(..)) | None => {}
+        }
+    }
+
+    fn on_drained(&mut self, connection: ConnectionId) {
+        match self.owner(connection) {
+            Some(Owner::Client(id)) => {
+                if let Some(backend) = self.backend_of(id) {
+                    self.resume_backend(backend);
+                }
+            }
+            Some(Owner::Backend(id)) => {
+                if let Some(client) = self.client_of(id) {
+                    self.resume_client(client);
+                }
+            }
+            Some(Owner::Cancel(..)) | None => {}
+        }
+    }
+
+    #[inline]
+    fn owner(&self, connection: ConnectionId) -> Option<Owner> {
+        Owner::unpack(self.io.owner(connection)?)
+    }
+
+    #[inline]
+    fn client(&mut self, id: ClientId) -> Option<&mut Client> {
+        self.clients.get_mut(id.index, id.generation)
+    }
+
+    #[inline]
+    fn backend(&mut self, id: BackendId) -> Option<&mut Backend> {
+        self.backends.get_mut(id.index, id.generation)
+    }
+
+    /// The backend that a client has, in whatever mode.
+    #[inline]
+    fn backend_of(&self, id: ClientId) -> Option<BackendId> {
+        match self.clients.get(id.index, id.generation)?.state {
+            ClientState::Linked(backend) | ClientState::Piped(backend) => Some(backend),
+            ClientState::Startup | ClientState::Login(_) | ClientState::Ready | ClientState::Waiting => None,
+        }
+    }
+
+    /// The client that a backend serves, in whatever mode.
+    #[inline]
+    fn client_of(&self, id: BackendId) -> Option<ClientId> {
+        match self.backends.get(id.index, id.generation)?.state {
+            BackendState::Linked(client) | BackendState::Piped(client) => Some(client),
+            BackendState::Resolving
+            | BackendState::Connecting
+            | BackendState::LoggingIn
+            | BackendState::Idle
+            | BackendState::Cleaning(_) => None,
+        }
+    }
+
+    /// Whether so much waits to be sent to `connection` that its source should pause.
+    #[inline]
+    fn is_congested(&self, connection: ConnectionId) -> bool {
+        let (bytes, pieces) = self.io.queued(connection);
+        bytes >= QUEUED_CHUNKS_MAX * self.io.arena().chunk_size() || pieces >= QUEUED_PIECES_MAX
+    }
+
+    /// Messages of our own, to `connection`. `false`: the arena is used up, nothing was sent.
+    fn write(&mut self, connection: ConnectionId, room: usize, write: impl FnOnce(&mut Writer<'_>)) -> bool {
+        let room = room.min(self.io.arena().chunk_size());
+        let written = self.io.scratch().write(room, |free| {
+            let mut writer = Writer::new(free);
+            write(&mut writer);
+            writer.written_size()
+        });
+        match written {
+            Some(bytes) => {
+                self.io.send(connection, bytes);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn write_error(&mut self, connection: ConnectionId, fault: &Fault, ready: Option<TransactionStatus>) {
+        let answer = fault.answer();
+        let fields = ErrorFields {
+            severity: answer.severity,
+            code: answer.code,
+            message: &answer.message,
+            detail: None,
+            hint: answer.hint,
+        };
+        let room = answer.message.len() + answer.hint.map_or(0, str::len) + 128;
+        self.write(connection, room, |writer| {
+            // A message longer than a chunk is not sent: the close that follows says enough.
+            if writer.error_response(&fields).is_ok()
+                && let Some(status) = ready
+            {
+                let _ = writer.ready_for_query(status);
+            }
+        });
+    }
+
+    /// A number for what may be predictable (xorshift).
+    fn next_random(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+
+    fn mode_of(&self, pool: PoolId) -> RelayMode {
+        self.pools.get(pool).settings.mode
+    }
+}
+
+impl Client {
+    fn new(connection: ConnectionId, now: Instant) -> Self {
+        Self {
+            connection,
+            state: ClientState::Startup,
+            framer: Framer::new(Direction::Frontend),
+            stash: Stash::default(),
+            need: 0,
+            pending: Outbox::default(),
+            paused: false,
+            discard: Discard::No,
+            dropping: false,
+            pool: None,
+            wanted: VectorId::NEUTRAL,
+            secret: [0; SECRET_SIZE],
+            names: None,
+            names_used: 0,
+            long_key: false,
+            since: now,
+        }
+    }
+}
+
+/// The number of permits of a pool of `size` that shard `id` has.
+fn share(size: u32, id: ShardId, shard_count: u16) -> u32 {
+    size / u32::from(shard_count) + u32::from(u32::from(id.0) < size % u32::from(shard_count))
+}
+
+/// See [`pool::Settings::max_queue`].
+fn queue_share(settings: &pool::Settings, shard_count: u16) -> u32 {
+    settings.max_queue.div_ceil(u32::from(shard_count))
+}

@@ -1,0 +1,145 @@
+//! The shard's table of pools: made when the first client asks for one, dropped when nobody uses it any more.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use crate::ids::{ClientId, PoolId};
+use crate::pool::{self, Backoff, Part};
+use crate::session::RelayMode;
+use crate::session::parameters::VectorId;
+
+use super::Server;
+
+/// What applies to one database and user.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PoolSettings {
+    /// At least one.
+    pub servers: Vec<Server>,
+    /// What the database is called there.
+    pub server_database: String,
+    /// When a backend goes back.
+    pub mode: RelayMode,
+    /// Not pooled at all.
+    pub dedicated: bool,
+    /// Sizes and times.
+    pub pool: pool::Settings,
+}
+
+/// A pool is one server, database and user.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Key {
+    pub server: Server,
+    pub database: Box<str>,
+    pub user: Box<str>,
+}
+
+pub(super) struct Pool {
+    pub key: Key,
+    pub settings: PoolSettings,
+    pub part: Part,
+    /// What the server reports at login, in its order; empty until a backend has logged in.
+    pub parameters: Vec<(Box<str>, Box<str>)>,
+    /// The server lets this user in without a challenge; believed until then.
+    pub trusted_until: Option<Instant>,
+    /// A login is being checked of which it is not known yet whether there will be a challenge.
+    pub asking: bool,
+    /// Logins that wait for that answer.
+    pub askers: Vec<ClientId>,
+    /// Settings that the server took: as given, and as it reports them.
+    pub proven: Vec<(VectorId, VectorId)>,
+    /// Clients that belong to it.
+    pub clients: u32,
+    /// Backends of any purpose.
+    pub backends: u32,
+    /// Whether the last attempt to open a backend failed, and how.
+    pub trouble: Option<String>,
+    pub queries: u64,
+    pub transactions: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Pools {
+    slots: Vec<Option<Pool>>,
+    by_key: HashMap<Key, u32, foldhash::fast::RandomState>,
+    vacant: Vec<u32>,
+    next_server: usize,
+}
+
+/// Pools of one shard, at most: each takes some hundred bytes outside the arena.
+pub(super) const POOLS_MAX: usize = 4096;
+/// Proven vectors remembered for one pool.
+pub(super) const PROVEN_MAX: usize = 32;
+
+impl Pools {
+    pub(super) fn find(&self, key: &Key) -> Option<PoolId> {
+        self.by_key.get(key).map(|&index| PoolId(index))
+    }
+
+    /// `None` when there are too many.
+    pub(super) fn insert(&mut self, key: Key, settings: PoolSettings, permits: u32, backoff: Backoff) -> Option<PoolId> {
+        if self.by_key.len() >= POOLS_MAX {
+            return None;
+        }
+        let pool = Pool {
+            key: key.clone(),
+            part: Part::new(settings.pool.clone(), permits, backoff),
+            settings,
+            parameters: Vec::new(),
+            trusted_until: None,
+            asking: false,
+            askers: Vec::new(),
+            proven: Vec::new(),
+            clients: 0,
+            backends: 0,
+            trouble: None,
+            queries: 0,
+            transactions: 0,
+        };
+        let index = match self.vacant.pop() {
+            Some(index) => {
+                self.slots[index as usize] = Some(pool);
+                index
+            }
+            None => {
+                self.slots.push(Some(pool));
+                self.slots.len() as u32 - 1
+            }
+        };
+        self.by_key.insert(key, index);
+        Some(PoolId(index))
+    }
+
+    #[inline]
+    pub(super) fn get(&self, id: PoolId) -> &Pool {
+        self.slots[id.0 as usize].as_ref().expect("a pool lives while clients or backends belong to it")
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self, id: PoolId) -> &mut Pool {
+        self.slots[id.0 as usize].as_mut().expect("a pool lives while clients or backends belong to it")
+    }
+
+    /// Forgets a pool that nobody uses; returns the vectors it held.
+    pub(super) fn remove_if_unused(&mut self, id: PoolId) -> Vec<(VectorId, VectorId)> {
+        let pool = self.get(id);
+        if pool.clients > 0 || pool.backends > 0 {
+            return Vec::new();
+        }
+        let pool = self.slots[id.0 as usize].take().expect("looked at above");
+        self.by_key.remove(&pool.key);
+        self.vacant.push(id.0);
+        pool.proven
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = PoolId> + use<> {
+        let used: Vec<u32> =
+            (0..self.slots.len() as u32).filter(|&index| self.slots[index as usize].is_some()).collect();
+        used.into_iter().map(PoolId)
+    }
+
+    /// The next in turn of `count` servers.
+    pub(super) fn next_server(&mut self, count: usize) -> usize {
+        self.next_server = self.next_server.wrapping_add(1);
+        self.next_server % count
+    }
+}
