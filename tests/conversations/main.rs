@@ -118,7 +118,8 @@ fn converse(target: Target) {
 fn check(path: &Path, target: Target, address: &Address, database: &str) -> Result<(), String> {
     let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
     let script = Script::parse(&text, |line| line.replace("$database", database).replace("$user", SUPERUSER))?;
-    if script.excluded.iter().any(|word| target.is(word)) {
+    let is_excluded = script.excluded.iter().any(|word| target.is(word));
+    if is_excluded || script.only.as_ref().is_some_and(|word| !target.is(word)) {
         return Ok(());
     }
     let heard = play(&script, address, database);

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! # A comment. $database stands for the database of the run, $user for the superuser.
-//! not statement: why this makes no sense in that mode      (also: only direct)
+//! not statement, smart-1: why   targets that it is not played in (see `Target::is`); or: only session: why
 //! client A                      the lines that follow are A's; it is connected and logged in quietly when first named,
 //!                               unless the first it sends is a packet without a tag
 //! F Query "select 1"            a message to send; arguments are words, "strings" (\n \t \0 \" \\ \xNN, and
-//!                               "x"*1000 for many), null and [lists]
+//!                               "x"*1000 for many, "a" + "b"), null and [lists]
 //! repeat 3000 ... end           the F lines between, so often
 //! split 1                       the next write goes out in pieces of so many bytes
 //! send                          writes what was said since the last write, and does not wait
@@ -17,7 +17,7 @@
 //! cancel                        asks, over a connection of its own, to cancel what this client is at
 //! pause MS                      sleeps
 //! B ReadyForQuery I             expected after the `until` above it
-//! B@direct ... , B@qcp ...      expected in some targets only (see `Target::is`)
+//! B@direct ... , B@qcp ...      expected in some targets only
 //! ```
 //!
 //! The several `F` lines before a `send` or `until` go out in one write.
@@ -30,6 +30,8 @@ pub struct Script {
     pub steps: Vec<Step>,
     /// Words of targets that the script is not played in.
     pub excluded: Vec<String>,
+    /// The one that it is played in, if it is one.
+    pub only: Option<String>,
 }
 
 /// One act, and the line it stands on.
@@ -77,7 +79,8 @@ pub enum Argument {
 impl Script {
     /// `replace` puts names of the run in the place of `$names`.
     pub fn parse(text: &str, replace: impl Fn(&str) -> String) -> Result<Script, String> {
-        let mut script = Script { lines: text.lines().map(str::to_owned).collect(), steps: Vec::new(), excluded: Vec::new() };
+        let lines = text.lines().map(str::to_owned).collect();
+        let mut script = Script { lines, steps: Vec::new(), excluded: Vec::new(), only: None };
         let mut repeated: Option<(usize, Vec<u8>)> = None;
         for (index, original) in text.lines().enumerate() {
             let wrong = |why: String| format!("line {}: {why}: {original}", index + 1);
@@ -115,12 +118,11 @@ impl Script {
                     Act::Say { bytes: block.repeat(count), untagged: false }
                 }
                 ["not", ..] => {
-                    let names = line.trim_start_matches("not ").split(':').next().unwrap_or_default();
-                    script.excluded.extend(names.split(',').map(|name| name.trim().to_owned()));
+                    script.excluded.extend(target_words(line));
                     continue;
                 }
-                ["only", "direct", ..] => {
-                    script.excluded.push("qcp".to_owned());
+                ["only", ..] => {
+                    script.only = Some(target_words(line).remove(0));
                     continue;
                 }
                 ["client", name] => Act::Client(name.to_owned()),
@@ -149,6 +151,13 @@ impl Argument {
             Argument::Text(_) | Argument::List(_) => "",
         }
     }
+}
+
+/// The targets that a line names between its first word and its colon.
+fn target_words(line: &str) -> Vec<String> {
+    let named = line.split_once(' ').map_or("", |(_, named)| named);
+    let named = named.split_once(':').map_or(named, |(named, _)| named);
+    named.split(',').map(|name| name.trim().to_owned()).collect()
 }
 
 fn parse_expected(line: &str) -> Option<Expected> {
@@ -206,7 +215,16 @@ fn parse_arguments(line: &str) -> Result<Vec<Argument>, String> {
                 Argument::Word(characters[start..position].iter().collect())
             }
         };
-        lists.last_mut().ok_or("a ] too many")?.push(argument);
+        let list = lists.last_mut().ok_or("a ] too many")?;
+        list.push(argument);
+        if let [.., Argument::Text(_), Argument::Word(plus), Argument::Text(second)] = &mut list[..]
+            && plus == "+"
+        {
+            let second = std::mem::take(second);
+            list.truncate(list.len() - 2);
+            let Some(Argument::Text(first)) = list.last_mut() else { unreachable!("matched above") };
+            first.extend_from_slice(&second);
+        }
     }
     match lists.pop() {
         Some(arguments) if lists.is_empty() => Ok(arguments),

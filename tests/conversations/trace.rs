@@ -179,10 +179,10 @@ fn report(fields: &mut Fields) -> String {
                 let _ = write!(line, " {}", String::from_utf8_lossy(text));
             }
             b'M' => {
-                let _ = write!(line, " {}", quoted(text));
+                let _ = write!(line, " {}", escaped(text));
             }
             other => {
-                let _ = write!(line, " {}={}", other as char, quoted(text));
+                let _ = write!(line, " {}={}", other as char, escaped(text));
             }
         }
     }
@@ -207,11 +207,16 @@ fn negotiate(fields: &mut Fields) -> String {
 
 /// Bytes as a string in a trace.
 fn quoted(bytes: &[u8]) -> String {
-    if bytes.len() > VALUE_SHOWN_MAX {
+    if bytes.len() <= VALUE_SHOWN_MAX {
+        escaped(bytes)
+    } else {
         // FNV-1a: enough to see that two long values differ.
         let sum = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
-        return format!("({} bytes, {sum:016x})", bytes.len());
+        format!("({} bytes, {sum:016x})", bytes.len())
     }
+}
+
+fn escaped(bytes: &[u8]) -> String {
     let mut line = "\"".to_owned();
     match std::str::from_utf8(bytes) {
         Ok(text) => text.chars().for_each(|character| match character {
