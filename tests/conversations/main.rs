@@ -150,7 +150,8 @@ fn differences(script: &Script, heard: &[Heard], target: Target) -> String {
     });
     for ((line, expected), heard) in steps.zip(heard) {
         let meant = |word: &Option<String>| word.as_deref().is_none_or(|word| target.is(word));
-        let expected: Vec<&String> = expected.iter().filter(|line| meant(&line.target)).map(|line| &line.text).collect();
+        let expected: Vec<&String> =
+            expected.iter().filter(|line| meant(&line.target)).map(|line| &line.text).collect();
         if expected.iter().copied().eq(&heard.trace) {
             continue;
         }

@@ -43,10 +43,16 @@ pub struct Step {
 pub enum Act {
     Client(String),
     /// Bytes for the next write. `untagged`: it begins a connection, or is no message at all.
-    Say { bytes: Vec<u8>, untagged: bool },
+    Say {
+        bytes: Vec<u8>,
+        untagged: bool,
+    },
     Split(usize),
     Send,
-    Until { end: End, expected: Vec<Expected> },
+    Until {
+        end: End,
+        expected: Vec<Expected>,
+    },
     HangUp,
     Cancel,
     Pause(u64),

@@ -12,7 +12,8 @@ const USER_OID_MIN: u32 = 16_384;
 /// Values longer than this are shown by their size and a checksum.
 const VALUE_SHOWN_MAX: usize = 120;
 /// Parameters that servers of some versions only report at login.
-const REPORTED_BY_SOME: [&str; 4] = ["scram_iterations", "search_path", "in_hot_standby", "default_transaction_read_only"];
+const REPORTED_BY_SOME: [&str; 4] =
+    ["scram_iterations", "search_path", "in_hot_standby", "default_transaction_read_only"];
 
 /// The line of one message; `None` for one that depends on the version of the server.
 pub fn line(message: &Message) -> Option<String> {
@@ -211,7 +212,9 @@ fn quoted(bytes: &[u8]) -> String {
         escaped(bytes)
     } else {
         // FNV-1a: enough to see that two long values differ.
-        let sum = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+        let sum = bytes
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
         format!("({} bytes, {sum:016x})", bytes.len())
     }
 }

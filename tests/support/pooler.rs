@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -34,7 +34,8 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// The given keys of the configuration, one core, the server by TCP.
+    /// The given keys of the configuration, one core, the server by TCP. In the keys `$port` stands for the port that
+    /// the pooler was given, `$folder` for its own temporary folder.
     pub fn new(yaml: &str) -> Setup {
         let server = postgres().tcp();
         Setup { yaml: yaml.to_owned(), cores: 1, server: format!("{}:{}", server.host, server.port) }
@@ -64,6 +65,15 @@ impl Setup {
         qcp
     }
 
+    /// Runs `qcp --check` with it.
+    pub fn check(self) -> Finished {
+        let folder = temporary_folder();
+        let config = write_configuration(&self, &folder, free_port());
+        let finished = Program::new(env!("CARGO_BIN_EXE_qcp")).arg("--check").arg("--config").arg(&config).finish();
+        let _ = fs::remove_dir_all(&folder);
+        finished
+    }
+
     /// Starts one that is expected to refuse, and gives what it said.
     pub fn refused(self) -> String {
         let mut qcp = Qcp::spawn(self);
@@ -79,13 +89,9 @@ impl Qcp {
     }
 
     fn spawn(setup: Setup) -> Qcp {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("qcp-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let folder = std::env::temp_dir().join(name);
-        fs::create_dir_all(&folder).expect("the temporary folder is writable");
+        let folder = temporary_folder();
         let port = free_port();
-        let config = folder.join("qcp.yaml");
-        fs::write(&config, configuration(&setup, &folder, port)).expect("the temporary folder is writable");
+        let config = write_configuration(&setup, &folder, port);
         let log = fs::File::create(folder.join("log")).expect("the temporary folder is writable");
         let log_too = log.try_clone().expect("a descriptor is left");
         // setpriv becomes qcp, under the same pid, and has the kernel kill it when the test's thread is gone.
@@ -154,11 +160,25 @@ impl Drop for Qcp {
 }
 
 /// Runs `qcp-ctrl` on a control socket.
-pub fn control(socket: &std::path::Path, arguments: &[&str]) -> Finished {
+pub fn control(socket: &Path, arguments: &[&str]) -> Finished {
     Program::new(env!("CARGO_BIN_EXE_qcp-ctrl")).arg("--socket").arg(socket).args(arguments).finish()
 }
 
-fn configuration(setup: &Setup, folder: &std::path::Path, port: u16) -> String {
+fn temporary_folder() -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("qcp-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let folder = std::env::temp_dir().join(name);
+    fs::create_dir_all(&folder).expect("the temporary folder is writable");
+    folder
+}
+
+fn write_configuration(setup: &Setup, folder: &Path, port: u16) -> PathBuf {
+    let path = folder.join("qcp.yaml");
+    fs::write(&path, configuration(setup, folder, port)).expect("the temporary folder is writable");
+    path
+}
+
+fn configuration(setup: &Setup, folder: &Path, port: u16) -> String {
     let folder = folder.display();
     let mut text = format!("servers: [{:?}]\n", setup.server);
     let mut own = |key: &str, line: String| {
@@ -170,5 +190,6 @@ fn configuration(setup: &Setup, folder: &std::path::Path, port: u16) -> String {
     own("control:", format!("control: {{socket: {folder}/control.sock}}\n"));
     own("log_level:", "log_level: Debug\n".to_owned());
     own("arena:", ARENA.to_owned());
-    text + &setup.yaml
+    text += &setup.yaml;
+    text.replace("$port", &port.to_string()).replace("$folder", &folder.to_string())
 }

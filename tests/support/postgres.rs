@@ -111,7 +111,10 @@ impl Postgres {
 
     /// Runs statements directly as the superuser and gives what they print, unaligned and without headings.
     pub fn execute(&self, database: &str, statements: &str) -> String {
-        psql(&self.tcp(), SUPERUSER, database).args(["-qAtX", "-v", "ON_ERROR_STOP=1", "-c", statements]).finish().success()
+        psql(&self.tcp(), SUPERUSER, database)
+            .args(["-qAtX", "-v", "ON_ERROR_STOP=1", "-c", statements])
+            .finish()
+            .success()
     }
 
     /// Backends that clients of a database hold at the moment.
@@ -121,7 +124,8 @@ impl Postgres {
 
     /// Rows of pg_stat_activity for which a condition holds, the asking backend aside.
     pub fn count_activity(&self, condition: &str) -> usize {
-        let statement = format!("SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND ({condition})");
+        let statement =
+            format!("SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND ({condition})");
         self.execute("postgres", &statement).trim().parse().expect("a count is a number")
     }
 
@@ -147,13 +151,8 @@ impl Postgres {
         let log = fs::File::create(self.folder.join("log")).expect("the temporary folder is writable");
         let log_too = log.try_clone().expect("a descriptor is left");
         // A group of its own: Ctrl-C on the tests must reach the guard through the pipe, not as a signal.
-        let mut guard = guard
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(log)
-            .stderr(log_too)
-            .spawn()
-            .expect("sh is everywhere");
+        let mut guard =
+            guard.process_group(0).stdin(Stdio::piped()).stdout(log).stderr(log_too).spawn().expect("sh is everywhere");
         // Held open for as long as this process lives; its end is the guard's signal.
         std::mem::forget(guard.stdin.take());
     }
