@@ -9,3 +9,4 @@ pub mod pool;
 pub mod process;
 pub mod protocol;
 pub mod session;
+pub mod shard;

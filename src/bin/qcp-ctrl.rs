@@ -18,7 +18,7 @@ const EXAMPLES: &str = "\
 Examples:
   qcp-ctrl status                        is it running, and since when
   qcp-ctrl show pools                    who waits, and for which backends
-  qcp-ctrl show clients --json           the same for a script
+  qcp-ctrl show clients --json           every client, as JSON for a script
   qcp-ctrl --config qcp.yaml quit        let transactions finish, then stop, and wait for the end
   qcp-ctrl --socket /tmp/q.sock quit --now
 
@@ -26,10 +26,11 @@ Without --socket and --config it tries /run/qcp/control.sock, then qcp/control.s
 
 Exit codes:
   0  done
-  1  the pooler said no, and why
+  1  the pooler said no, or did not answer, and why
   2  wrong usage
   3  nobody there";
 
+const OUTPUT_EXIT_CODE: i32 = 1;
 const USAGE_EXIT_CODE: u8 = 2;
 /// To connect, and again for the answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
@@ -69,18 +70,19 @@ enum Request {
 
     /// Tell whether it runs or drains, since when, where it listens
     Status {
-        /// For a script
+        /// Print JSON, for a script
         #[arg(long)]
         json: bool,
     },
 
     /// List what the pooler has at this moment, over all its cores
+    #[command(arg_required_else_help = true)]
     Show {
         /// memory: what was taken at start, and for what; pools: per server, database and user; shards: per core
         #[arg(value_parser = topic_parser())]
         topic: Topic,
 
-        /// For a script
+        /// Print JSON, for a script
         #[arg(long)]
         json: bool,
     },
@@ -167,7 +169,13 @@ fn print(reply: &Reply, json: bool) {
 
 /// A reader that has seen enough, as `head` has, is no fault.
 fn print_text(text: &str) {
-    let _ = io::stdout().write_all(text.as_bytes());
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("qcp-ctrl: cannot write: {error}");
+            std::process::exit(OUTPUT_EXIT_CODE);
+        }
+        Ok(()) | Err(_) => {}
+    }
 }
 
 fn topic_parser() -> impl TypedValueParser<Value = Topic> {

@@ -10,6 +10,7 @@ mod file;
 mod problem;
 mod resolve;
 mod sizes;
+pub mod sums;
 mod values;
 mod yaml;
 
@@ -153,6 +154,11 @@ impl Config {
     /// As [`Config::load`]; `name` is what errors call the text.
     pub fn parse(name: &str, text: &str) -> Result<(Config, Vec<Warning>), Error> {
         resolve::resolve(Source::new(name, text))
+    }
+
+    /// The file it came from, as it was named.
+    pub fn file(&self) -> &str {
+        self.source.name()
     }
 
     /// What applies to one database and user. `None`: it is not listed, and `databases_only` says that it must be.

@@ -64,6 +64,10 @@ impl PartialEq for Source {
 }
 
 impl Source {
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(super) fn new(name: &str, text: &str) -> Source {
         Source { name: name.to_owned(), text: text.to_owned() }
     }

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "lowercase")]
 pub enum Command {
     /// Drain and exit; `now` does not wait for transactions.
-    Quit { now: bool },
+    Quit {
+        now: bool,
+    },
     Status,
     Show(Topic),
 }
@@ -102,7 +104,9 @@ impl fmt::Display for CommandFault {
             CommandFault::Missing => write!(f, "no command; allowed are: {COMMANDS}"),
             CommandFault::Unknown(word) => write!(f, "unknown command {word:?}; allowed are: {COMMANDS}"),
             CommandFault::TopicMissing => write!(f, "show what? allowed are: {topics}"),
-            CommandFault::TopicUnknown(word) => write!(f, "nothing to show by the name {word:?}; allowed are: {topics}"),
+            CommandFault::TopicUnknown(word) => {
+                write!(f, "nothing to show by the name {word:?}; allowed are: {topics}")
+            }
             CommandFault::TooMuch { command: Command::Quit { now: false }, word } => {
                 write!(f, "quit does not take {word:?}; allowed is: quit [--now]")
             }
@@ -137,7 +141,8 @@ mod tests {
 
     #[test]
     fn json_and_back() {
-        let lines: Vec<String> = all().iter().map(|command| serde_json::to_string(command).expect("plain data")).collect();
+        let lines: Vec<String> =
+            all().iter().map(|command| serde_json::to_string(command).expect("plain data")).collect();
         let expected = [
             r#"{"quit":{"now":false}}"#,
             r#"{"quit":{"now":true}}"#,

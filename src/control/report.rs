@@ -205,7 +205,9 @@ pub fn show(topic: Topic, reports: Vec<ShardReport>) -> Reply {
         }
         Topic::Backends => {
             let mut rows: Vec<BackendRow> = reports.into_iter().flat_map(|report| report.backends).collect();
-            rows.sort_by(|a, b| (a.shard, &a.server, &a.database, a.pid).cmp(&(b.shard, &b.server, &b.database, b.pid)));
+            rows.sort_by(|a, b| {
+                (a.shard, &a.server, &a.database, a.pid).cmp(&(b.shard, &b.server, &b.database, b.pid))
+            });
             show_backends(&rows)
         }
         Topic::Shards => {
@@ -308,13 +310,13 @@ fn show_memory(report: &MemoryReport) -> Reply {
 }
 
 fn show_pools(rows: &[PoolRow]) -> Reply {
+    // Without permits, which over all shards say the same as the size.
     let columns = [
         left("server", |row: &PoolRow| row.server.clone()),
         left("database", |row| row.database.clone()),
         left("user", |row| row.user.clone()),
         left("mode", |row| row.mode.name().to_string()),
         right("size", |row| row.size.to_string()),
-        right("permits", |row| row.permits.to_string()),
         right("linked", |row| row.linked.to_string()),
         right("idle", |row| row.idle.to_string()),
         right("dialing", |row| row.dialing.to_string()),

@@ -61,13 +61,27 @@ pub struct Farewell {
 #[derive(Debug)]
 pub enum BindFault {
     /// A living pooler has it.
-    HeldByQcp { path: PathBuf, pid: Option<u32> },
-    /// Something listens there, but does not speak as a pooler does.
-    HeldByStranger { path: PathBuf, pid: Option<u32> },
-    NotASocket { path: PathBuf },
+    HeldByQcp {
+        path: PathBuf,
+        pid: Option<u32>,
+    },
+    /// Something listens there that does not answer as a pooler does, unless it is one that still starts.
+    HeldByStranger {
+        path: PathBuf,
+        pid: Option<u32>,
+    },
+    NotASocket {
+        path: PathBuf,
+    },
     /// Another process has kept the lock of the directory for too long.
-    Locked { directory: PathBuf },
-    Io { path: PathBuf, act: &'static str, error: io::Error },
+    Locked {
+        directory: PathBuf,
+    },
+    Io {
+        path: PathBuf,
+        act: &'static str,
+        error: io::Error,
+    },
 }
 
 /// Removes the file when dropped, unless another process has put its own there since.
@@ -313,7 +327,8 @@ fn still_there(mut mourner: &UnixStream) -> bool {
 
 impl fmt::Display for BindFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let process = |pid: &Option<u32>| pid.map_or("a process not seen from here".to_string(), |pid| format!("process {pid}"));
+        let process =
+            |pid: &Option<u32>| pid.map_or("a process not seen from here".to_string(), |pid| format!("process {pid}"));
         match self {
             BindFault::HeldByQcp { path, pid } => write!(
                 f,
@@ -323,7 +338,7 @@ impl fmt::Display for BindFault {
             ),
             BindFault::HeldByStranger { path, pid } => write!(
                 f,
-                "{} is held by {}, which does not answer as qcp does: end it, or configure another control.socket",
+                "{} is held by {}, which does not answer as a running qcp does: end it, or configure another control.socket",
                 path.display(),
                 process(pid)
             ),

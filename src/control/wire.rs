@@ -48,7 +48,9 @@ pub enum MessageFault {
 pub enum LineFault {
     /// The peer closed before the end of its line.
     Closed,
-    TooLong { size_max: usize },
+    TooLong {
+        size_max: usize,
+    },
     TimedOut,
     Io(io::Error),
 }
@@ -238,7 +240,10 @@ mod tests {
         check("quit", "not a message of the control protocol");
         check("{}", "missing field `version`");
         check(r#"{"version":2,"command":{"dance":1}}"#, "control protocol 2 meets 1");
-        check(r#"{"version":1,"command":"dance"}"#, "unknown variant `dance`, expected one of `quit`, `status`, `show`");
+        check(
+            r#"{"version":1,"command":"dance"}"#,
+            "unknown variant `dance`, expected one of `quit`, `status`, `show`",
+        );
         check(r#"{"version":1,"command":{"show":"tea"}}"#, "expected one of `memory`, `pools`, `clients`");
     }
 

@@ -5,6 +5,7 @@
 
 mod buffers;
 pub mod doorbell;
+pub mod park;
 pub mod resolve;
 pub mod ring;
 

@@ -270,6 +270,11 @@ impl Ring {
         Ok(!self.ring.completion().is_empty())
     }
 
+    /// Time has passed elsewhere; the clock goes on.
+    pub fn wake(&mut self) {
+        self.now = Instant::now();
+    }
+
     /// Has the kernel signal `eventfd` for each completion while `park` waits elsewhere.
     pub fn register_park(&mut self, eventfd: RawFd) -> io::Result<()> {
         self.ring.submitter().register_eventfd(eventfd)?;

@@ -134,6 +134,13 @@ impl Outbox {
         }
     }
 
+    /// Takes the first piece out.
+    pub fn pop(&mut self, nodes: &mut Nodes) -> Option<Slice> {
+        let slice = self.iter(nodes).next()?.clone();
+        self.consume(nodes, slice.len());
+        Some(slice)
+    }
+
     /// Drops everything.
     pub fn clear(&mut self, nodes: &mut Nodes) {
         self.consume(nodes, self.bytes as usize);

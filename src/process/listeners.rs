@@ -14,7 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sys::socket::sockopt::{Ipv6V6Only, ReuseAddr, ReusePort};
+use nix::sys::socket::sockopt::{Ipv6V6Only, KeepAlive, ReuseAddr, ReusePort, TcpNoDelay};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind, listen, setsockopt,
     socket,
@@ -153,6 +153,9 @@ fn open_tcp(address: SocketAddr, sharing: Sharing) -> nix::Result<OwnedFd> {
         // As PostgreSQL does: 0.0.0.0 and [::] can stand side by side on every system.
         setsockopt(&stream, Ipv6V6Only, &true)?;
     }
+    // What is accepted inherits these two.
+    setsockopt(&stream, TcpNoDelay, &true)?;
+    setsockopt(&stream, KeepAlive, &true)?;
     if sharing == Sharing::WithShards {
         setsockopt(&stream, ReusePort, &true)?;
     }

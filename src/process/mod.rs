@@ -5,16 +5,50 @@ pub mod limits;
 pub mod listeners;
 pub mod log;
 
-use std::fmt;
-use std::process::ExitCode;
+mod shards;
 
-use crate::config::Config;
+use std::fmt;
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use ::log::{error, info, warn};
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::config::{Config, control_sockets, sums};
+use crate::control::command::{Command, Topic};
+use crate::control::report::{self, Draining, RunState, ShardReport, Status};
+use crate::control::socket::{BindFault, Bound};
+use crate::control::wire::Answer;
+use crate::ids::ShardId;
+use crate::io::doorbell::Doorbell;
+use crate::shard::mailbox::{Address, Mail, mailboxes};
 
 /// Why the pooler did not start, or stopped.
 #[derive(Debug)]
 pub enum Error {
-    /// Stands here until the shards do.
-    NotBuiltYet,
+    /// The log could not be opened.
+    Log(log::Error),
+    /// The kernel does not have or does not give what is needed.
+    Refusal(limits::Refusal),
+    /// An address cannot be listened on.
+    Listen(listeners::Error),
+    /// The control socket cannot be had.
+    Control(BindFault),
+    /// The arena is too small for this number of cores.
+    ArenaTooSmall {
+        /// As configured.
+        chunks: usize,
+        /// As needed.
+        needed: usize,
+    },
+    /// A shard could not be started, or ended by itself.
+    Shard(io::Error),
+    /// Anything else that the kernel refused.
+    Io(&'static str, io::Error),
 }
 
 impl std::error::Error for Error {}
@@ -22,7 +56,16 @@ impl std::error::Error for Error {}
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::NotBuiltYet => write!(f, "not built yet"),
+            Error::Log(error) => error.fmt(f),
+            Error::Refusal(refusal) => refusal.fmt(f),
+            Error::Listen(error) => error.fmt(f),
+            Error::Control(fault) => fault.fmt(f),
+            Error::ArenaTooSmall { chunks, needed } => {
+                write!(f, "the arena has {chunks} chunks, and these cores need {needed} at least: raise ")?;
+                write!(f, "arena.chunks_count or arena.total_size, lower arena.chunk_size, or use fewer cores")
+            }
+            Error::Shard(error) => write!(f, "a shard could not run: {error}"),
+            Error::Io(what, error) => write!(f, "{what}: {error}"),
         }
     }
 }
@@ -35,12 +78,182 @@ pub fn cores(command_line: Option<usize>, config: &Config) -> usize {
 }
 
 /// Runs the pooler until it is told to stop.
-pub fn run(_config: Config, _cores: usize) -> Result<(), Error> {
-    Err(Error::NotBuiltYet)
+pub fn run(config: Config, cores: usize) -> Result<(), Error> {
+    log::start(&config.log).map_err(Error::Log)?;
+    limits::check_io_uring().map_err(Error::Refusal)?;
+    limits::check_locked_memory(cores).map_err(Error::Refusal)?;
+    // Pools are made as clients ask for them; the default database and user stand for what a pool needs.
+    let backends = config.pool("", "").map_or(0, |pool| u64::from(pool.pool.size));
+    limits::check_open_files(cores, u64::from(config.max_clients), backends).map_err(Error::Refusal)?;
+    let needed = sums::CHUNKS_MIN * cores;
+    if config.arena.chunks_count < needed {
+        return Err(Error::ArenaTooSmall { chunks: config.arena.chunks_count, needed });
+    }
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR");
+    let candidates = control_sockets(config.control_socket.as_deref(), runtime.as_deref());
+    let bound = Bound::bind(&candidates).map_err(Error::Control)?;
+    let listening = listeners::open(&config.listen, cores).map_err(Error::Listen)?;
+
+    // All threads are started with these signals blocked; one of them waits for them.
+    let signals = handled_signals();
+    signals.thread_block().map_err(|error| Error::Io("signals cannot be blocked", error.into()))?;
+
+    let doorbells: Result<Vec<_>, _> = (0..cores).map(|_| Doorbell::new()).collect();
+    let doorbells = doorbells.map_err(|error| Error::Io("an eventfd cannot be made", error))?;
+    let (addresses, boxes) = mailboxes(&doorbells);
+    let config = Arc::new(config);
+    let clients_all = Arc::new(AtomicU32::new(0));
+    let mut handles = Vec::new();
+    let parts = listening.shards.into_iter().zip(doorbells).zip(boxes);
+    for (at, ((listeners, doorbell), mailbox)) in parts.enumerate() {
+        let start = shards::Start {
+            id: ShardId(at as u16),
+            cores,
+            config: config.clone(),
+            listeners,
+            doorbell,
+            mailbox,
+            clients_all: clients_all.clone(),
+        };
+        handles.push(shards::start(start).map_err(Error::Shard)?);
+    }
+    let desk = Desk {
+        config: config.clone(),
+        addresses: addresses.clone(),
+        clients_all,
+        started: Instant::now(),
+        draining: Arc::default(),
+    };
+    wait_for_signals(signals, desk.clone())?;
+    let server = bound.serve(Box::new(move |command| desk.answer(&command)));
+    let server = server.map_err(|error| Error::Io("the control thread cannot be started", error))?;
+    let where_to: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
+    info!("qcp {} listens on {} with {cores} cores", env!("CARGO_PKG_VERSION"), where_to.join(", "));
+
+    let mut outcome = Ok(());
+    for handle in handles {
+        let ended = handle.join().map_err(|error| io::Error::other(error.to_string())).and_then(|ended| ended);
+        if let Err(error) = ended {
+            error!("a shard ended: {error}");
+            // The others cannot serve its clients: the process ends, so that whoever watches it starts it anew.
+            for address in &addresses {
+                address.send(Mail::Quit(Duration::ZERO));
+            }
+            outcome = Err(Error::Shard(error));
+        }
+    }
+    drop(listening.socket_files);
+    info!("qcp has stopped");
+    server.close().until_exit();
+    outcome
+}
+
+fn handled_signals() -> SigSet {
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect()
+}
+
+fn wait_for_signals(signals: SigSet, desk: Desk) -> Result<(), Error> {
+    let wait = move || {
+        while let Ok(signal) = signals.wait() {
+            match signal {
+                Signal::SIGTERM => desk.quit(false),
+                Signal::SIGHUP => warn!("reload is not there yet: restart qcp to apply a changed configuration"),
+                _ => desk.quit(true),
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("qcp-signals".to_owned()).spawn(wait);
+    thread.map(drop).map_err(|error| Error::Io("the signal thread cannot be started", error))
+}
+
+/// Who answers the control socket and the signals: asks the shards by mailbox.
+#[derive(Clone)]
+struct Desk {
+    config: Arc<Config>,
+    addresses: Vec<Address>,
+    clients_all: Arc<AtomicU32>,
+    started: Instant,
+    draining: Arc<std::sync::atomic::AtomicBool>,
+}
+
+/// A shard that does not answer within this is hung.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Desk {
+    fn quit(&self, now: bool) {
+        self.draining.store(true, Ordering::Relaxed);
+        let within = if now { Duration::ZERO } else { self.config.shutdown_timeout };
+        info!("stopping{}", if now { " now" } else { ": transactions may finish" });
+        for address in &self.addresses {
+            address.send(Mail::Quit(within));
+        }
+    }
+
+    fn answer(&self, command: &Command) -> Answer {
+        match command {
+            Command::Quit { now } => {
+                self.quit(*now);
+                let timeout = if *now { Duration::ZERO } else { self.config.shutdown_timeout };
+                let draining =
+                    Draining { pid: std::process::id(), shutdown_timeout_ms: timeout.as_millis() as u64 };
+                Ok(draining.reply())
+            }
+            Command::Status => Ok(self.status()?.reply()),
+            Command::Show(topic) => {
+                let mut reports = self.reports()?;
+                if *topic == Topic::Memory
+                    && let Some(first) = reports.first_mut()
+                {
+                    first.memory.rss_bytes = resident_bytes();
+                }
+                Ok(report::show(*topic, reports))
+            }
+        }
+    }
+
+    fn status(&self) -> Result<Status, String> {
+        let backends = self.reports()?.iter().map(|report| report.counters.backends).sum();
+        let draining = self.draining.load(Ordering::Relaxed);
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_s: self.started.elapsed().as_secs(),
+            state: if draining { RunState::Draining } else { RunState::Running },
+            cores: self.addresses.len() as u64,
+            clients: u64::from(self.clients_all.load(Ordering::Relaxed)),
+            backends,
+            listening: self.config.listen.iter().map(ToString::to_string).collect(),
+            config: self.config.file().to_owned(),
+        })
+    }
+
+    fn reports(&self) -> Result<Vec<ShardReport>, String> {
+        let (sender, receiver) = mpsc::channel();
+        let mut asked = 0;
+        for address in &self.addresses {
+            asked += usize::from(address.send(Mail::Report(sender.clone())));
+        }
+        let mut reports = Vec::new();
+        while reports.len() < asked {
+            match receiver.recv_timeout(REPORT_TIMEOUT) {
+                Ok(report) => reports.push(report),
+                Err(_) => return Err(format!("only {} of {asked} shards answered", reports.len())),
+            }
+        }
+        reports.sort_by_key(|report: &ShardReport| report.shard);
+        Ok(reports)
+    }
+}
+
+fn resident_bytes() -> Option<u64> {
+    let statistics = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = statistics.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes << 10)
 }
 
 /// Logs in to every server and prints one line for each; success if all is well.
 pub fn check(_config: &Config) -> ExitCode {
-    eprintln!("qcp: {}", Error::NotBuiltYet);
+    eprintln!("qcp: --check is not built yet");
     ExitCode::FAILURE
 }

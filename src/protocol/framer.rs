@@ -8,6 +8,7 @@ use super::HEAD_SIZE;
 pub use super::Malformed;
 use super::tag::Direction;
 
+#[derive(Clone, Copy)]
 pub struct Framer {
     direction: Direction,
     /// Bytes of the message under way that have yet to come.

@@ -133,6 +133,11 @@ impl<'a> Names<'a> {
         Some(found.number)
     }
 
+    /// A name that stands for `number`.
+    pub fn name_of(&self, number: Number) -> Option<&[u8]> {
+        self.entries().find(|(found, _)| found.number == number).map(|(_, name)| name)
+    }
+
     fn first(&self, number: Number, standing: Standing) -> Option<Found> {
         self.entries().map(|(found, _)| found).find(|found| found.number == number && found.standing == standing)
     }

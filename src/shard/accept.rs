@@ -76,7 +76,7 @@ impl<T: Transport> Shard<T> {
     }
 
     /// `bytes` with what was kept before them. `None`: the arena is used up.
-    fn whole_so_far(&mut self, id: ClientId, bytes: Slice) -> Option<Slice> {
+    pub(super) fn whole_so_far(&mut self, id: ClientId, bytes: Slice) -> Option<Slice> {
         let client = self.clients.get_mut(id.index, id.generation)?;
         if client.stash.is_empty() {
             return Some(bytes);

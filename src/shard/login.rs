@@ -99,7 +99,7 @@ impl<T: Transport> Shard<T> {
         let connection = client.connection;
         if version != startup.version || startup.protocol_options().next().is_some() {
             self.write(connection, 512, |writer| {
-                let _ = writer.negotiate_protocol_version(version, startup.protocol_options());
+                let _ = writer.negotiate_protocol_version(version.code(), startup.protocol_options());
             });
         }
         if dedicated {
@@ -194,15 +194,15 @@ impl<T: Transport> Shard<T> {
     /// The server's first word: whether it asks for anything. The logins that wait for it go on.
     pub(super) fn on_first_word(&mut self, backend: BackendId, challenge: bool) {
         let Some(backend) = self.backend(backend) else { return };
-        let (pool, dedicated) = (backend.pool, backend.purpose == Purpose::Dedicated);
+        let (id, dedicated) = (backend.pool, backend.purpose == Purpose::Dedicated);
         if dedicated {
             return;
         }
         let now = self.io.now();
-        let pool = self.pools.get_mut(pool);
+        let pool = self.pools.get_mut(id);
         pool.part.set_refill(if challenge { Refill::Impossible } else { Refill::Free });
         pool.trusted_until = (!challenge).then(|| now + TRUST_FOR);
-        self.wake_askers(now);
+        self.stop_asking(id);
     }
 
     /// Nobody finds out for the others any more: each of them asks for itself.
@@ -215,15 +215,6 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    fn wake_askers(&mut self, _now: std::time::Instant) {
-        for pool in self.pools.ids() {
-            let known = self.pools.get(pool).part.refill() != Refill::Unknown;
-            if known {
-                self.stop_asking(pool);
-            }
-        }
-    }
-
     /// A message of the client's while its login is under way.
     pub(super) fn on_login_bytes(&mut self, id: ClientId, bytes: Slice) {
         let Some(Login { stage, .. }) = self.login(id) else { return };
@@ -232,9 +223,13 @@ impl<T: Transport> Shard<T> {
             self.hold_back(id, bytes);
             return;
         };
-        let client = self.client(id).expect("looked up above");
+        let Some(bytes) = self.whole_so_far(id, bytes) else {
+            self.fail(id, &Fault::NoMemory);
+            return;
+        };
         let mut at = 0;
         loop {
+            let Some(client) = self.client(id) else { return };
             match client.framer.next(&bytes[at..], |_, _| 0) {
                 Ok(Step::Message { tag: frontend::PASSWORD, available, .. }) => at += available,
                 Ok(Step::Rest { length, .. }) => at += length,
@@ -243,10 +238,14 @@ impl<T: Transport> Shard<T> {
                     self.fail(id, &Fault::Unexpected(tag));
                     return;
                 }
-                // A head in two pieces: forwarded as it is, and counted when the rest is here.
                 Ok(Step::Incomplete { .. }) => {
-                    self.fail(id, &Fault::Unexpected(frontend::PASSWORD));
-                    return;
+                    let arena = self.io.arena().clone();
+                    let kept = self.client(id).is_some_and(|client| client.stash.add(&arena, &bytes[at..]).is_ok());
+                    if !kept {
+                        self.fail(id, &Fault::NoMemory);
+                        return;
+                    }
+                    break;
                 }
                 Err(malformed) => {
                     self.fail(id, &Fault::Malformed(malformed));
@@ -255,7 +254,7 @@ impl<T: Transport> Shard<T> {
             }
         }
         if let Some(connection) = self.backend(backend).and_then(|backend| backend.connection) {
-            self.io.send(connection, bytes);
+            self.io.send(connection, bytes.part(0, at));
         }
     }
 
@@ -267,7 +266,9 @@ impl<T: Transport> Shard<T> {
             return;
         }
         self.set_stage(id, Stage::Backend);
-        self.checkout(id);
+        if let Err(fault) = self.checkout(id) {
+            self.fail(id, &Fault::NoServer(fault.answer().message));
+        }
     }
 
     /// Whether the server has taken these settings before; if so the client wants what it made of them.

@@ -99,6 +99,8 @@ pub struct Settings {
     pub statements_max: usize,
     /// Seed for what may be predictable (backoff, schedule).
     pub seed: u64,
+    /// What the tables take, for `show memory`.
+    pub memory_terms: Vec<crate::control::report::Term>,
 }
 
 /// Where a client is on its way.
@@ -215,6 +217,10 @@ struct Backend {
     used: Instant,
     /// The first error the server sent during its login, whole.
     refusal: Option<Box<[u8]>>,
+    /// It could not be opened, by the server's fault: the next attempt waits.
+    blamed: bool,
+    /// Its last error ends the connection, and the client has seen it.
+    fatal: bool,
 }
 
 /// Whose unnamed statement a backend has.
@@ -566,4 +572,13 @@ fn share(size: u32, id: ShardId, shard_count: u16) -> u32 {
 /// See [`pool::Settings::max_queue`].
 fn queue_share(settings: &pool::Settings, shard_count: u16) -> u32 {
     settings.max_queue.div_ceil(u32::from(shard_count))
+}
+
+/// Bytes of one entry of each table, for the sums: name, size, what for.
+pub fn table_sizes() -> [(&'static str, usize, &'static str); 3] {
+    [
+        ("clients", Slab::<Client>::slot_size(), "connections from applications"),
+        ("waiters", Waiters::link_size(), "places in the queues"),
+        ("backends", Slab::<Backend>::slot_size(), "connections to servers"),
+    ]
 }

@@ -34,6 +34,8 @@ pub(super) struct Key {
 }
 
 pub(super) struct Pool {
+    /// Never given to another pool of this shard; not 0.
+    pub serial: u32,
     pub key: Key,
     pub settings: PoolSettings,
     pub part: Part,
@@ -63,6 +65,7 @@ pub(super) struct Pools {
     by_key: HashMap<Key, u32, foldhash::fast::RandomState>,
     vacant: Vec<u32>,
     next_server: usize,
+    last_serial: u32,
 }
 
 /// Pools of one shard, at most: each takes some hundred bytes outside the arena.
@@ -80,7 +83,9 @@ impl Pools {
         if self.by_key.len() >= POOLS_MAX {
             return None;
         }
+        self.last_serial = self.last_serial.wrapping_add(1).max(1);
         let pool = Pool {
+            serial: self.last_serial,
             key: key.clone(),
             part: Part::new(settings.pool.clone(), permits, backoff),
             settings,

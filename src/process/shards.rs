@@ -1,0 +1,193 @@
+//! Starts the shards, each a glommio executor on a core of its own, and pumps their rings.
+//!
+//! While there is traffic the pump waits in the shard's ring; when it has been quiet for a while it parks in glommio,
+//! which wakes it by an eventfd that the ring signals.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::time::{Duration, Instant};
+
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+
+use crate::config::sums::Sums;
+use crate::config::{AuthMethod, Config, Listen, ServerAddress};
+use crate::ids::{ConnectionId, ShardId};
+use crate::io::doorbell::Doorbell;
+use crate::io::park::Park;
+use crate::io::ring::{self, Ring};
+use crate::io::{Event, Transport};
+use crate::memory::Arena;
+use crate::shard::{self, Catalogue, Mailbox, PoolSettings, Server, Shard};
+
+use super::listeners::Listener;
+
+/// While there is traffic: how long the pump may stay in its ring before glommio and the deadlines get a turn.
+const BUSY_TICK: Duration = Duration::from_millis(5);
+/// While it is quiet.
+const QUIET_TICK: Duration = Duration::from_millis(100);
+/// Without traffic for so long, a shard parks.
+const QUIET_AFTER: Duration = Duration::from_millis(20);
+
+/// What a shard's thread gets.
+pub(super) struct Start {
+    pub id: ShardId,
+    pub cores: usize,
+    pub config: Arc<Config>,
+    pub listeners: Vec<Listener>,
+    pub doorbell: Doorbell,
+    pub mailbox: Mailbox,
+    pub clients_all: Arc<AtomicU32>,
+}
+
+/// The configuration, as the shard asks for it.
+struct Settings(Arc<Config>);
+
+impl Catalogue for Settings {
+    fn pool(&self, database: &str, user: &str) -> Option<PoolSettings> {
+        let found = self.0.pool(database, user)?;
+        let server = |address: &ServerAddress| match address {
+            ServerAddress::Tcp { host, port } => Server::Tcp(host.clone(), *port),
+            ServerAddress::Unix { path } => Server::Unix(path.clone()),
+        };
+        Some(PoolSettings {
+            servers: found.servers.iter().map(server).collect(),
+            server_database: found.server_database,
+            mode: found.relay_mode,
+            dedicated: found.dedicated,
+            pool: found.pool,
+        })
+    }
+}
+
+/// Starts one shard. The handle ends when it has drained.
+pub(super) fn start(start: Start) -> io::Result<ExecutorJoinHandle<io::Result<()>>> {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let placement = match cores.get(start.id.0 as usize) {
+        Some(core) => Placement::Fixed(core.id),
+        None => Placement::Unbound,
+    };
+    let executor = LocalExecutorBuilder::new(placement)
+        .name(&format!("qcp-shard-{}", start.id.0))
+        .io_memory(0)
+        .ring_depth(256)
+        // Together with the tick task below: glommio 0.9 can park with runnable tasks when this is short.
+        .preempt_timer(Duration::from_secs(10))
+        .spawn(move || run(start));
+    executor.map_err(|error| io::Error::other(error.to_string()))
+}
+
+async fn run(start: Start) -> io::Result<()> {
+    // A wrong park ends at the next tick at the latest.
+    glommio::spawn_local(async {
+        loop {
+            glommio::timer::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .detach();
+    let mut shard = build(start)?;
+    let park = Park::new()?;
+    shard.io.register_park(park.descriptor())?;
+    let mut busy_at = Instant::now();
+    loop {
+        let quiet = shard.io.now().duration_since(busy_at) >= QUIET_AFTER;
+        if quiet {
+            shard.io.signal_park(true);
+            shard.io.arm_tick(QUIET_TICK);
+            if !shard.io.submit()? {
+                park.wait().await;
+            }
+            shard.io.signal_park(false);
+            shard.io.wake();
+        } else {
+            shard.io.wait(BUSY_TICK)?;
+        }
+        let (busy, tick) = turn(&mut shard);
+        if busy {
+            busy_at = shard.io.now();
+        }
+        if shard.is_stopped() {
+            break;
+        }
+        if tick && !quiet {
+            // Lets glommio look at its own rings: timers, and host names that were looked up.
+            glommio::timer::sleep(Duration::ZERO).await;
+        }
+    }
+    // What was queued last (farewells, Terminates) still leaves.
+    let until = Instant::now() + Duration::from_secs(1);
+    while shard.io.connection_count() > 0 && Instant::now() < until {
+        shard.io.wait(BUSY_TICK)?;
+        while shard.io.next_event().is_some() {}
+    }
+    Ok(())
+}
+
+/// Handles all that has happened; whether there was traffic, and whether a tick.
+fn turn(shard: &mut Shard<Ring>) -> (bool, bool) {
+    let (mut busy, mut ticked) = (false, false);
+    while let Some(event) = shard.io.next_event() {
+        let tick = matches!(event, Event::Tick);
+        busy |= !tick;
+        ticked |= tick;
+        let connection = connection_of(&event);
+        if catch_unwind(AssertUnwindSafe(|| shard.on_event(event))).is_err() {
+            log::error!("a panic was caught; the link that it happened on is closed");
+            shard.on_panic(connection);
+        }
+    }
+    (busy, ticked)
+}
+
+fn connection_of(event: &Event) -> Option<ConnectionId> {
+    match event {
+        Event::Accepted { connection, .. }
+        | Event::Connected { connection, .. }
+        | Event::Received { connection, .. }
+        | Event::Ended { connection, .. }
+        | Event::Drained { connection } => Some(*connection),
+        Event::Resolved { .. } | Event::Rung | Event::Tick => None,
+    }
+}
+
+fn build(start: Start) -> io::Result<Shard<Ring>> {
+    let Start { id, cores, config, listeners, doorbell, mailbox, clients_all } = start;
+    let sums = Sums::new(&config, cores);
+    let settings = ring::Settings {
+        arena: Arena::new(config.arena.chunk_size, sums.chunks)?,
+        connections_max: sums.connections_max,
+        nodes_count: sums.send_nodes,
+        backend_reserve: sums.backend_chunks,
+        ready_max: sums.ready_chunks,
+    };
+    let mut ring = Ring::new(settings, doorbell)?;
+    for listener in listeners {
+        let local = matches!(listener.address, Listen::Unix { .. });
+        ring.listen(listener.socket, local);
+    }
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
+    let settings = shard::Settings {
+        id,
+        shard_count: cores as u16,
+        clients_max: config.max_clients,
+        backends_max: sums.backends_max,
+        nodes_count: sums.request_nodes,
+        login_timeout: config.login_timeout,
+        connect_timeout: config.reconnect.connect_timeout,
+        backoff: (config.reconnect.min_backoff, config.reconnect.max_backoff),
+        trust: config.auth.method == AuthMethod::Trust,
+        check_connections: (config.auth.check_connections / cores as u32).max(1),
+        settings_bytes: sums.settings_bytes,
+        statement_bytes: sums.statement_bytes,
+        statements_max: STATEMENTS_MAX,
+        seed: u64::from_le_bytes(seed),
+        memory_terms: sums.terms(),
+    };
+    Ok(Shard::new(ring, settings, Rc::new(Settings(config)), mailbox, clients_all))
+}
+
+/// Prepared statements kept on one backend.
+const STATEMENTS_MAX: usize = 200;

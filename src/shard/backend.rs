@@ -1,0 +1,529 @@
+//! A backend's life: resolved, connected, logged in, idle, closed.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::ids::{BackendId, ClientId, PoolId};
+use crate::io::{Close, Errno, SocketAddress, Transport};
+use crate::memory::{Slice, Stash};
+use crate::protocol::error::field;
+use crate::protocol::reader::{self, Authentication};
+use crate::protocol::startup::Version;
+use crate::protocol::tag::backend as tag;
+use crate::protocol::{Direction, Framer, Step};
+use crate::session::fault::Fault;
+use crate::session::parameters::VectorId;
+use crate::session::pipeline::Pipeline;
+use crate::session::prepared::Prepared;
+
+use super::{Backend, BackendState, ClientState, Owner, Purpose, Server, Shard, Unnamed};
+
+/// Largest message of a server's during a login that is looked at whole.
+const LOGIN_MESSAGE_MAX: usize = 16 * 1024;
+
+impl<T: Transport> Shard<T> {
+    /// Begins to open a backend; its place in the pool (or beside it) has been taken. `None`: the table is full, and the
+    /// place is given back.
+    pub(super) fn open_backend(&mut self, pool: PoolId, purpose: Purpose, checks: Option<ClientId>) -> Option<BackendId> {
+        let now = self.io.now();
+        let backend = Backend {
+            connection: None,
+            state: BackendState::Resolving,
+            purpose,
+            pool,
+            checks,
+            framer: Framer::new(Direction::Backend),
+            stash: Stash::default(),
+            need: 0,
+            dropping: false,
+            paused: false,
+            challenged: false,
+            pipeline: Pipeline::new(),
+            has: VectorId::NEUTRAL,
+            prepared: Prepared::new(self.settings.statements_max),
+            stale: None,
+            unnamed: Unnamed::Others,
+            process_id: 0,
+            key: 0,
+            cancels: 0,
+            addresses: Vec::new(),
+            address: None,
+            deadline: Some(now + self.settings.connect_timeout),
+            born: now,
+            used: now,
+            refusal: None,
+            blamed: false,
+            fatal: false,
+        };
+        let Ok((index, generation)) = self.backends.insert(backend) else {
+            match purpose {
+                Purpose::Pool => self.pools.get_mut(pool).part.open_failed(now, 0, false),
+                Purpose::Check => self.end_check(),
+                Purpose::Dedicated => {}
+            }
+            return None;
+        };
+        let id = BackendId { index, generation };
+        self.pools.get_mut(pool).backends += 1;
+        match self.pools.get(pool).key.server.clone() {
+            Server::Unix(path) => self.connect(id, SocketAddress::Unix(path)),
+            Server::Tcp(host, port) => match host.parse() {
+                Ok(address) => self.connect(id, SocketAddress::Tcp(SocketAddr::new(address, port))),
+                Err(_) => self.io.resolve(&host, port, Owner::Backend(id).pack()),
+            },
+        }
+        Some(id)
+    }
+
+    pub(super) fn on_resolved(&mut self, ticket: u64, addresses: Result<Vec<SocketAddr>, String>) {
+        let Some(Owner::Backend(id)) = Owner::unpack(ticket) else { return };
+        let Some(backend) = self.backend(id) else { return };
+        match addresses {
+            Ok(addresses) => {
+                backend.addresses = addresses;
+                backend.addresses.reverse();
+                self.connect_next(id, "the host name has no address");
+            }
+            Err(why) => self.on_backend_gone(id, &why),
+        }
+    }
+
+    fn connect_next(&mut self, id: BackendId, why: &str) {
+        let Some(backend) = self.backend(id) else { return };
+        match backend.addresses.pop() {
+            Some(address) => self.connect(id, SocketAddress::Tcp(address)),
+            None => self.on_backend_gone(id, why),
+        }
+    }
+
+    fn connect(&mut self, id: BackendId, address: SocketAddress) {
+        match self.io.connect(&address) {
+            Ok(connection) => {
+                self.io.set_owner(connection, Owner::Backend(id).pack());
+                let backend = self.backend(id).expect("the caller has looked it up");
+                backend.connection = Some(connection);
+                backend.address = Some(address);
+                backend.state = BackendState::Connecting;
+            }
+            Err(error) => self.connect_next(id, &error.to_string()),
+        }
+    }
+
+    pub(super) fn on_backend_connected(&mut self, id: BackendId, error: Option<Errno>) {
+        let Some(backend) = self.backend(id) else { return };
+        if let Some(error) = error {
+            backend.connection = None;
+            self.connect_next(id, &error.to_string());
+            return;
+        }
+        backend.state = BackendState::LoggingIn;
+        let connection = backend.connection.expect("it has just been connected");
+        let (pool, checks, purpose) = (backend.pool, backend.checks, backend.purpose);
+        if purpose == Purpose::Dedicated {
+            let login = checks.and_then(|client| self.client(client));
+            let packet = login.and_then(|client| match &mut client.state {
+                ClientState::Login(login) => login.packet.take(),
+                _ => None,
+            });
+            let sent = packet.and_then(|packet| self.io.scratch().copy(&packet));
+            match sent {
+                Some(bytes) => self.io.send(connection, bytes),
+                None => self.on_backend_gone(id, "the client is gone"),
+            }
+            return;
+        }
+        // Neutral: what one client asks for must not become the value that another's RESET returns to.
+        let pool = self.pools.get(pool);
+        let (user, database) = (pool.key.user.clone(), pool.settings.server_database.clone());
+        let sent = self.write(connection, user.len() + database.len() + 64, |writer| {
+            let parameters = [(&b"user"[..], user.as_bytes()), (b"database", database.as_bytes())];
+            writer.startup_message(Version::V3_0, parameters).expect("the room was asked for");
+        });
+        if !sent {
+            self.on_backend_gone(id, "the arena is used up");
+        }
+    }
+
+    #[inline]
+    pub(super) fn on_backend_bytes(&mut self, id: BackendId, bytes: Slice) {
+        let Some(backend) = self.backend(id) else { return };
+        match backend.state {
+            BackendState::Linked(_) | BackendState::Cleaning(_) => self.relay_answer(id, bytes),
+            BackendState::Piped(client) => self.pipe_answer(id, client, bytes),
+            BackendState::LoggingIn | BackendState::Idle => self.on_whole_messages(id, bytes),
+            BackendState::Resolving | BackendState::Connecting => {}
+        }
+    }
+
+    /// Takes the messages of a login, or of an idle backend, one by one. When one of them changes what the backend is
+    /// doing, the rest goes that way.
+    fn on_whole_messages(&mut self, id: BackendId, bytes: Slice) {
+        let backend = self.backends.get_mut(id.index, id.generation).expect("the caller has looked it up");
+        let bytes = if backend.stash.is_empty() {
+            bytes
+        } else {
+            let added = backend.stash.add(self.io.arena(), &bytes);
+            match added.ok().and_then(|()| backend.stash.take(self.io.scratch())) {
+                Some(whole) => whole,
+                None => return self.on_backend_gone(id, "the arena is used up"),
+            }
+        };
+        let mut at = 0;
+        loop {
+            let Some(backend) = self.backend(id) else { return };
+            if !matches!(backend.state, BackendState::LoggingIn | BackendState::Idle) {
+                if at < bytes.len() {
+                    self.on_backend_bytes(id, bytes.part(at, bytes.len()));
+                }
+                return;
+            }
+            match backend.framer.next(&bytes[at..], |_, size| (size as usize).min(LOGIN_MESSAGE_MAX)) {
+                Ok(Step::Message { tag, size, available }) => {
+                    let message = bytes.part(at, at + available);
+                    at += available;
+                    if available < size as usize && tag != tag::ERROR_RESPONSE && tag != tag::NOTICE_RESPONSE {
+                        self.on_backend_gone(id, "it sent a message that is too long for a login");
+                        return;
+                    }
+                    self.on_own_message(id, tag, &message);
+                }
+                Ok(Step::Rest { length, .. }) => at += length,
+                Ok(Step::Incomplete { .. }) => {
+                    let backend = self.backends.get_mut(id.index, id.generation).expect("looked up above");
+                    if backend.stash.add(self.io.arena(), &bytes[at..]).is_err() {
+                        self.on_backend_gone(id, "the arena is used up");
+                    }
+                    return;
+                }
+                Ok(Step::End) => return,
+                Err(malformed) => return self.on_backend_gone(id, &malformed.to_string()),
+            }
+        }
+    }
+
+    fn on_own_message(&mut self, id: BackendId, tag: u8, message: &Slice) {
+        let Some(backend) = self.backend(id) else { return };
+        if matches!(backend.state, BackendState::Idle) {
+            match tag {
+                tag::NOTICE_RESPONSE | tag::PARAMETER_STATUS | tag::NOTIFICATION_RESPONSE => {}
+                // Most likely 57P01; the end of the connection follows.
+                _ => self.close_backend(id, Close::Now),
+            }
+            return;
+        }
+        match tag {
+            tag::AUTHENTICATION => match reader::authentication(message) {
+                Ok(what) => self.on_authentication(id, &what, message),
+                Err(malformed) => self.on_backend_gone(id, &malformed.to_string()),
+            },
+            tag::PARAMETER_STATUS => {
+                if let Ok(status) = reader::parameter_status(message) {
+                    self.on_login_parameter(id, status.name, status.value);
+                }
+                self.pass_login_message(id, message);
+            }
+            tag::BACKEND_KEY_DATA => {
+                if let Ok(key) = reader::backend_key_data(message)
+                    && let Ok(secret) = key.key.try_into()
+                {
+                    backend.process_id = key.process_id;
+                    backend.key = u32::from_be_bytes(secret);
+                }
+                self.pass_login_key(id);
+            }
+            tag::READY_FOR_QUERY => self.on_logged_in(id, message),
+            tag::NOTICE_RESPONSE => {
+                if let Some(connection) = self.checked_client(id) {
+                    self.io.send(connection, message.clone());
+                }
+            }
+            tag::ERROR_RESPONSE => self.on_refused(id, message),
+            tag::NEGOTIATE_PROTOCOL_VERSION => {}
+            _ => self.on_backend_gone(id, "it sent a message that has no place in a login"),
+        }
+    }
+
+    /// The connection of the client whose login this backend checks.
+    fn checked_client(&self, id: BackendId) -> Option<crate::ids::ConnectionId> {
+        let client = self.backends.get(id.index, id.generation)?.checks?;
+        self.clients.get(client.index, client.generation).map(|client| client.connection)
+    }
+
+    fn on_authentication(&mut self, id: BackendId, what: &Authentication<'_>, message: &Slice) {
+        let backend = self.backend(id).expect("the caller has looked it up");
+        let (challenged, dedicated) = (backend.challenged, backend.purpose == Purpose::Dedicated);
+        if *what == Authentication::Ok {
+            if !challenged {
+                self.on_first_word(id, false);
+            }
+            let Some(backend) = self.backend(id) else { return };
+            let Some(client) = backend.checks else { return };
+            let Some(connection) = self.checked_client(id) else { return };
+            if !challenged && !self.settings.trust && !self.io.is_local(connection) {
+                self.backend(id).expect("looked up above").checks = None;
+                self.fail(client, &Fault::TrustFromAfar);
+                if dedicated {
+                    self.close_backend(id, Close::Now);
+                }
+                return;
+            }
+            if dedicated {
+                self.io.send(connection, message.clone());
+            }
+            return;
+        }
+        backend.challenged = true;
+        let alone = backend.checks.is_none();
+        if !challenged {
+            self.on_first_word(id, true);
+        }
+        if alone {
+            self.on_backend_gone(id, "the server asks for a password, and none is configured");
+            return;
+        }
+        // SCRAM-SHA-256-PLUS binds to the TLS channel, and the client's is not the server's.
+        if let Authentication::Sasl { mechanisms } = what
+            && mechanisms.offers(b"SCRAM-SHA-256-PLUS")
+        {
+            let Some(connection) = self.checked_client(id) else { return };
+            self.write(connection, 64, |writer| {
+                writer.authentication_sasl(&[b"SCRAM-SHA-256"]).expect("the room was asked for");
+            });
+            return;
+        }
+        if let Some(connection) = self.checked_client(id) {
+            self.io.send(connection, message.clone());
+        }
+    }
+
+    fn on_login_parameter(&mut self, id: BackendId, name: &[u8], value: &[u8]) {
+        let Some(backend) = self.backend(id) else { return };
+        if backend.purpose == Purpose::Dedicated {
+            return;
+        }
+        let pool = backend.pool;
+        let (Ok(name), Ok(value)) = (std::str::from_utf8(name), std::str::from_utf8(value)) else { return };
+        let parameters = &mut self.pools.get_mut(pool).parameters;
+        match parameters.iter_mut().find(|(known, _)| &**known == name) {
+            Some((_, known)) if &**known == value => {}
+            Some((_, known)) => *known = value.into(),
+            None => parameters.push((name.into(), value.into())),
+        }
+    }
+
+    fn pass_login_message(&mut self, id: BackendId, message: &Slice) {
+        let dedicated = self.backend(id).is_some_and(|backend| backend.purpose == Purpose::Dedicated);
+        if dedicated && let Some(connection) = self.checked_client(id) {
+            self.io.send(connection, message.clone());
+        }
+    }
+
+    /// A dedicated client is given QCP's own key, by which its cancel requests find the way.
+    fn pass_login_key(&mut self, id: BackendId) {
+        let Some(backend) = self.backend(id) else { return };
+        let (Some(id), Purpose::Dedicated) = (backend.checks, backend.purpose) else { return };
+        let process_id = self.process_id(id);
+        let Some(client) = self.client(id) else { return };
+        let (connection, secret, long_key) = (client.connection, client.secret, client.long_key);
+        self.write(connection, 64, |writer| {
+            let key = if long_key { &secret[..] } else { &secret[..4] };
+            writer.backend_key_data(process_id, key).expect("the room was asked for");
+        });
+    }
+
+    fn on_logged_in(&mut self, id: BackendId, message: &Slice) {
+        let now = self.io.now();
+        let Some(backend) = self.backend(id) else { return };
+        backend.deadline = None;
+        backend.used = now;
+        let (pool, purpose, checks) = (backend.pool, backend.purpose, backend.checks.take());
+        if self.pools.get_mut(pool).trouble.take().is_some() {
+            log::info!("{}: connected again", self.pool_name(pool));
+        }
+        if purpose == Purpose::Dedicated {
+            let Some(client) = checks else { return self.close_backend(id, Close::Now) };
+            self.backend(id).expect("looked up above").state = BackendState::Piped(client);
+            let Some(connection) = self.client(client).map(|client| client.connection) else { return };
+            self.io.send(connection, message.clone());
+            self.begin_pipe(client, id);
+            return;
+        }
+        let mut purpose = purpose;
+        let part = &mut self.pools.get_mut(pool).part;
+        match purpose {
+            Purpose::Pool => part.opened(),
+            Purpose::Check if part.begin_open() => {
+                part.opened();
+                self.backend(id).expect("looked up above").purpose = Purpose::Pool;
+                purpose = Purpose::Pool;
+                self.end_check();
+            }
+            Purpose::Check | Purpose::Dedicated => {}
+        }
+        debug_assert!(purpose != Purpose::Dedicated);
+        let backend = self.backend(id).expect("looked up above");
+        backend.state = BackendState::Cleaning(super::clean::Stage::Done);
+        backend.pipeline.reset();
+        match checks {
+            Some(client) => self.on_login_backend(client, id),
+            None => self.give_back(id),
+        }
+    }
+
+    /// The server refuses a login: its own words go to the client whose login it is, or to all who wait.
+    fn on_refused(&mut self, id: BackendId, message: &Slice) {
+        let fields = reader::fields(message);
+        let text = String::from_utf8_lossy(fields.get(field::MESSAGE).unwrap_or_default()).into_owned();
+        let backend = self.backend(id).expect("the caller has looked it up");
+        let checks = backend.checks.take();
+        if let Some(client) = checks {
+            if let Some(connection) = self.client(client).map(|client| client.connection) {
+                log::info!("{}: login refused by the server: {text}", self.io.peer(connection));
+                self.io.send(connection, message.clone());
+            }
+            self.dismiss(client);
+            self.close_backend(id, Close::Now);
+            return;
+        }
+        self.backend(id).expect("looked up above").refusal = Some(message.to_vec().into_boxed_slice());
+        self.on_backend_gone(id, &text);
+    }
+
+    /// The connection is lost, could not be made, or makes no sense any more.
+    pub(super) fn on_backend_gone(&mut self, id: BackendId, why: &str) {
+        let Some(backend) = self.backend(id) else { return };
+        let (pool, refusal) = (backend.pool, backend.refusal.take());
+        let checks = backend.checks.take();
+        match backend.state {
+            BackendState::Linked(client) => {
+                // The server has told the client itself why it goes.
+                let told = backend.fatal;
+                log::info!("{}: a server connection was lost: {why}", self.pool_name(pool));
+                if told {
+                    self.dismiss(client);
+                } else {
+                    self.fail(client, &Fault::ServerGone(why.to_owned()));
+                }
+            }
+            BackendState::Piped(client) => self.dismiss(client),
+            BackendState::Resolving | BackendState::Connecting | BackendState::LoggingIn => {
+                backend.blamed = true;
+                self.note_trouble(pool, why);
+                if let Some(client) = checks {
+                    self.fail(client, &Fault::NoServer(why.to_owned()));
+                }
+            }
+            BackendState::Idle | BackendState::Cleaning(_) => {
+                log::debug!("{}: a server connection was closed: {why}", self.pool_name(pool));
+            }
+        }
+        self.close_backend(id, Close::Now);
+        if let Some(refusal) = refusal {
+            self.refuse_waiters(pool, &refusal);
+        }
+    }
+
+    /// Logs a change for the worse once, not for each attempt.
+    fn note_trouble(&mut self, pool: PoolId, why: &str) {
+        if self.pools.get(pool).trouble.is_none() {
+            log::warn!("{}: no server connection: {why}; trying again", self.pool_name(pool));
+        }
+        self.pools.get_mut(pool).trouble = Some(why.to_owned());
+    }
+
+    /// The server has refused a login of our own, and nobody else's backend can serve those who wait.
+    fn refuse_waiters(&mut self, pool: PoolId, refusal: &[u8]) {
+        if self.pools.get(pool).part.lent() > 0 {
+            return;
+        }
+        while let Some((client, _)) = {
+            let Self { pools, waiters, .. } = self;
+            pools.get_mut(pool).part.pop_waiter(waiters)
+        } {
+            if let Some(connection) = self.client(client).map(|client| client.connection)
+                && let Some(bytes) = self.io.scratch().copy(refusal)
+            {
+                self.io.send(connection, bytes);
+            }
+            self.dismiss(client);
+        }
+    }
+
+    /// Closes a backend and gives back its place. Whoever it served has been told.
+    pub(super) fn close_backend(&mut self, id: BackendId, how: Close) {
+        let now = self.io.now();
+        let jitter = self.next_random() as u8;
+        let Some(mut backend) = self.backends.remove(id.index, id.generation) else { return };
+        self.vectors.let_go(backend.has);
+        backend.stash.clear();
+        let pool = backend.pool;
+        if let Some(connection) = backend.connection {
+            if !matches!(backend.state, BackendState::Connecting) && how == Close::Flushed {
+                self.write(connection, 8, |writer| writer.terminate().expect("the room was asked for"));
+            }
+            self.io.close(connection, how);
+        }
+        let opening =
+            matches!(backend.state, BackendState::Resolving | BackendState::Connecting | BackendState::LoggingIn);
+        let entry = self.pools.get_mut(pool);
+        entry.backends -= 1;
+        match backend.purpose {
+            Purpose::Pool if opening => entry.part.open_failed(now, jitter, backend.blamed),
+            Purpose::Pool if matches!(backend.state, BackendState::Idle) => entry.part.lost_idle(id),
+            Purpose::Pool => entry.part.lost_lent(),
+            Purpose::Check | Purpose::Dedicated => {}
+        }
+        if opening && backend.purpose != Purpose::Dedicated {
+            self.stop_asking(pool);
+        }
+        if backend.purpose == Purpose::Check {
+            self.end_check();
+        }
+        self.refill(pool);
+    }
+
+    /// Opens backends for those who wait, or tells them that there can be none.
+    pub(super) fn refill(&mut self, id: PoolId) {
+        if self.running != super::Running::Yes {
+            return;
+        }
+        let now = self.io.now();
+        let minimum = self.minimum(id);
+        while self.pools.get(id).part.may_open(now, minimum) {
+            if !self.pools.get_mut(id).part.begin_open() || self.open_backend(id, Purpose::Pool, None).is_none() {
+                break;
+            }
+        }
+        let part = &self.pools.get(id).part;
+        if part.refill() == crate::pool::Refill::Impossible && part.open() == 0 && part.waiting() > 0 {
+            while let Some((client, _)) = {
+                let Self { pools, waiters, .. } = self;
+                pools.get_mut(id).part.pop_waiter(waiters)
+            } {
+                self.fail(client, &Fault::CannotRefill);
+            }
+        }
+    }
+
+    /// This shard's share of `min_size`, once the pool has been used.
+    pub(super) fn minimum(&self, id: PoolId) -> u32 {
+        let pool = self.pools.get(id);
+        if pool.parameters.is_empty() || pool.clients + pool.transactions as u32 == 0 {
+            return 0;
+        }
+        super::share(pool.settings.pool.min_size, self.settings.id, self.settings.shard_count).min(pool.part.permits())
+    }
+
+    /// `database/user at server`, for people.
+    pub(super) fn pool_name(&self, id: PoolId) -> String {
+        let key = &self.pools.get(id).key;
+        format!("{}/{} at {}", key.database, key.user, key.server)
+    }
+
+    /// Whether a backend is too old to be lent again.
+    pub(super) fn is_expired(&self, backend: &Backend) -> bool {
+        let lifetime = self.pools.get(backend.pool).settings.pool.lifetime;
+        lifetime > Duration::ZERO && self.io.now().duration_since(backend.born) >= lifetime
+    }
+
+}

@@ -1,0 +1,138 @@
+//! Cancel requests: from clients to the backend that works for them, over a connection of their own.
+//!
+//! Invariant: while a cancel connection is open, its backend is not lent to anyone else; so a late cancel cannot hit the
+//! next client's query.
+
+use std::time::Duration;
+
+use crate::ids::{BackendId, ClientId};
+use crate::io::{Close, Transport};
+use crate::session::fault::Fault;
+
+use super::mailbox::Mail;
+use super::{BackendState, Cancel, ClientState, Owner, Shard};
+
+/// A cancel connection that takes longer costs the backend.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl<T: Transport> Shard<T> {
+    pub(super) fn on_mail(&mut self) {
+        while let Some(mail) = self.mailbox.next() {
+            self.on_one_mail(mail);
+        }
+    }
+
+    pub(super) fn on_one_mail(&mut self, mail: Mail) {
+        match mail {
+            Mail::Quit(within) => self.drain(within),
+            Mail::Report(answer) => {
+                // Whoever asked may have given up waiting.
+                let _ = answer.send(self.report());
+            }
+            Mail::Cancel { slot, secret } => self.on_cancel_request(slot, &secret),
+        }
+    }
+
+    fn on_cancel_request(&mut self, slot: u32, secret: &[u8]) {
+        let found = self.clients.next_used(slot).filter(|&(index, _)| index == slot);
+        let Some((index, generation)) = found else { return };
+        let id = ClientId { index, generation };
+        let client = self.client(id).expect("just found");
+        let key = if client.long_key { &client.secret[..] } else { &client.secret[..4] };
+        if !matches!(client.state, ClientState::Waiting | ClientState::Linked(_) | ClientState::Piped(_))
+            || !is_same(key, secret)
+        {
+            return;
+        }
+        match client.state {
+            ClientState::Waiting => {
+                self.leave_queue(id);
+                self.refuse_request(id, &Fault::CancelledInQueue);
+            }
+            ClientState::Linked(backend) => {
+                let busy = self.backend(backend).is_some_and(|backend| backend.pipeline.is_busy());
+                if busy {
+                    self.cancel_query(backend);
+                }
+            }
+            ClientState::Piped(backend) => self.cancel_query(backend),
+            ClientState::Startup | ClientState::Login(_) | ClientState::Ready => {}
+        }
+    }
+
+    /// Asks the server to cancel what a backend works on.
+    pub(super) fn cancel_query(&mut self, id: BackendId) {
+        let deadline = self.io.now() + CANCEL_TIMEOUT;
+        let Some(backend) = self.backend(id) else { return };
+        // One under way does as much as two.
+        if backend.cancels > 0 || self.cancels.len() == self.cancels.capacity() {
+            return;
+        }
+        // "to the very address of that backend" (not another one that the name resolves to by now).
+        let address = self.backend(id).and_then(|backend| backend.address.clone());
+        let Some(Ok(connection)) = address.map(|address| self.io.connect(&address)) else { return };
+        let cancel = Cancel { connection, backend: id, deadline };
+        let Ok((index, generation)) = self.cancels.insert(cancel) else { unreachable!("checked above") };
+        self.io.set_owner(connection, Owner::Cancel(index, generation).pack());
+        self.backend(id).expect("looked up above").cancels += 1;
+    }
+
+    pub(super) fn on_cancel_connected(&mut self, index: u32, generation: u32, failed: bool) {
+        let Some(cancel) = self.cancels.get(index, generation) else { return };
+        let (connection, id) = (cancel.connection, cancel.backend);
+        let key = self.backend(id).map(|backend| (backend.process_id, backend.key));
+        let (Some((process_id, key)), false) = (key, failed) else {
+            self.end_cancel(index, generation, failed);
+            return;
+        };
+        self.write(connection, 32, |writer| {
+            writer.cancel_request(process_id, &key.to_be_bytes()).expect("the room was asked for");
+        });
+    }
+
+    /// "the server ... closes the connection": the signal has been sent by then (Canceling Requests in Progress).
+    pub(super) fn on_cancel_ended(&mut self, index: u32, generation: u32) {
+        self.end_cancel(index, generation, false);
+    }
+
+    fn end_cancel(&mut self, index: u32, generation: u32, closed: bool) {
+        let Some(cancel) = self.cancels.remove(index, generation) else { return };
+        if !closed {
+            self.io.close(cancel.connection, Close::Now);
+        }
+        let Some(backend) = self.backend(cancel.backend) else { return };
+        backend.cancels -= 1;
+        match backend.state {
+            BackendState::Cleaning(_) => self.go_on_cleaning(cancel.backend),
+            BackendState::Linked(_) => self.try_release(cancel.backend),
+            BackendState::Resolving
+            | BackendState::Connecting
+            | BackendState::LoggingIn
+            | BackendState::Idle
+            | BackendState::Piped(_) => {}
+        }
+    }
+
+    /// Cancel connections that hang: their backends are closed rather than lent.
+    pub(super) fn scan_cancels(&mut self) {
+        let now = self.io.now();
+        let mut from = 0;
+        while let Some((index, generation)) = self.cancels.next_used(from) {
+            from = index + 1;
+            let cancel = self.cancels.get(index, generation).expect("just found");
+            if now < cancel.deadline {
+                continue;
+            }
+            let backend = cancel.backend;
+            if let Some(backend) = self.backend(backend) {
+                backend.pipeline.doubt();
+            }
+            self.end_cancel(index, generation, false);
+        }
+    }
+}
+
+/// Compares secrets in a time that does not tell where they differ.
+fn is_same(one: &[u8], other: &[u8]) -> bool {
+    one.len() == other.len() && one.iter().zip(other).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
+}

@@ -1,0 +1,132 @@
+//! A backend whose client is gone: drained, rolled back and reset, or closed; never lent dirty.
+
+use std::time::Duration;
+
+use crate::ids::BackendId;
+use crate::io::{Close, Transport};
+use crate::protocol::TransactionStatus;
+use crate::protocol::tag::frontend;
+use crate::session::RelayMode;
+use crate::session::parameters::VectorId;
+use crate::session::pipeline::Expect;
+
+use super::{BackendState, Shard};
+
+/// How far the cleaning is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stage {
+    /// Answers of the client's requests are still due.
+    Draining,
+    /// ROLLBACK is under way.
+    RollingBack,
+    /// The reset query is under way.
+    Resetting,
+    /// Clean; about to be given back.
+    Done,
+}
+
+/// Marks of the queries of this module.
+const MARK_ROLLBACK: u32 = 3;
+const MARK_RESET: u32 = 4;
+
+/// A backend that takes longer is closed.
+const CLEAN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Brings a backend back to what it was after its login.
+const RESET_QUERY: &[u8] = b"DISCARD ALL";
+
+impl<T: Transport> Shard<T> {
+    /// Takes a linked backend from its client, who is gone or has let go of it.
+    pub(super) fn clean(&mut self, id: BackendId) {
+        let deadline = self.io.now() + CLEAN_TIMEOUT;
+        let Some(backend) = self.backend(id) else { return };
+        backend.state = BackendState::Cleaning(Stage::Draining);
+        backend.deadline = Some(deadline);
+        backend.paused = false;
+        let Some(connection) = backend.connection else { return self.close_backend(id, Close::Now) };
+        if backend.pipeline.is_uncertain() || !backend.pipeline.has_room(2) {
+            self.close_backend(id, Close::Flushed);
+            return;
+        }
+        let running = backend.pipeline.is_busy();
+        let fail_copy = backend.pipeline.is_copying_in();
+        if fail_copy {
+            let _ = backend.pipeline.on_frontend(frontend::COPY_FAIL, 0);
+        }
+        let sync = backend.pipeline.is_unsynced();
+        if sync {
+            let _ = backend.pipeline.ask(Expect::Sync, 0);
+        }
+        self.io.receive(connection, true);
+        if fail_copy || sync {
+            let written = self.write(connection, 64, |writer| {
+                if fail_copy {
+                    writer.copy_fail(b"the client is gone").expect("the room was asked for");
+                }
+                if sync {
+                    writer.sync().expect("the room was asked for");
+                }
+            });
+            if !written {
+                self.close_backend(id, Close::Now);
+                return;
+            }
+        }
+        if running && !fail_copy {
+            // Nobody waits for the answer: the server need not work on it.
+            self.cancel_query(id);
+        }
+        self.go_on_cleaning(id);
+    }
+
+    /// The next step, when the last one's answers are here.
+    pub(super) fn go_on_cleaning(&mut self, id: BackendId) {
+        let Some(backend) = self.backend(id) else { return };
+        let BackendState::Cleaning(stage) = backend.state else { return };
+        if backend.pipeline.is_uncertain() {
+            self.close_backend(id, Close::Flushed);
+            return;
+        }
+        if backend.pipeline.is_busy() || backend.cancels > 0 || !backend.framer.at_boundary() {
+            return;
+        }
+        let (status, pool) = (backend.pipeline.status(), backend.pool);
+        let session = self.mode_of(pool) == RelayMode::Session;
+        let (next, sql, mark): (_, &[u8], _) = match stage {
+            Stage::Draining if status != TransactionStatus::Idle => (Stage::RollingBack, b"ROLLBACK", MARK_ROLLBACK),
+            Stage::Draining | Stage::RollingBack if session => (Stage::Resetting, RESET_QUERY, MARK_RESET),
+            Stage::Draining | Stage::RollingBack | Stage::Resetting | Stage::Done => (Stage::Done, b"", 0),
+        };
+        let backend = self.backend(id).expect("looked up above");
+        backend.state = BackendState::Cleaning(next);
+        if next == Stage::Done {
+            backend.deadline = None;
+            if !backend.pipeline.is_whole() {
+                self.close_backend(id, Close::Flushed);
+                return;
+            }
+            self.give_back(id);
+        } else if !self.ask_own(id, sql, mark) {
+            self.close_backend(id, Close::Now);
+        }
+    }
+
+    /// The reset query was accepted.
+    pub(super) fn on_own_answer(&mut self, id: BackendId, mark: u32) {
+        if mark != MARK_RESET {
+            return;
+        }
+        let Some(backend) = self.backend(id) else { return };
+        backend.prepared.clear();
+        backend.stale = None;
+        let old = std::mem::replace(&mut backend.has, VectorId::NEUTRAL);
+        self.vectors.let_go(old);
+    }
+
+    /// An error in one of our own queries: the backend's state is not known any more.
+    pub(super) fn on_own_error(&mut self, id: BackendId) {
+        if let Some(backend) = self.backend(id) {
+            backend.pipeline.doubt();
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! A client's bytes by where it is on its way, and how it ends.
+
+use std::sync::atomic::Ordering;
+
+use crate::ids::{BackendId, ClientId};
+use crate::io::{Close, Transport};
+use crate::memory::Slice;
+use crate::protocol::error::Severity;
+use crate::session::fault::Fault;
+use crate::session::prepared::Names;
+
+use super::{BackendState, ClientState, Discard, STASH_MAX, Shard};
+
+impl<T: Transport> Shard<T> {
+    #[inline]
+    pub(super) fn on_client_bytes(&mut self, id: ClientId, bytes: Slice) {
+        let Some(client) = self.client(id) else { return };
+        match client.state {
+            ClientState::Ready | ClientState::Linked(_) if !client.paused && client.pending.is_empty() => {
+                self.relay_request(id, bytes);
+            }
+            ClientState::Ready | ClientState::Linked(_) | ClientState::Waiting => self.hold_back(id, bytes),
+            ClientState::Startup => self.on_startup_bytes(id, bytes),
+            ClientState::Login(_) => self.on_login_bytes(id, bytes),
+            ClientState::Piped(backend) => self.pipe_request(id, backend, bytes),
+        }
+    }
+
+    /// Keeps bytes until they can be looked at. What is short is copied into a block; for more than that the client is
+    /// not read any further.
+    pub(super) fn hold_back(&mut self, id: ClientId, bytes: Slice) {
+        let client = self.clients.get_mut(id.index, id.generation).expect("the caller has looked it up");
+        let short = client.pending.is_empty() && client.need == 0 && client.stash.len() + bytes.len() <= STASH_MAX;
+        if short && client.stash.add(self.io.arena(), &bytes).is_ok() {
+            return;
+        }
+        let connection = client.connection;
+        let pushed = client.pending.push(&mut self.nodes, bytes, false);
+        self.io.receive(connection, false);
+        if pushed.is_err() {
+            self.fail(id, &Fault::NoMemory);
+        }
+    }
+
+    /// Looks at what was held back, as far as that is possible now.
+    pub(super) fn resume_client(&mut self, id: ClientId) {
+        let Some(client) = self.client(id) else { return };
+        client.paused = false;
+        if matches!(client.state, ClientState::Piped(_)) {
+            let connection = client.connection;
+            self.io.receive(connection, true);
+        }
+        if client_is_kept(self.client(id).map(|client| (client.need, client.stash.is_empty()))) {
+            let client = self.clients.get_mut(id.index, id.generation).expect("looked up above");
+            match client.stash.take(self.io.scratch()) {
+                Some(bytes) => self.relay_request(id, bytes),
+                None => return self.fail(id, &Fault::NoMemory),
+            }
+        }
+        loop {
+            let Some(client) = self.clients.get_mut(id.index, id.generation) else { return };
+            if client.paused || !matches!(client.state, ClientState::Ready | ClientState::Linked(_)) {
+                return;
+            }
+            let Some(bytes) = client.pending.pop(&mut self.nodes) else { break };
+            self.relay_request(id, bytes);
+        }
+        let Some(client) = self.client(id) else { return };
+        let connection = client.connection;
+        self.io.receive(connection, true);
+    }
+
+    /// Ends a login of a dedicated client: from here on everything is passed.
+    pub(super) fn begin_pipe(&mut self, id: ClientId, backend: BackendId) {
+        let Some(client) = self.client(id) else { return };
+        let state = std::mem::replace(&mut client.state, ClientState::Piped(backend));
+        if let ClientState::Login(login) = state {
+            self.vectors.let_go(login.raw);
+        }
+        let client = self.clients.get_mut(id.index, id.generation).expect("looked up above");
+        let held = if client.stash.is_empty() { None } else { client.stash.take(self.io.scratch()) };
+        if let Some(bytes) = held {
+            self.pipe_request(id, backend, bytes);
+        }
+        self.resume_client(id);
+    }
+
+    fn pipe_request(&mut self, id: ClientId, backend: BackendId, bytes: Slice) {
+        let Some(connection) = self.backend(backend).and_then(|backend| backend.connection) else { return };
+        self.io.send(connection, bytes);
+        if self.is_congested(connection) {
+            let client = self.client(id).expect("the caller has looked it up");
+            client.paused = true;
+            let source = client.connection;
+            self.io.receive(source, false);
+            self.io.notify_drained(connection);
+        }
+    }
+
+    pub(super) fn pipe_answer(&mut self, id: BackendId, client: ClientId, bytes: Slice) {
+        let Some(connection) = self.client(client).map(|client| client.connection) else { return };
+        self.io.send(connection, bytes);
+        self.pause_if_congested(id, connection);
+    }
+
+    /// Stops reading a backend whose client does not take what it has.
+    pub(super) fn pause_if_congested(&mut self, id: BackendId, client: crate::ids::ConnectionId) {
+        if !self.is_congested(client) {
+            return;
+        }
+        let Some(backend) = self.backend(id) else { return };
+        backend.paused = true;
+        if let Some(connection) = backend.connection {
+            self.io.receive(connection, false);
+            self.io.notify_drained(client);
+        }
+    }
+
+    /// The client has taken what it was sent.
+    pub(super) fn resume_backend(&mut self, id: BackendId) {
+        let Some(backend) = self.backend(id) else { return };
+        if std::mem::take(&mut backend.paused)
+            && let Some(connection) = backend.connection
+        {
+            self.io.receive(connection, true);
+        }
+    }
+
+    /// Tells a client what is wrong. Where that is fatal, it is closed.
+    pub(super) fn fail(&mut self, id: ClientId, fault: &Fault) {
+        let Some(client) = self.client(id) else { return };
+        let connection = client.connection;
+        let answer = fault.answer();
+        if log::log_enabled!(answer.log) {
+            log::log!(answer.log, "{}: {}: {}", self.io.peer(connection), answer.code, answer.message);
+        }
+        if answer.severity == Severity::Error {
+            let status = self.status_of(id);
+            self.write_error(connection, fault, Some(status));
+            return;
+        }
+        self.write_error(connection, fault, None);
+        self.dismiss(id);
+    }
+
+    /// Answers the request that a client waits for with an error; the client stays.
+    pub(super) fn refuse_request(&mut self, id: ClientId, fault: &Fault) {
+        let Some(client) = self.client(id) else { return };
+        if matches!(client.state, ClientState::Login(_)) {
+            self.fail(id, &Fault::NoServer(fault.answer().message));
+            return;
+        }
+        client.state = ClientState::Ready;
+        let tag = self.first_tag(id);
+        self.refuse(id, fault, tag);
+        self.resume_client(id);
+    }
+
+    /// Answers a request that begins with `tag` with an error. What belongs to it is discarded: in the extended protocol
+    /// all up to the Sync.
+    pub(super) fn refuse(&mut self, id: ClientId, fault: &Fault, tag: Option<u8>) {
+        use crate::protocol::tag::frontend;
+        let Some(client) = self.client(id) else { return };
+        let simple = matches!(tag, Some(frontend::QUERY | frontend::FUNCTION_CALL));
+        client.discard = if simple { Discard::Message } else { Discard::UntilSync };
+        let connection = client.connection;
+        log::info!("{}: {}", self.io.peer(connection), fault.answer().message);
+        self.write_error(connection, fault, simple.then_some(crate::protocol::TransactionStatus::Idle));
+    }
+
+    /// The tag of the request that a client waits with.
+    fn first_tag(&self, id: ClientId) -> Option<u8> {
+        let client = self.clients.get(id.index, id.generation)?;
+        let stashed = client.stash.bytes().first().copied();
+        stashed.or_else(|| client.pending.iter(&self.nodes).next().and_then(|bytes| bytes.first().copied()))
+    }
+
+    /// Takes a waiting client out of its queue.
+    pub(super) fn leave_queue(&mut self, id: ClientId) {
+        let Some(pool) = self.client(id).and_then(|client| client.pool) else { return };
+        let Self { pools, waiters, .. } = self;
+        pools.get_mut(pool).part.remove_waiter(waiters, id);
+    }
+
+    /// Ends a client, sending first what is queued for it.
+    pub(super) fn dismiss(&mut self, id: ClientId) {
+        self.end_client(id, Close::Flushed);
+    }
+
+    /// Ends a client that is gone.
+    pub(super) fn leave(&mut self, id: ClientId) {
+        self.end_client(id, Close::Now);
+    }
+
+    /// Ends a link whose invariants are broken, both sides.
+    pub(super) fn break_client(&mut self, id: ClientId) {
+        self.counters.broken += 1;
+        if let Some(backend) = self.backend_of(id)
+            && let Some(backend) = self.backend(backend)
+        {
+            backend.pipeline.doubt();
+        }
+        self.fail(id, &Fault::Broken);
+    }
+
+    fn end_client(&mut self, id: ClientId, how: Close) {
+        self.leave_queue(id);
+        let Some(mut client) = self.clients.remove(id.index, id.generation) else { return };
+        self.clients_all.fetch_sub(1, Ordering::Relaxed);
+        let mid_message = !client.framer.at_boundary();
+        client.pending.clear(&mut self.nodes);
+        client.stash.clear();
+        if let Some(mut names) = client.names.take() {
+            let mut names = Names::new(names.bytes_mut(), client.names_used as usize);
+            while let Some(number) = names.take_any() {
+                self.statements.let_go(number);
+            }
+        }
+        self.vectors.let_go(client.wanted);
+        self.io.close(client.connection, how);
+        if let Some(pool) = client.pool {
+            self.pools.get_mut(pool).clients -= 1;
+        }
+        match client.state {
+            ClientState::Linked(backend) => self.unlink(backend, mid_message),
+            ClientState::Piped(backend) => self.close_backend(backend, Close::Flushed),
+            ClientState::Login(login) => {
+                if let super::login::Stage::Applying(backend) = login.stage {
+                    self.unlink(backend, false);
+                }
+                self.drop_login(&login);
+            }
+            ClientState::Startup | ClientState::Ready | ClientState::Waiting => {}
+        }
+    }
+
+    /// A backend whose client is gone.
+    fn unlink(&mut self, id: BackendId, mid_message: bool) {
+        let Some(backend) = self.backend(id) else { return };
+        if !matches!(backend.state, BackendState::Linked(_)) {
+            return;
+        }
+        // Part of a message is with the server: nothing else can be said to it.
+        if mid_message {
+            backend.pipeline.doubt();
+        }
+        self.clean(id);
+    }
+}
+
+/// Whether a request waits in the stash, rather than half a message.
+fn client_is_kept(state: Option<(u32, bool)>) -> bool {
+    matches!(state, Some((0, false)))
+}

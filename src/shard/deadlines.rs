@@ -1,0 +1,164 @@
+//! What happens because time has passed, and how the end goes.
+
+use std::time::Duration;
+
+use crate::ids::{BackendId, ClientId, PoolId};
+use crate::io::{Close, Transport};
+use crate::session::fault::Fault;
+
+use super::{BackendState, ClientState, Purpose, Running, Shard};
+
+/// How often all clients and backends are looked at.
+const SCAN_EVERY: Duration = Duration::from_millis(250);
+
+impl<T: Transport> Shard<T> {
+    pub(super) fn on_tick(&mut self) {
+        let now = self.io.now();
+        for pool in self.pools.ids() {
+            self.expire_waiters(pool);
+            if self.pools.get(pool).part.waiting() > 0 {
+                self.refill(pool);
+            }
+        }
+        if now >= self.scan_at {
+            self.scan_at = now + SCAN_EVERY;
+            self.scan_clients();
+            self.scan_backends();
+            self.scan_cancels();
+            self.scan_pools();
+        }
+        if let Running::Draining(until) = self.running {
+            self.go_on_draining(now >= until);
+        }
+    }
+
+    /// Clients that have waited `queue_timeout`.
+    fn expire_waiters(&mut self, id: PoolId) {
+        let now = self.io.now();
+        loop {
+            let Self { pools, waiters, .. } = self;
+            let pool = pools.get_mut(id);
+            let timeout = pool.settings.pool.queue_timeout;
+            let Some((_, since)) = pool.part.first_waiter(waiters) else { return };
+            let waited = now.duration_since(since);
+            if timeout.is_zero() || waited < timeout {
+                return;
+            }
+            let Some((client, _)) = pool.part.pop_waiter(waiters) else { return };
+            let fault = match (&pool.trouble, pool.part.lent()) {
+                (Some(why), 0) => Fault::NoServer(why.clone()),
+                _ => Fault::QueueTimeout {
+                    pool: format!("{}/{}", pool.key.database, pool.key.user),
+                    waiting: pool.part.waiting(),
+                    waited,
+                },
+            };
+            match fault {
+                Fault::NoServer(_) => self.fail(client, &fault),
+                _ => self.refuse_request(client, &fault),
+            }
+        }
+    }
+
+    fn scan_clients(&mut self) {
+        let now = self.io.now();
+        let login_timeout = self.settings.login_timeout;
+        let mut from = 0;
+        while let Some((index, generation)) = self.clients.next_used(from) {
+            from = index + 1;
+            let client = self.clients.get(index, generation).expect("just found");
+            let logs_in = matches!(client.state, ClientState::Startup | ClientState::Login(_));
+            if logs_in && now.duration_since(client.since) >= login_timeout {
+                self.fail(ClientId { index, generation }, &Fault::LoginTimeout);
+            }
+        }
+    }
+
+    fn scan_backends(&mut self) {
+        let now = self.io.now();
+        let mut from = 0;
+        while let Some((index, generation)) = self.backends.next_used(from) {
+            from = index + 1;
+            let id = BackendId { index, generation };
+            let backend = self.backends.get(index, generation).expect("just found");
+            if backend.deadline.is_some_and(|deadline| now >= deadline) {
+                let why = match backend.state {
+                    BackendState::Cleaning(_) => "it could not be cleaned in time",
+                    _ => "timeout (reconnect.connect_timeout)",
+                };
+                self.on_backend_gone(id, why);
+                continue;
+            }
+            if !matches!(backend.state, BackendState::Idle) || backend.purpose != Purpose::Pool {
+                continue;
+            }
+            let pool = self.pools.get(backend.pool);
+            let idle_timeout = pool.settings.pool.idle_timeout;
+            let unused = idle_timeout > Duration::ZERO && now.duration_since(backend.used) >= idle_timeout;
+            let minimum = self.minimum(backend.pool);
+            let surplus = pool.part.open() > minimum;
+            if self.can_replace(backend.pool) && (self.is_expired(backend) || unused && surplus) {
+                self.close_backend(id, Close::Flushed);
+            }
+        }
+    }
+
+    /// Keeps `min_size`, and forgets pools that nobody uses.
+    fn scan_pools(&mut self) {
+        for id in self.pools.ids() {
+            self.refill(id);
+            for (raw, made) in self.pools.remove_if_unused(id) {
+                self.vectors.let_go(raw);
+                self.vectors.let_go(made);
+            }
+        }
+    }
+
+    /// Begins to end: no more clients, and those that are here go when their transactions are done.
+    pub(super) fn drain(&mut self, within: Duration) {
+        let until = self.io.now() + within;
+        if self.running == Running::Stopped {
+            return;
+        }
+        self.running = Running::Draining(until);
+        self.io.stop_listening();
+        self.go_on_draining(within.is_zero());
+    }
+
+    fn go_on_draining(&mut self, at_once: bool) {
+        let mut from = 0;
+        while let Some((index, generation)) = self.clients.next_used(from) {
+            from = index + 1;
+            let id = ClientId { index, generation };
+            let idle = match self.clients.get(index, generation).expect("just found").state {
+                ClientState::Startup | ClientState::Login(_) | ClientState::Ready => true,
+                ClientState::Waiting | ClientState::Piped(_) => false,
+                // In Session mode a client keeps its backend; it goes when nothing is under way.
+                ClientState::Linked(backend) => {
+                    self.backend(backend).is_none_or(|backend| backend.pipeline.is_whole())
+                }
+            };
+            if idle || at_once {
+                self.fail(id, &Fault::ShuttingDown);
+            }
+        }
+        if !self.clients.is_empty() {
+            return;
+        }
+        let mut from = 0;
+        while let Some((index, generation)) = self.backends.next_used(from) {
+            from = index + 1;
+            let id = BackendId { index, generation };
+            let busy = matches!(
+                self.backends.get(index, generation).expect("just found").state,
+                BackendState::Cleaning(super::clean::Stage::Draining | super::clean::Stage::RollingBack)
+            );
+            if !busy || at_once {
+                self.close_backend(id, Close::Flushed);
+            }
+        }
+        if self.backends.is_empty() {
+            self.running = Running::Stopped;
+        }
+    }
+}

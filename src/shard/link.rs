@@ -1,0 +1,181 @@
+//! Joining a client and a backend, and parting them: checkout, replay, checkin. The only writer of who has whom.
+
+use crate::ids::{BackendId, ClientId};
+use crate::io::{Close, Transport};
+use crate::pool::{Checkin, Checkout};
+use crate::protocol::TransactionStatus;
+use crate::session::RelayMode;
+use crate::session::fault::Fault;
+
+use super::clean::Stage;
+use super::{BackendState, ClientState, Purpose, Shard, Unnamed, queue_share};
+
+/// Mark of the query that replays a client's settings.
+pub(super) const MARK_REPLAY: u32 = 2;
+
+impl<T: Transport> Shard<T> {
+    /// The client needs a backend: it has one when this returns, or it waits. Errors: there is none to be had, and the
+    /// client has to be told.
+    pub(super) fn checkout(&mut self, id: ClientId) -> Result<(), Fault> {
+        let now = self.io.now();
+        let shard_count = self.settings.shard_count;
+        let Some(pool) = self.client(id).and_then(|client| client.pool) else { return Ok(()) };
+        loop {
+            let Self { pools, waiters, .. } = self;
+            let entry = pools.get_mut(pool);
+            let queue_max = queue_share(&entry.settings.pool, shard_count);
+            match entry.part.checkout(waiters, id, now, queue_max) {
+                Checkout::Ready(backend) => {
+                    let expired = self.backends.get(backend.index, backend.generation);
+                    if expired.is_some_and(|backend| self.is_expired(backend)) && self.can_replace(pool) {
+                        self.backend(backend).expect("an idle backend is there").state =
+                            BackendState::Cleaning(Stage::Done);
+                        self.close_backend(backend, Close::Flushed);
+                        continue;
+                    }
+                    self.serve(id, backend);
+                }
+                Checkout::Wait => {
+                    self.counters.waits += 1;
+                    let client = self.client(id).expect("looked up above");
+                    if matches!(client.state, ClientState::Ready) {
+                        client.state = ClientState::Waiting;
+                    }
+                    self.refill(pool);
+                }
+                Checkout::QueueFull => {
+                    let entry = self.pools.get(pool);
+                    let name = format!("{}/{}", entry.key.database, entry.key.user);
+                    return Err(Fault::QueueFull { pool: name, waiting: entry.part.waiting() });
+                }
+            }
+            return Ok(());
+        }
+    }
+
+    /// Whether a backend that is closed can be had again.
+    pub(super) fn can_replace(&self, pool: crate::ids::PoolId) -> bool {
+        let part = &self.pools.get(pool).part;
+        part.refill() == crate::pool::Refill::Free || part.open() > 1
+    }
+
+    /// A lent backend for a client that waits for it, whatever for.
+    fn serve(&mut self, id: ClientId, backend: BackendId) {
+        match self.client(id).map(|client| &client.state) {
+            Some(ClientState::Login(_)) => {
+                self.backend(backend).expect("a lent backend is there").state = BackendState::Cleaning(Stage::Done);
+                self.on_login_backend(id, backend);
+            }
+            Some(ClientState::Ready | ClientState::Waiting) => self.link(id, backend),
+            Some(ClientState::Startup | ClientState::Linked(_) | ClientState::Piped(_)) | None => {
+                unreachable!("only a client that waits is in the queue")
+            }
+        }
+    }
+
+    /// Makes them one, for a request.
+    fn link(&mut self, id: ClientId, backend: BackendId) {
+        self.join(id, backend);
+        self.counters.transactions += 1;
+        let client = self.client(id).expect("the caller has looked it up");
+        client.state = ClientState::Linked(backend);
+        let (wanted, pool) = (client.wanted, client.pool.expect("a client past its login has a pool"));
+        self.pools.get_mut(pool).transactions += 1;
+        let has = self.backend(backend).expect("the caller has looked it up").has;
+        if has != wanted {
+            if !self.ask_settings(backend, wanted, MARK_REPLAY) {
+                self.fail(id, &Fault::NoMemory);
+                return;
+            }
+            let wanted = self.vectors.hold(wanted);
+            let backend = self.backend(backend).expect("looked up above");
+            backend.has = wanted;
+            self.vectors.let_go(has);
+        }
+    }
+
+    /// Says on the backend's side whom it serves.
+    pub(super) fn join(&mut self, id: ClientId, backend: BackendId) {
+        let backend = self.backend(backend).expect("the caller has looked it up");
+        assert!(backend.pipeline.is_whole(), "only a whole backend is lent");
+        assert!(backend.cancels == 0, "a late cancel must not hit the next client's query");
+        assert!(
+            matches!(backend.state, BackendState::Idle | BackendState::Cleaning(Stage::Done)),
+            "a backend has one client at most"
+        );
+        backend.state = BackendState::Linked(id);
+        backend.unnamed = Unnamed::Others;
+    }
+
+    /// Behind a ReadyForQuery: takes the backend back if nothing stands against it. DESIGN's release rule; each line
+    /// is one of its conditions.
+    #[inline]
+    pub(super) fn try_release(&mut self, id: BackendId) {
+        let backend = self.backends.get(id.index, id.generation).expect("the caller has looked it up");
+        let BackendState::Linked(client_id) = backend.state else { return };
+        let client = self.clients.get(client_id.index, client_id.generation).expect("a linked client is there");
+        let mode = self.mode_of(backend.pool);
+        let kept = mode == RelayMode::Session && self.running == super::Running::Yes;
+        let connection = backend.connection.expect("a linked backend is connected");
+        let whole = backend.pipeline.is_whole() // answered, Idle, synced, no COPY, nothing uncertain
+            && client.framer.at_boundary() // no byte of a further request
+            && backend.framer.at_boundary()
+            && client.stash.is_empty() // nothing unparsed
+            && backend.stash.is_empty()
+            && client.pending.is_empty()
+            && self.io.queued(connection).0 == 0 // nothing unsent
+            && backend.cancels == 0
+            && backend.unnamed != Unnamed::Parsed; // the one pin there is so far
+        if !whole || kept || !matches!(client.state, ClientState::Linked(_)) {
+            return;
+        }
+        let client = self.client(client_id).expect("looked up above");
+        client.state = ClientState::Ready;
+        client.paused = false;
+        let connection = client.connection;
+        self.io.receive(connection, true);
+        if mode == RelayMode::Session {
+            self.clean(id);
+        } else {
+            self.give_back(id);
+        }
+        if self.running != super::Running::Yes {
+            self.fail(client_id, &Fault::ShuttingDown);
+        }
+    }
+
+    /// A clean backend without a client goes to whoever waits, or becomes idle.
+    pub(super) fn give_back(&mut self, id: BackendId) {
+        let now = self.io.now();
+        let Some(backend) = self.backend(id) else { return };
+        assert!(backend.pipeline.is_whole(), "only a whole backend goes back");
+        backend.state = BackendState::Cleaning(Stage::Done);
+        backend.used = now;
+        backend.paused = false;
+        let (pool, purpose, connection) = (backend.pool, backend.purpose, backend.connection);
+        if purpose != Purpose::Pool || self.running != super::Running::Yes {
+            self.close_backend(id, Close::Flushed);
+            return;
+        }
+        let backend = self.backends.get(id.index, id.generation).expect("looked up above");
+        if self.is_expired(backend) && self.can_replace(pool) {
+            self.close_backend(id, Close::Flushed);
+            return;
+        }
+        self.io.receive(connection.expect("a clean backend is connected"), true);
+        let Self { pools, waiters, .. } = self;
+        match pools.get_mut(pool).part.checkin(waiters, id) {
+            Checkin::Idle => self.backend(id).expect("looked up above").state = BackendState::Idle,
+            Checkin::HandTo(client) => {
+                self.serve(client, id);
+                self.resume_client(client);
+            }
+        }
+    }
+
+    /// What the last ReadyForQuery on the client's backend said; Idle without one.
+    pub(super) fn status_of(&self, id: ClientId) -> TransactionStatus {
+        let backend = self.backend_of(id).and_then(|id| self.backends.get(id.index, id.generation));
+        backend.map_or(TransactionStatus::Idle, |backend| backend.pipeline.status())
+    }
+}

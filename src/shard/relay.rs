@@ -1,0 +1,375 @@
+//! From the client to the server: frame, tell the pipeline, forward. Bodies are not looked at unless a name in them has
+//! to be changed.
+//!
+//! Invariant: a request is counted in the pipeline before its first byte is sent.
+
+use crate::ids::{BackendId, ClientId};
+use crate::io::Transport;
+use crate::memory::Slice;
+use crate::protocol::tag::frontend as tag;
+use crate::protocol::{Step, TransactionStatus};
+use crate::session::RelayMode;
+use crate::session::fault::Fault;
+use crate::session::pipeline::Expect;
+
+use super::{ClientState, Discard, STASH_MAX, Shard, Unnamed};
+
+/// What becomes of a client's message.
+pub(super) enum Verdict {
+    /// It goes to the server as it is.
+    Forward,
+    /// Its first bytes have been replaced (and sent); from this offset on it goes as it is.
+    Replaced(usize),
+    /// It does not go to the server.
+    Drop,
+    /// More of it must be here before anything can be said.
+    Hold(usize),
+    /// It cannot be taken now; it is held back, and tried again when something changes.
+    Pause,
+    /// The client has been told off or is gone; nothing more of it is looked at.
+    Gone,
+}
+
+/// Where a message lies in the slice that it came in.
+#[derive(Clone, Copy)]
+pub(super) struct Request {
+    pub tag: u8,
+    /// The whole message with its tag.
+    pub size: u32,
+    /// Its first byte.
+    pub at: usize,
+    /// Bytes of it that are here.
+    pub available: usize,
+}
+
+/// Bytes of a message that are wanted before its names are looked for.
+const NAMES_PREFIX: usize = 1024;
+
+/// How much of a message must be in one piece, by its tag.
+#[inline]
+fn need(mode: RelayMode, tag: u8, size: u32) -> usize {
+    match tag {
+        tag::PARSE | tag::BIND | tag::DESCRIBE | tag::CLOSE if mode != RelayMode::Session => {
+            NAMES_PREFIX.min(size as usize)
+        }
+        _ => 0,
+    }
+}
+
+impl<T: Transport> Shard<T> {
+    /// Bytes of a client that is ready or linked.
+    pub(super) fn relay_request(&mut self, id: ClientId, bytes: Slice) {
+        let client = self.clients.get_mut(id.index, id.generation).expect("the caller has looked it up");
+        if client.stash.is_empty() {
+            self.relay_whole(id, &bytes);
+            return;
+        }
+        // Half a message is kept: what it lacks is added, and it goes first.
+        let mut bytes = bytes;
+        while !bytes.is_empty() {
+            let Some(client) = self.clients.get_mut(id.index, id.generation) else { return };
+            if client.stash.is_empty() {
+                break;
+            }
+            let missing = (client.need as usize).saturating_sub(client.stash.len()).min(bytes.len());
+            if client.stash.add(self.io.arena(), &bytes[..missing]).is_err() {
+                self.fail(id, &Fault::NoMemory);
+                return;
+            }
+            bytes.advance(missing);
+            if client.stash.len() < client.need as usize {
+                return;
+            }
+            client.need = 0;
+            let Some(begun) = client.stash.take(self.io.scratch()) else {
+                self.fail(id, &Fault::NoMemory);
+                return;
+            };
+            self.relay_whole(id, &begun);
+            let Some(client) = self.client(id) else { return };
+            if client.paused || matches!(client.state, ClientState::Waiting) {
+                if !bytes.is_empty() {
+                    self.hold_back(id, bytes);
+                }
+                return;
+            }
+        }
+        if !bytes.is_empty() && self.client(id).is_some() {
+            self.relay_whole(id, &bytes);
+        }
+    }
+
+    fn relay_whole(&mut self, id: ClientId, bytes: &Slice) {
+        let mut at = 0;
+        // The run `run..at` goes to the server in one piece.
+        let mut run = 0;
+        loop {
+            let Some(client) = self.clients.get_mut(id.index, id.generation) else { return };
+            let mode = client.pool.map_or(RelayMode::Smart, |pool| self.pools.get(pool).settings.mode);
+            let before = client.framer.clone();
+            match client.framer.next(&bytes[at..], |tag, size| need(mode, tag, size)) {
+                Ok(Step::Message { tag, size, available }) => {
+                    match self.on_request(id, Request { tag, size, at, available }, bytes, &mut run) {
+                        Verdict::Forward => at += available,
+                        Verdict::Replaced(offset) => {
+                            debug_assert!(run == at, "what comes before has been sent");
+                            run = at + offset;
+                            at += available;
+                        }
+                        Verdict::Drop => {
+                            self.flush_run(id, bytes, run, at);
+                            at += available;
+                            run = at;
+                            if let Some(client) = self.client(id) {
+                                client.dropping = (size as usize) > available;
+                            }
+                        }
+                        Verdict::Hold(need) => {
+                            self.flush_run(id, bytes, run, at);
+                            self.put_back(id, before, bytes, at, need);
+                            return;
+                        }
+                        Verdict::Pause => {
+                            self.flush_run(id, bytes, run, at);
+                            self.put_back(id, before, bytes, at, 0);
+                            return;
+                        }
+                        Verdict::Gone => return,
+                    }
+                }
+                Ok(Step::Rest { length, last }) => {
+                    at += length;
+                    if client.dropping {
+                        client.dropping = !last;
+                        run = at;
+                    }
+                }
+                Ok(Step::Incomplete { need }) => {
+                    self.flush_run(id, bytes, run, at);
+                    self.put_back(id, before, bytes, at, need);
+                    return;
+                }
+                Ok(Step::End) => {
+                    self.flush_run(id, bytes, run, at);
+                    return;
+                }
+                Err(malformed) => {
+                    if let Some(backend) = self.backend_of(id)
+                        && let Some(backend) = self.backend(backend)
+                    {
+                        backend.pipeline.doubt();
+                    }
+                    self.fail(id, &Fault::Malformed(malformed));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Sends `bytes[from..to]` to the client's backend.
+    #[inline]
+    pub(super) fn flush_run(&mut self, id: ClientId, bytes: &Slice, from: usize, to: usize) {
+        if from == to {
+            return;
+        }
+        let Some(backend) = self.backend_of(id) else { return };
+        let Some(connection) = self.backends.get(backend.index, backend.generation).and_then(|backend| backend.connection)
+        else {
+            return;
+        };
+        self.io.send(connection, bytes.part(from, to));
+        if self.is_congested(connection) {
+            let client = self.client(id).expect("a linked client is there");
+            client.paused = true;
+            let source = client.connection;
+            self.io.receive(source, false);
+            self.io.notify_drained(connection);
+        }
+    }
+
+    /// Keeps what could not be taken: part of a message (`need` bytes are wanted of it), or a request that waits.
+    fn put_back(&mut self, id: ClientId, framer: crate::protocol::Framer, bytes: &Slice, at: usize, need: usize) {
+        let Some(client) = self.clients.get_mut(id.index, id.generation) else { return };
+        client.framer = framer;
+        client.need = need as u32;
+        let rest = bytes.part(at, bytes.len());
+        if need > 0 {
+            if client.stash.add(self.io.arena(), &rest).is_err() {
+                self.fail(id, &Fault::NoMemory);
+            }
+            return;
+        }
+        if client.stash.is_empty() && rest.len() <= STASH_MAX && client.stash.add(self.io.arena(), &rest).is_ok() {
+            return;
+        }
+        // It was taken from the front of what is pending, so it goes back there.
+        let mut behind = std::mem::take(&mut client.pending);
+        let mut full = client.pending.push(&mut self.nodes, rest, true).is_err();
+        while let Some(slice) = behind.pop(&mut self.nodes) {
+            full |= client.pending.push(&mut self.nodes, slice, true).is_err();
+        }
+        let connection = client.connection;
+        self.io.receive(connection, false);
+        if full {
+            self.fail(id, &Fault::NoMemory);
+        }
+    }
+
+    /// One message of the client's. Whoever sends something of our own for it sends `run` first, and moves it on.
+    #[inline]
+    fn on_request(&mut self, id: ClientId, request: Request, bytes: &Slice, run: &mut usize) -> Verdict {
+        let tag = request.tag;
+        let client = self.clients.get_mut(id.index, id.generation).expect("the caller has looked it up");
+        if client.discard != Discard::No {
+            return self.discard_request(id, tag);
+        }
+        if client.paused {
+            return Verdict::Pause;
+        }
+        let ready = matches!(client.state, ClientState::Ready);
+        if ready && matches!(tag, tag::SYNC | tag::PARSE | tag::CLOSE) && self.answer_idle(id, request, bytes) {
+            return Verdict::Drop;
+        }
+        let client = self.clients.get_mut(id.index, id.generation).expect("looked up above");
+        let backend = match client.state {
+            ClientState::Linked(backend) => backend,
+            ClientState::Ready => match self.begin_request(id, tag) {
+                Ok(backend) => backend,
+                Err(verdict) => return verdict,
+            },
+            ClientState::Waiting => return Verdict::Pause,
+            ClientState::Startup | ClientState::Login(_) | ClientState::Piped(_) => {
+                unreachable!("only requests of clients past their login are relayed")
+            }
+        };
+        match tag {
+            tag::TERMINATE => {
+                self.flush_run(id, bytes, *run, request.at);
+                self.leave(id);
+                return Verdict::Gone;
+            }
+            tag::PASSWORD => {
+                self.fail(id, &Fault::Unexpected(tag));
+                return Verdict::Gone;
+            }
+            _ => {}
+        }
+        let link = self.backends.get_mut(backend.index, backend.generation).expect("a linked backend is there");
+        // A request and what may be put in before it: a Close, a Parse.
+        if !link.pipeline.has_room(4) {
+            self.flush_run(id, bytes, *run, request.at);
+            *run = request.at;
+            return self.pause_for_answers(id, backend);
+        }
+        if link.pipeline.is_skipping() && !matches!(tag, tag::SYNC) {
+            // "reads and discards messages until a Sync is reached": so they need not go there.
+            return Verdict::Drop;
+        }
+        match tag {
+            tag::QUERY => {
+                // "a simple Query message also destroys the unnamed statement" (Extended Query).
+                link.unnamed = Unnamed::Others;
+                self.counters.queries += 1;
+            }
+            tag::SYNC | tag::FUNCTION_CALL => self.counters.queries += 1,
+            tag::PARSE | tag::BIND | tag::DESCRIBE | tag::CLOSE => {
+                let pool = link.pool;
+                let mode = self.mode_of(pool);
+                if mode != RelayMode::Session {
+                    return self.on_statement_request(id, backend, request, bytes, run);
+                }
+            }
+            _ => {}
+        }
+        let link = self.backends.get_mut(backend.index, backend.generation).expect("a linked backend is there");
+        let counted = link.pipeline.on_frontend(tag, 0);
+        debug_assert!(counted.is_ok(), "there was room");
+        Verdict::Forward
+    }
+
+    /// The first message of a request: the client needs a backend.
+    fn begin_request(&mut self, id: ClientId, tag: u8) -> Result<BackendId, Verdict> {
+        match tag {
+            tag::TERMINATE => {
+                self.leave(id);
+                return Err(Verdict::Gone);
+            }
+            // "probably got here because a COPY failed, and the frontend is still sending data" (postgres.c): nobody
+            // waits for it.
+            tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL | tag::FLUSH => return Err(Verdict::Drop),
+            tag::PASSWORD => {
+                self.fail(id, &Fault::Unexpected(tag));
+                return Err(Verdict::Gone);
+            }
+            _ => {}
+        }
+        if self.running != super::Running::Yes {
+            self.fail(id, &Fault::ShuttingDown);
+            return Err(Verdict::Gone);
+        }
+        if let Err(fault) = self.checkout(id) {
+            self.refuse(id, &fault, Some(tag));
+            return Err(self.discard_request(id, tag));
+        }
+        match self.client(id).map(|client| &client.state) {
+            Some(&ClientState::Linked(backend)) => Ok(backend),
+            Some(_) => Err(Verdict::Pause),
+            None => Err(Verdict::Gone),
+        }
+    }
+
+    /// Requests that an error has already answered.
+    fn discard_request(&mut self, id: ClientId, tag: u8) -> Verdict {
+        let client = self.client(id).expect("the caller has looked it up");
+        let connection = client.connection;
+        match (client.discard, tag) {
+            (_, tag::TERMINATE) => {
+                self.leave(id);
+                return Verdict::Gone;
+            }
+            (Discard::Message, _) => client.discard = Discard::No,
+            (Discard::UntilSync, tag::SYNC) => {
+                client.discard = Discard::No;
+                self.write(connection, 8, |writer| {
+                    writer.ready_for_query(TransactionStatus::Idle).expect("the room was asked for");
+                });
+            }
+            (Discard::UntilSync | Discard::No, _) => {}
+        }
+        Verdict::Drop
+    }
+
+    /// The pipeline is full: answers must come first. A Flush makes the server send what it holds.
+    fn pause_for_answers(&mut self, id: ClientId, backend: BackendId) -> Verdict {
+        let client = self.client(id).expect("the caller has looked it up");
+        client.paused = true;
+        let source = client.connection;
+        self.io.receive(source, false);
+        let link = self.backend(backend).expect("a linked backend is there");
+        if link.pipeline.is_unsynced()
+            && let Some(connection) = link.connection
+        {
+            self.write(connection, 8, |writer| writer.flush().expect("the room was asked for"));
+        }
+        Verdict::Pause
+    }
+
+    /// Sends bytes of our own to a backend. `false`: the arena is used up.
+    pub(super) fn send_own(
+        &mut self,
+        backend: BackendId,
+        room: usize,
+        write: impl FnOnce(&mut crate::protocol::Writer<'_>),
+    ) -> bool {
+        let Some(connection) = self.backend(backend).and_then(|backend| backend.connection) else { return true };
+        self.write(connection, room, write)
+    }
+
+    /// Counts a request of which the caller sends the bytes; there is room for it.
+    pub(super) fn ask(&mut self, backend: BackendId, expect: Expect, mark: u32) {
+        if let Some(backend) = self.backend(backend) {
+            let asked = backend.pipeline.ask(expect, mark);
+            debug_assert!(asked.is_ok(), "the caller has made sure of the room");
+        }
+    }
+}

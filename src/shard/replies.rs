@@ -1,0 +1,531 @@
+//! From the server to the client: frame, tell the pipeline, forward; and what an answer means for prepared statements
+//! and settings.
+
+use crate::ids::{BackendId, ClientId};
+use crate::io::Transport;
+use crate::memory::Slice;
+use crate::protocol::error::{Severity, field};
+use crate::protocol::tag::backend as tag;
+use crate::protocol::{ErrorFields, SqlState, Step, TransactionStatus, reader};
+use crate::session::RelayMode;
+use crate::session::fault::Fault;
+use crate::session::parameters;
+use crate::session::pipeline::{Entry, Expect, Reply};
+
+use super::link::MARK_REPLAY;
+use super::login::MARK_APPLY;
+use super::requests::MARK_DUPLICATE;
+use super::{BackendState, ClientState, Shard, Unnamed};
+
+/// Mark of the ROLLBACK of Statement mode.
+const MARK_STATEMENT_MODE: u32 = 5;
+
+/// A setting that the server reports is looked at up to this size.
+const PARAMETER_SIZE_MAX: u32 = 4096;
+/// Bytes of an error that are looked at: severity, code and message come first.
+const ERROR_PREFIX: u32 = 1024;
+/// Longest command tag; "DEALLOCATE ALL" is what is looked for.
+const TAG_SIZE_MAX: u32 = 128;
+
+#[inline]
+fn need(tag: u8, size: u32) -> usize {
+    let need = match tag {
+        tag::DATA_ROW | tag::COPY_DATA => 0,
+        tag::READY_FOR_QUERY => size,
+        tag::COMMAND_COMPLETE => size.min(TAG_SIZE_MAX),
+        tag::PARAMETER_STATUS => size.min(PARAMETER_SIZE_MAX),
+        tag::ERROR_RESPONSE => size.min(ERROR_PREFIX),
+        _ => 0,
+    };
+    need as usize
+}
+
+/// What becomes of a message from the server.
+enum Pass {
+    Client,
+    Nobody,
+    /// The link is gone; so are the bytes.
+    Gone,
+}
+
+impl<T: Transport> Shard<T> {
+    /// Bytes of a backend that is linked, or being cleaned.
+    #[inline]
+    pub(super) fn relay_answer(&mut self, id: BackendId, bytes: Slice) {
+        let backend = self.backends.get_mut(id.index, id.generation).expect("the caller has looked it up");
+        if backend.stash.is_empty() {
+            self.relay_answer_whole(id, &bytes);
+            return;
+        }
+        let mut bytes = bytes;
+        while !bytes.is_empty() {
+            let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
+            if backend.stash.is_empty() {
+                break;
+            }
+            let missing = (backend.need as usize).saturating_sub(backend.stash.len()).min(bytes.len());
+            let added = backend.stash.add(self.io.arena(), &bytes[..missing]);
+            bytes.advance(missing);
+            if added.is_ok() && backend.stash.len() < backend.need as usize {
+                return;
+            }
+            let begun = if added.is_ok() { backend.stash.take(self.io.scratch()) } else { None };
+            match begun {
+                Some(begun) => self.relay_answer_whole(id, &begun),
+                None => return self.on_backend_gone(id, "qcp's arena is used up"),
+            }
+        }
+        if !bytes.is_empty() && self.backend(id).is_some() {
+            // It may have gone back to the pool by now, and the bytes with it.
+            self.on_backend_bytes(id, bytes);
+        }
+    }
+
+    fn relay_answer_whole(&mut self, id: BackendId, bytes: &Slice) {
+        let mut at = 0;
+        let mut run = 0;
+        let mut ready = false;
+        loop {
+            let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
+            match backend.framer.next(&bytes[at..], need) {
+                Ok(Step::Message { tag: tag::DATA_ROW | tag::COPY_DATA, size, available })
+                    if backend.pipeline.head().is_some_and(|head| !head.expect.is_own()) =>
+                {
+                    backend.dropping = false;
+                    let _ = size;
+                    at += available;
+                }
+                Ok(Step::Message { tag, size, available }) => {
+                    let end = at + available;
+                    let message = &bytes[at..end];
+                    let status = match tag {
+                        tag::READY_FOR_QUERY => reader::ready_for_query(message).ok(),
+                        _ => None,
+                    };
+                    let reply = match backend.pipeline.on_backend(tag, status) {
+                        Ok(reply) => reply,
+                        Err(broken) => {
+                            log::error!("a server's answer does not fit its requests: {broken:?}");
+                            self.on_backend_broken(id);
+                            return;
+                        }
+                    };
+                    ready |= status.is_some();
+                    let pass = self.on_answer(id, reply, tag, message, size);
+                    let Some(backend) = self.backend(id) else { return };
+                    match pass {
+                        Pass::Client => {
+                            backend.dropping = false;
+                            at = end;
+                        }
+                        Pass::Nobody => {
+                            backend.dropping = available < size as usize;
+                            self.flush_answer(id, bytes, run, at);
+                            at = end;
+                            run = at;
+                        }
+                        Pass::Gone => return,
+                    }
+                    if self.has_virtual(id) {
+                        self.flush_answer(id, bytes, run, at);
+                        run = at;
+                        if let Some(client) = self.client_of(id) {
+                            self.answer_virtual(client, id);
+                        }
+                    }
+                }
+                Ok(Step::Rest { length, last }) => {
+                    at += length;
+                    if backend.dropping {
+                        backend.dropping = !last;
+                        run = at;
+                    }
+                }
+                Ok(Step::Incomplete { need }) => {
+                    backend.need = need as u32;
+                    let added = backend.stash.add(self.io.arena(), &bytes[at..]);
+                    self.flush_answer(id, bytes, run, at);
+                    if added.is_err() {
+                        self.on_backend_gone(id, "qcp's arena is used up");
+                        return;
+                    }
+                    break;
+                }
+                Ok(Step::End) => {
+                    self.flush_answer(id, bytes, run, at);
+                    break;
+                }
+                Err(malformed) => {
+                    self.on_backend_gone(id, &malformed.to_string());
+                    return;
+                }
+            }
+        }
+        let Some(backend) = self.backend(id) else { return };
+        match backend.state {
+            BackendState::Cleaning(_) => self.go_on_cleaning(id),
+            BackendState::Linked(client) => {
+                if self.client(client).is_some_and(|client| client.paused) {
+                    self.resume_if_room(client, id);
+                }
+                if ready && self.backend(id).is_some() {
+                    self.try_release(id);
+                }
+            }
+            BackendState::Resolving
+            | BackendState::Connecting
+            | BackendState::LoggingIn
+            | BackendState::Idle
+            | BackendState::Piped(_) => {}
+        }
+    }
+
+    /// Sends `bytes[from..to]` to the backend's client, if it has one.
+    #[inline]
+    fn flush_answer(&mut self, id: BackendId, bytes: &Slice, from: usize, to: usize) {
+        if from == to {
+            return;
+        }
+        let Some(client) = self.client_of(id) else { return };
+        let Some(client) = self.clients.get(client.index, client.generation) else { return };
+        let connection = client.connection;
+        if matches!(client.state, ClientState::Login(_)) {
+            return;
+        }
+        self.io.send(connection, bytes.part(from, to));
+        self.pause_if_congested(id, connection);
+    }
+
+    /// A client whose pipeline was full goes on when half of it is answered.
+    fn resume_if_room(&mut self, client: ClientId, id: BackendId) {
+        let Some(backend) = self.backends.get(id.index, id.generation) else { return };
+        let room = backend.pipeline.has_room(crate::session::pipeline::CAPACITY / 2);
+        let free = backend.connection.is_some_and(|connection| !self.is_congested(connection));
+        if room && free {
+            self.resume_client(client);
+        }
+    }
+
+    #[inline]
+    fn on_answer(&mut self, id: BackendId, reply: Reply, tag: u8, message: &[u8], size: u32) -> Pass {
+        match tag {
+            tag::PARAMETER_STATUS => return self.on_parameter(id, message, size),
+            tag::COMMAND_COMPLETE => self.on_command_complete(id, message),
+            tag::ERROR_RESPONSE => {
+                let own = self.backend(id).and_then(|backend| backend.pipeline.head());
+                if matches!(reader::fields(message).severity(), Some(Severity::Fatal | Severity::Panic))
+                    && let Some(backend) = self.backend(id)
+                {
+                    backend.fatal = true;
+                }
+                if reply == Reply::Swallow
+                    && let Some(Entry { expect: Expect::OwnQuery, mark }) = own
+                {
+                    return self.on_own_query_error(id, mark, message);
+                }
+            }
+            _ => {}
+        }
+        match reply {
+            Reply::Forward => Pass::Client,
+            Reply::Swallow => Pass::Nobody,
+            Reply::Answered(entry) => self.on_answered(id, entry, message),
+            Reply::Failed(entry) => self.on_failed(id, entry, message),
+        }
+    }
+
+    #[inline]
+    fn on_answered(&mut self, id: BackendId, entry: Entry, message: &[u8]) -> Pass {
+        match entry.expect {
+            Expect::Parse if entry.mark != 0 => {
+                self.accept(id, entry.mark);
+                if let Some(client) = self.client_of(id) {
+                    self.with_names(client, |names| names.defined(entry.mark));
+                }
+                Pass::Client
+            }
+            Expect::OwnQuery => {
+                self.on_own_query_done(id, entry.mark);
+                if self.backend(id).is_some() { Pass::Nobody } else { Pass::Gone }
+            }
+            Expect::OwnParse => {
+                self.accept(id, entry.mark);
+                Pass::Nobody
+            }
+            Expect::OwnClose => Pass::Nobody,
+            Expect::Query | Expect::Sync => self.on_ready(id, message),
+            Expect::Parse
+            | Expect::FunctionCall
+            | Expect::Bind
+            | Expect::Describe
+            | Expect::Execute
+            | Expect::Close
+            | Expect::CopyEnd
+            | Expect::VirtualParse
+            | Expect::VirtualClose => Pass::Client,
+        }
+    }
+
+    fn accept(&mut self, id: BackendId, number: u32) {
+        let Some(backend) = self.backends.get(id.index, id.generation) else { return };
+        self.statements.accept(number, self.pools.get(backend.pool).serial);
+    }
+
+    /// In Statement mode a transaction over several queries is rolled back at once.
+    #[inline]
+    fn on_ready(&mut self, id: BackendId, _message: &[u8]) -> Pass {
+        let backend = self.backend(id).expect("the caller has looked it up");
+        let (pool, status, busy) = (backend.pool, backend.pipeline.status(), backend.pipeline.is_busy());
+        self.pools.get_mut(pool).queries += 1;
+        let statement_mode = self.mode_of(pool) == RelayMode::Statement;
+        if !statement_mode || status == TransactionStatus::Idle || busy {
+            return Pass::Client;
+        }
+        let Some(client) = self.client_of(id) else { return Pass::Client };
+        if !self.ask_own(id, b"ROLLBACK", MARK_STATEMENT_MODE) {
+            self.fail(client, &Fault::NoMemory);
+            return Pass::Gone;
+        }
+        Pass::Nobody
+    }
+
+    /// An error cut off an extended request and what came behind it: nothing of that has had an effect.
+    fn on_failed(&mut self, id: BackendId, entry: Entry, message: &[u8]) -> Pass {
+        let code = reader::fields(message).code();
+        let duplicate = entry.expect == Expect::Parse && entry.mark & MARK_DUPLICATE != 0;
+        if duplicate && code == Some(SqlState::DUPLICATE_STATEMENT) {
+            self.say_duplicate(id, entry.mark & !MARK_DUPLICATE);
+        } else if !duplicate {
+            self.undo(id, entry);
+            if code == Some(SqlState::FEATURE_NOT_SUPPORTED) && entry.expect == Expect::Bind && entry.mark != 0 {
+                // "cached plan must not change result type": prepared anew the next time.
+                if let Some(backend) = self.backend(id) {
+                    backend.prepared.remove(entry.mark);
+                    backend.stale = Some(entry.mark);
+                }
+            }
+        }
+        while let Some(entry) = self.backend(id).and_then(|backend| backend.pipeline.take_skipped()) {
+            self.undo(id, entry);
+        }
+        match duplicate && code == Some(SqlState::DUPLICATE_STATEMENT) {
+            true => Pass::Nobody,
+            false => Pass::Client,
+        }
+    }
+
+    fn undo(&mut self, id: BackendId, entry: Entry) {
+        let number = entry.mark;
+        let client = self.client_of(id);
+        match entry.expect {
+            Expect::Parse | Expect::VirtualParse if number != 0 && number & MARK_DUPLICATE == 0 => {
+                if let Some(client) = client {
+                    self.with_names(client, |names| names.undefine(number));
+                    self.statements.let_go(number);
+                }
+                if entry.expect == Expect::Parse
+                    && let Some(backend) = self.backend(id)
+                {
+                    backend.prepared.remove(number);
+                }
+            }
+            Expect::Parse => {
+                if let Some(backend) = self.backend(id) {
+                    backend.unnamed = Unnamed::Others;
+                }
+            }
+            Expect::VirtualClose if number != 0 => {
+                if let Some(client) = client {
+                    self.with_names(client, |names| names.unclose(number));
+                }
+            }
+            Expect::OwnParse => {
+                if let Some(backend) = self.backend(id) {
+                    backend.prepared.remove(number);
+                }
+            }
+            // The server has not read it: the statement is still there.
+            Expect::OwnClose if number != 0 => {
+                if let Some(backend) = self.backend(id) {
+                    backend.prepared.insert(number);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The server's words, with the client's name in them.
+    fn say_duplicate(&mut self, id: BackendId, number: u32) {
+        let Some(client) = self.client_of(id) else { return };
+        let mut name = String::new();
+        self.with_names(client, |names| {
+            if let Some(found) = names.name_of(number) {
+                name = String::from_utf8_lossy(found).into_owned();
+            }
+        });
+        let text = format!("prepared statement \"{name}\" already exists");
+        let fields = ErrorFields::error(SqlState::DUPLICATE_STATEMENT, &text);
+        let Some(connection) = self.client(client).map(|client| client.connection) else { return };
+        self.write(connection, text.len() + 128, |writer| {
+            writer.error_response(&fields).expect("the room was asked for");
+        });
+    }
+
+    #[inline]
+    fn has_virtual(&mut self, id: BackendId) -> bool {
+        let Some(backend) = self.backend(id) else { return false };
+        let head = backend.pipeline.head();
+        head.is_some_and(|head| matches!(head.expect, Expect::VirtualParse | Expect::VirtualClose | Expect::CopyEnd))
+    }
+
+    /// Gives the replies whose turn has come and that the server does not give.
+    pub(super) fn answer_virtual(&mut self, client: ClientId, id: BackendId) {
+        while let Some(entry) = self.backend(id).and_then(|backend| backend.pipeline.next_virtual()) {
+            let Some(connection) = self.client(client).map(|client| client.connection) else { return };
+            let parse = entry.expect == Expect::VirtualParse;
+            self.write(connection, 8, |writer| {
+                let written = if parse { writer.parse_complete() } else { writer.close_complete() };
+                written.expect("the room was asked for");
+            });
+            if parse {
+                self.with_names(client, |names| names.defined(entry.mark));
+            } else if entry.mark != 0 {
+                self.with_names(client, |names| names.closed(entry.mark));
+                self.statements.let_go(entry.mark);
+            }
+        }
+    }
+
+    /// "DISCARD ALL" and "DEALLOCATE ALL" leave a backend without prepared statements, and the client without names.
+    fn on_command_complete(&mut self, id: BackendId, message: &[u8]) {
+        let Ok(command) = reader::command_complete(message) else { return };
+        if !matches!(command, b"DISCARD ALL" | b"DEALLOCATE ALL") {
+            return;
+        }
+        let Some(backend) = self.backend(id) else { return };
+        backend.prepared.clear();
+        backend.stale = None;
+        let Some(client) = self.client_of(id) else { return };
+        let mut numbers = Vec::new();
+        self.with_names(client, |names| {
+            while let Some(number) = names.take_any() {
+                numbers.push(number);
+            }
+        });
+        for number in numbers {
+            self.statements.let_go(number);
+        }
+    }
+
+    /// A setting that the server reports follows the client.
+    fn on_parameter(&mut self, id: BackendId, message: &[u8], size: u32) -> Pass {
+        let own = self.backend(id).and_then(|backend| backend.pipeline.head());
+        let own = own.is_some_and(|head| head.expect == Expect::OwnQuery);
+        if message.len() < size as usize {
+            // Too long to be remembered, so the backend is not lent to others.
+            if let Some(backend) = self.backend(id) {
+                backend.pipeline.doubt();
+            }
+            return Pass::Client;
+        }
+        let Ok(status) = reader::parameter_status(message) else { return Pass::Client };
+        let (Ok(name), Ok(value)) = (std::str::from_utf8(status.name), std::str::from_utf8(status.value)) else {
+            return Pass::Client;
+        };
+        let Some(client) = self.client_of(id) else { return Pass::Nobody };
+        if !parameters::is_tracked(status.name) {
+            return Pass::Client;
+        }
+        let name = name.to_ascii_lowercase();
+        let wanted = self.client(client).expect("a linked client is there").wanted;
+        let applying = self.client(client).is_some_and(|client| matches!(client.state, ClientState::Login(_)));
+        // What a replay sets, the client knows already; what a RESET in it does, is not the client's wish.
+        if own && !applying {
+            return Pass::Nobody;
+        }
+        if applying && self.vectors.get(wanted, &name).is_none() {
+            return Pass::Nobody;
+        }
+        match self.vectors.change(wanted, &name, value) {
+            Ok(changed) => {
+                self.client(client).expect("looked up above").wanted = changed;
+                let held = self.vectors.hold(changed);
+                if let Some(backend) = self.backend(id) {
+                    let old = std::mem::replace(&mut backend.has, held);
+                    self.vectors.let_go(old);
+                }
+            }
+            Err(_full) => {
+                if let Some(backend) = self.backend(id) {
+                    backend.pipeline.doubt();
+                }
+            }
+        }
+        if applying { Pass::Nobody } else { Pass::Client }
+    }
+
+    fn on_own_query_done(&mut self, id: BackendId, mark: u32) {
+        match mark {
+            MARK_APPLY => {
+                if let Some(client) = self.client_of(id) {
+                    self.on_settings_applied(client, id);
+                }
+            }
+            MARK_STATEMENT_MODE => {
+                let Some(id) = self.client_of(id) else { return };
+                let Some(client) = self.client(id) else { return };
+                let connection = client.connection;
+                self.write_error(connection, &Fault::TransactionInStatementMode, Some(TransactionStatus::Idle));
+            }
+            MARK_REPLAY => {}
+            _ => self.on_own_answer(id, mark),
+        }
+    }
+
+    fn on_own_query_error(&mut self, id: BackendId, mark: u32, message: &[u8]) -> Pass {
+        let Some(client) = self.client_of(id) else {
+            self.on_own_error(id);
+            return Pass::Nobody;
+        };
+        let text = String::from_utf8_lossy(reader::fields(message).get(field::MESSAGE).unwrap_or_default()).into_owned();
+        if mark == MARK_APPLY {
+            // As on a direct connection: the server's own words, but fatal. The backend is as it was: what several
+            // statements in one query set, their error has undone.
+            self.refuse_settings(client, message, &text);
+        } else {
+            self.on_own_error(id);
+            self.fail(client, &Fault::ReplayRefused(text));
+        }
+        if self.backend(id).is_some() { Pass::Nobody } else { Pass::Gone }
+    }
+
+    fn refuse_settings(&mut self, id: ClientId, message: &[u8], text: &str) {
+        let Some(connection) = self.client(id).map(|client| client.connection) else { return };
+        let fields = reader::fields(message);
+        let text_of = |kind| fields.get(kind).and_then(|bytes| std::str::from_utf8(bytes).ok());
+        let answer = ErrorFields {
+            severity: Severity::Fatal,
+            code: fields.code().unwrap_or(SqlState::INVALID_PARAMETER_VALUE),
+            message: text,
+            detail: text_of(field::DETAIL),
+            hint: text_of(field::HINT),
+        };
+        self.write(connection, message.len() + 64, |writer| {
+            let _ = writer.error_response(&answer);
+        });
+        self.dismiss(id);
+    }
+
+    /// The link of this backend cannot go on: both sides are closed.
+    pub(super) fn on_backend_broken(&mut self, id: BackendId) {
+        let Some(backend) = self.backend(id) else { return };
+        backend.pipeline.doubt();
+        match self.client_of(id) {
+            Some(client) => self.break_client(client),
+            None => {
+                self.counters.broken += 1;
+                self.close_backend(id, crate::io::Close::Now);
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What there is, for people: rows of plain data that `control` merges and prints.
+
+use crate::control::report::{
+    BackendRow, BackendState as ReportedBackend, ClientRow, ClientState as ReportedClient, Counters, MemoryReport,
+    PoolRow, RelayMode as ReportedMode,
+};
+pub use crate::control::report::ShardReport;
+use crate::ids::ClientId;
+use crate::io::Transport;
+use crate::session::RelayMode;
+
+use super::{BackendState, ClientState, Shard};
+
+impl<T: Transport> Shard<T> {
+    /// Everything, as it is now. Walks all tables: for people, not for each second.
+    pub(super) fn report(&self) -> ShardReport {
+        let now = self.io.now();
+        let shard = self.settings.id.0;
+        let clients = self.clients.iter().map(|(index, generation, client)| {
+            let id = ClientId { index, generation };
+            let pool = client.pool.map(|pool| &self.pools.get(pool).key);
+            let backend = self.backend_of(id).and_then(|id| self.backends.get(id.index, id.generation));
+            let state = match client.state {
+                ClientState::Startup | ClientState::Login(_) => ReportedClient::Login,
+                ClientState::Ready => ReportedClient::Idle,
+                ClientState::Waiting => ReportedClient::Waiting,
+                ClientState::Linked(_) => ReportedClient::Active,
+                ClientState::Piped(_) => ReportedClient::Dedicated,
+            };
+            ClientRow {
+                id: u64::from(self.process_id(id)),
+                user: pool.map(|key| key.user.to_string()).unwrap_or_default(),
+                database: pool.map(|key| key.database.to_string()).unwrap_or_default(),
+                state,
+                shard,
+                address: self.io.peer(client.connection),
+                connected_s: now.duration_since(client.since).as_secs(),
+                application_name: self.vectors.get(client.wanted, "application_name").unwrap_or_default().to_owned(),
+                backend_pid: backend.map(|backend| backend.process_id as i32),
+                wait_ms: self.waiters.since(id).map_or(0, |since| now.duration_since(since).as_millis() as u64),
+            }
+        });
+        let backends = self.backends.iter().map(|(_, _, backend)| {
+            let key = &self.pools.get(backend.pool).key;
+            let (state, client) = match backend.state {
+                BackendState::Resolving | BackendState::Connecting => (ReportedBackend::Dialing, None),
+                BackendState::LoggingIn => (ReportedBackend::Login, backend.checks),
+                BackendState::Idle => (ReportedBackend::Idle, None),
+                BackendState::Linked(client) => (ReportedBackend::Linked, Some(client)),
+                BackendState::Cleaning(_) => (ReportedBackend::Cleaning, None),
+                BackendState::Piped(client) => (ReportedBackend::Dedicated, Some(client)),
+            };
+            BackendRow {
+                pid: (backend.process_id != 0).then_some(backend.process_id as i32),
+                user: key.user.to_string(),
+                database: key.database.to_string(),
+                server: key.server.to_string(),
+                state,
+                shard,
+                age_s: now.duration_since(backend.born).as_secs(),
+                idle_s: now.duration_since(backend.used).as_secs(),
+                client: client.map(|client| u64::from(self.process_id(client))),
+            }
+        });
+        let pools = self.pools.ids().map(|id| {
+            let pool = self.pools.get(id);
+            let count = |wanted: fn(&BackendState) -> bool| {
+                let of_pool = self.backends.iter().filter(|(_, _, backend)| backend.pool == id);
+                of_pool.filter(|(_, _, backend)| wanted(&backend.state)).count() as u64
+            };
+            let oldest = pool.part.first_waiter(&self.waiters).map(|(_, since)| now.duration_since(since));
+            PoolRow {
+                server: pool.key.server.to_string(),
+                database: pool.key.database.to_string(),
+                user: pool.key.user.to_string(),
+                mode: match pool.settings.mode {
+                    RelayMode::Session => ReportedMode::Session,
+                    RelayMode::Smart => ReportedMode::Smart,
+                    RelayMode::Statement => ReportedMode::Statement,
+                },
+                size: u64::from(pool.settings.pool.size),
+                permits: u64::from(pool.part.permits()),
+                idle: pool.part.idle().len() as u64,
+                linked: count(|state| matches!(state, BackendState::Linked(_))),
+                dialing: u64::from(pool.part.opening()),
+                cleaning: count(|state| matches!(state, BackendState::Cleaning(_))),
+                waiting: pool.part.waiting() as u64,
+                oldest_wait_ms: oldest.map_or(0, |waited| waited.as_millis() as u64),
+                queries: pool.queries,
+                transactions: pool.transactions,
+                clients: u64::from(pool.clients),
+            }
+        });
+        let arena = self.io.arena();
+        let counters = &self.counters;
+        ShardReport {
+            shard,
+            core: None,
+            uptime_s: now.duration_since(self.started).as_secs(),
+            clients: clients.collect(),
+            backends: backends.collect(),
+            pools: pools.collect(),
+            memory: MemoryReport {
+                terms: self.settings.memory_terms.clone(),
+                arena_chunks: arena.chunk_count() as u64,
+                arena_chunk_size: arena.chunk_size() as u64,
+                chunks_in_use: (arena.chunk_count() - arena.free_count()) as u64,
+                chunks_peak: arena.in_use_peak() as u64,
+                rss_bytes: None,
+            },
+            counters: Counters {
+                clients: self.clients.len() as u64,
+                backends: self.backends.len() as u64,
+                queries: counters.queries,
+                transactions: counters.transactions,
+                bytes_in: counters.bytes_in,
+                bytes_out: counters.bytes_out,
+                waits: counters.waits,
+            },
+        }
+    }
+}
