@@ -14,6 +14,10 @@ pub fn encode(line: &[Argument]) -> Result<(Vec<u8>, bool), String> {
     if let Some(bytes) = encode_untagged(name.word(), &given)? {
         return Ok((bytes, true));
     }
+    // These very bytes, after the login.
+    if name.word() == "Bytes" {
+        return Ok((given.text(0)?.to_vec(), false));
+    }
     let body = Body::default();
     let (tag, body) = match name.word() {
         "Query" => (b'Q', body.string(given.text(0)?)),
@@ -60,8 +64,8 @@ fn encode_untagged(name: &str, given: &Given) -> Result<Option<Vec<u8>>, String>
         "CancelRequest" => untagged(CANCEL_REQUEST, given.text(0)?),
         // A startup packet whose parameters are these very bytes.
         "StartupBody" => untagged(PROTOCOL_3_0, given.text(0)?),
-        // These very bytes.
-        "Bytes" => given.text(0)?.to_vec(),
+        // These very bytes, before or instead of a login.
+        "FirstBytes" => given.text(0)?.to_vec(),
         _ => return Ok(None),
     }))
 }
