@@ -122,9 +122,10 @@ fn trust_of_the_server_is_passed_on_to_the_own_machine_only() {
 fn trust_of_the_pooler_asks_nobody() {
     postgres().create_database("logins_trust");
     let qcp = Qcp::start("auth: {method: trust}\npool: {size: 2}\n", 1);
-    let client = RawClient::login(&qcp.tcp(), SUPERUSER, "logins_trust");
-    assert_eq!(postgres().count_backends("logins_trust"), 0, "a login alone needs no backend");
-    drop(client);
+    // The first login may need a backend, to learn what the server reports of itself; the others need none.
+    let clients: Vec<RawClient> = (0..20).map(|_| RawClient::login(&qcp.tcp(), SUPERUSER, "logins_trust")).collect();
+    assert!(postgres().count_backends("logins_trust") <= 1);
+    drop(clients);
     assert!(login(&qcp.tcp(), SUPERUSER, "logins_trust", "").0);
 }
 

@@ -151,10 +151,10 @@ impl Postgres {
         let log = fs::File::create(self.folder.join("log")).expect("the temporary folder is writable");
         let log_too = log.try_clone().expect("a descriptor is left");
         // A group of its own: Ctrl-C on the tests must reach the guard through the pipe, not as a signal.
-        let mut guard =
+        let guard =
             guard.process_group(0).stdin(Stdio::piped()).stdout(log).stderr(log_too).spawn().expect("sh is everywhere");
-        // Held open for as long as this process lives; its end is the guard's signal.
-        std::mem::forget(guard.stdin.take());
+        // Its standard input is held open for as long as this process lives; the end of it is the guard's signal.
+        std::mem::forget(guard);
     }
 
     fn is_ready(&self) -> bool {

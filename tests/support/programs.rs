@@ -54,7 +54,7 @@ pub fn client_program(name: &str, address: &Address, user: &str, database: &str)
     }
     program.command.env("PGPORT", address.port.to_string()).env("PGSSLMODE", "disable").env("LC_ALL", "C");
     // Never asks on the terminal of whoever runs the tests.
-    program.command.env("PGPASSFILE", "/dev/null").env("PSQLRC", "/dev/null");
+    program.command.env("PGPASSFILE", "/nonexistent").env("PSQLRC", "/nonexistent");
     program
 }
 
