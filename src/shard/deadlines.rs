@@ -107,6 +107,7 @@ impl<T: Transport> Shard<T> {
     fn scan_pools(&mut self) {
         for id in self.pools.ids() {
             self.refill(id);
+            self.return_places(id);
             for (raw, made) in self.pools.remove_if_unused(id) {
                 self.vectors.let_go(raw);
                 self.vectors.let_go(made);
