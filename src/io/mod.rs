@@ -126,6 +126,9 @@ pub trait Transport {
     /// Asks for one [`Event::Drained`] when nothing is queued any more.
     fn notify_drained(&mut self, connection: ConnectionId);
 
+    /// Gives a connection up whose peer can no longer be sent a whole stream: its owner hears [`Event::Ended`].
+    fn abort(&mut self, connection: ConnectionId);
+
     /// Starts or stops receiving. After a stop, what the kernel had received already may still arrive.
     fn receive(&mut self, connection: ConnectionId, on: bool);
 

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 use nix::sys::socket::{self as sys, AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage};
 
 use super::buffers::Buffers;
@@ -70,6 +70,8 @@ pub struct Ring {
     /// Connections whose receive found no buffer, for each group.
     starved: [VecDeque<ConnectionId>; 2],
     lingering: Vec<(ConnectionId, Instant)>,
+    /// Ended by [`Transport::abort`]; their owners have yet to hear of it.
+    aborted: Vec<ConnectionId>,
     listeners: Vec<Listener>,
     doorbell: Doorbell,
     resolver: Resolver,
@@ -210,6 +212,7 @@ impl Ring {
                 VecDeque::with_capacity(settings.connections_max),
             ],
             lingering: Vec::new(),
+            aborted: Vec::new(),
             listeners: Vec::new(),
             doorbell,
             resolver,
@@ -221,6 +224,7 @@ impl Ring {
             tick_armed: false,
             enters: Cell::new(0),
         };
+        this.arena.set_block_floor(this.backend_reserve + SCRATCH_RESERVE);
         this.arm_doorbell();
         this.refill();
         Ok(this)
@@ -260,8 +264,15 @@ impl Ring {
     pub fn submit(&mut self) -> io::Result<bool> {
         self.end_turn();
         self.enters.set(self.enters.get() + 1);
-        let arguments = types::SubmitArgs::new();
-        match self.ring.submitter().submit_with_args(0, &arguments) {
+        let count = self.ring.submission().len() as u32;
+        // GETEVENTS although nothing is waited for: it runs what the kernel has deferred. Work that was deferred while
+        // the park's signal was off would otherwise never be announced.
+        // SAFETY: no argument is passed, and the count is what stands in the queue.
+        let entered = unsafe {
+            let flags = EnterFlags::GETEVENTS.bits();
+            self.ring.submitter().enter::<libc::sigset_t>(count, 0, flags, None)
+        };
+        match entered {
             Ok(_) => {}
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
             Err(error) => return Err(error),
@@ -312,6 +323,9 @@ impl Ring {
     /// What happened next; `None` when all completions have been seen.
     pub fn next_event(&mut self) -> Option<Event> {
         loop {
+            if let Some(connection) = self.aborted.pop() {
+                return Some(Event::Ended { connection, error: Some(Errno(libc::ENOBUFS)) });
+            }
             if self.rung {
                 if let Some((ticket, addresses)) = self.resolver.next() {
                     return Some(Event::Resolved { ticket, addresses });
@@ -733,8 +747,8 @@ impl Transport for Ring {
 
     #[inline]
     fn owner(&self, connection: ConnectionId) -> Option<u64> {
-        let connection = self.connections.get(connection.index, connection.generation)?;
-        (connection.closing == Closing::No).then_some(connection.owner)
+        // Also while it closes: a connect that failed is told to the one who asked for it.
+        self.connections.get(connection.index, connection.generation).map(|connection| connection.owner)
     }
 
     #[inline]
@@ -745,9 +759,8 @@ impl Transport for Ring {
         }
         let in_flight = connection.sending != Sending::No;
         if connection.outbox.push(&mut self.nodes, bytes, in_flight).is_err() {
-            // The sums make this impossible short of a bug; the peer must not see a stream with a hole.
-            log::error!("no node left for a piece to send: closing the connection");
-            self.begin_close(id);
+            log::error!("no node is left for a piece to send: a connection is closed");
+            self.abort(id);
             return;
         }
         if !in_flight {
@@ -759,6 +772,14 @@ impl Transport for Ring {
     fn queued(&self, connection: ConnectionId) -> (usize, usize) {
         let slot = self.connections.get(connection.index, connection.generation);
         slot.map_or((0, 0), |connection| (connection.outbox.bytes(), connection.outbox.pieces()))
+    }
+
+    fn abort(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(id.index, id.generation) else { return };
+        if connection.closing == Closing::No && !connection.ended {
+            connection.ended = true;
+            self.aborted.push(id);
+        }
     }
 
     fn notify_drained(&mut self, connection: ConnectionId) {

@@ -24,6 +24,7 @@ pub(super) struct Inner {
     /// Last in, first out: the chunk returned last is still in the cache.
     free: RefCell<Vec<u32>>,
     in_use_peak: Cell<u32>,
+    block_floor: Cell<usize>,
     pub(super) classes: RefCell<Classes>,
 }
 
@@ -73,6 +74,7 @@ impl Arena {
             holders: (0..count).map(|_| Cell::new(0)).collect(),
             free: RefCell::new((0..count as u32).rev().collect()),
             in_use_peak: Cell::new(0),
+            block_floor: Cell::new(0),
             classes: RefCell::new(Classes::new(chunk_size, count)),
         };
         Ok(Self { inner: Rc::new(inner) })
@@ -98,6 +100,16 @@ impl Arena {
     /// `size` is above the chunk size.
     pub fn block(&self, size: usize) -> Option<super::Block> {
         super::block::take(self, size)
+    }
+
+    /// As [`Self::block`], but only while chunks are left for what is more urgent (see [`Self::set_block_floor`]).
+    pub fn spare_block(&self, size: usize) -> Option<super::Block> {
+        super::block::take_above(self, size, self.inner.block_floor.get())
+    }
+
+    /// Chunks that [`Self::spare_block`] leaves alone.
+    pub fn set_block_floor(&self, floor: usize) {
+        self.inner.block_floor.set(floor);
     }
 
     /// Chunks that nobody holds.

@@ -6,7 +6,7 @@
 use super::arena::{Arena, Chunk};
 
 /// Block sizes, smallest first; what is larger gets a whole chunk.
-const SIZES: [usize; 3] = [256, 1024, 4096];
+const SIZES: [usize; 4] = [256, 1024, 4096, 16384];
 const NONE: u32 = u32::MAX;
 
 /// Some bytes of the arena that one owner may read and write.
@@ -86,9 +86,14 @@ impl Classes {
 }
 
 pub(super) fn take(arena: &Arena, size: usize) -> Option<Block> {
+    take_above(arena, size, 0)
+}
+
+/// As [`take`]; a new chunk is taken only if more than `floor` are free.
+pub(super) fn take_above(arena: &Arena, size: usize, floor: usize) -> Option<Block> {
     let chunk_size = arena.inner().chunk_size();
     let Some(class) = SIZES.iter().position(|&class_size| size <= class_size && class_size * 4 <= chunk_size) else {
-        if size > chunk_size {
+        if size > chunk_size || arena.free_count() <= floor {
             return None;
         }
         let chunk = arena.take()?;
@@ -98,6 +103,9 @@ pub(super) fn take(arena: &Arena, size: usize) -> Option<Block> {
     let per_chunk = (chunk_size / block_size) as u16;
     let mut index = arena.inner().classes.borrow().partial[class];
     if index == NONE {
+        if arena.free_count() <= floor {
+            return None;
+        }
         let chunk = arena.take()?;
         index = chunk.index();
         let mut classes = arena.inner().classes.borrow_mut();

@@ -14,11 +14,20 @@ pub struct Stash {
 pub struct Full;
 
 impl Stash {
-    /// Appends; all of it or nothing.
+    /// Appends; all of it or nothing. For bytes of a server's: they must have room.
     pub fn add(&mut self, arena: &Arena, bytes: &[u8]) -> Result<(), Full> {
+        self.add_with(bytes, |size| arena.block(size))
+    }
+
+    /// As [`Self::add`], for bytes of a client's: only while chunks are left for the servers' answers.
+    pub fn add_spare(&mut self, arena: &Arena, bytes: &[u8]) -> Result<(), Full> {
+        self.add_with(bytes, |size| arena.spare_block(size))
+    }
+
+    fn add_with(&mut self, bytes: &[u8], block: impl FnOnce(usize) -> Option<Block>) -> Result<(), Full> {
         let end = self.len() + bytes.len();
         if self.block.as_ref().is_none_or(|block| block.size() < end) {
-            let mut larger = arena.block(end).ok_or(Full)?;
+            let mut larger = block(end).ok_or(Full)?;
             larger.bytes_mut()[..self.len()].copy_from_slice(self.bytes());
             self.block = Some(larger);
         }

@@ -161,6 +161,11 @@ impl Vectors {
         self.vacant.push(id.0);
     }
 
+    /// Whether it has a setting that the server does not report.
+    pub fn has_untracked(&self, id: VectorId) -> bool {
+        self.settings(id).iter().any(|setting| !TRACKED.contains(&&*setting.name))
+    }
+
     /// The settings of a vector, by name.
     pub fn settings(&self, id: VectorId) -> &[Setting] {
         &self.vectors[id.0 as usize].settings
@@ -186,9 +191,9 @@ impl Vectors {
     }
 
     /// Writes the statements that lead from `from` to `to`; nothing when they are the same. Roles come last: what they
-    /// may not set is set before.
-    pub fn write_change(&self, from: VectorId, to: VectorId, sql: &mut Vec<u8>) {
-        if from == to {
+    /// may not set is set before. `again`: what the server does not report may have been changed, so it is set in any case.
+    pub fn write_change(&self, from: VectorId, to: VectorId, again: bool, sql: &mut Vec<u8>) {
+        if from == to && !again {
             return;
         }
         let (old, new) = (self.settings(from), self.settings(to));
@@ -203,7 +208,9 @@ impl Vectors {
             }
         }
         let is_role = |setting: &&Setting| &*setting.name == "role";
-        let changed = |setting: &&Setting| find(old, &setting.name).as_deref() != Some(&*setting.value);
+        let unsure = |setting: &&Setting| again && !TRACKED.contains(&&*setting.name);
+        let changed =
+            |setting: &&Setting| unsure(setting) || find(old, &setting.name).as_deref() != Some(&*setting.value);
         for setting in new.iter().filter(|setting| !is_role(setting)).chain(new.iter().filter(is_role)).filter(changed) {
             write_set(setting, sql);
         }
@@ -273,7 +280,7 @@ mod tests {
 
     fn sql(vectors: &Vectors, from: VectorId, to: VectorId) -> String {
         let mut sql = Vec::new();
-        vectors.write_change(from, to, &mut sql);
+        vectors.write_change(from, to, false, &mut sql);
         String::from_utf8(sql).unwrap()
     }
 

@@ -235,6 +235,11 @@ impl Pipeline {
         (self.length > 0).then(|| self.at(0))
     }
 
+    /// The request that is `at` places behind the head.
+    pub fn pending(&self, at: usize) -> Option<Entry> {
+        (at < self.length).then(|| self.at(at))
+    }
+
     /// Counts a message of the client's, at its first byte.
     #[inline]
     pub fn on_frontend(&mut self, tag: u8, mark: u32) -> Result<(), Full> {
@@ -336,6 +341,10 @@ impl Pipeline {
                 Ok(part)
             }
             backend::COMMAND_COMPLETE | backend::EMPTY_QUERY_RESPONSE | backend::PORTAL_SUSPENDED => {
+                if matches!(self.copy, Copy::In | Copy::InEnded) {
+                    // The copy came to its end, so the Syncs in it were ignored for certain.
+                    self.syncs_ignored = 0;
+                }
                 self.copy = Copy::None;
                 match head.expect {
                     Expect::Query | Expect::OwnQuery => Ok(part),

@@ -105,18 +105,16 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// The first Defining name of `number` was cut off by an error.
-    pub fn undefine(&mut self, number: Number) {
-        if let Some(found) = self.first(number, Standing::Defining) {
-            self.remove(found);
-        }
+    /// The first Defining name of `number` was cut off by an error. Whether there was one.
+    pub fn undefine(&mut self, number: Number) -> bool {
+        let found = self.first(number, Standing::Defining);
+        found.inspect(|&found| self.remove(found)).is_some()
     }
 
-    /// The first Closing name of `number` is closed now.
-    pub fn closed(&mut self, number: Number) {
-        if let Some(found) = self.first(number, Standing::Closing) {
-            self.remove(found);
-        }
+    /// The first Closing name of `number` is closed now. Whether there was one.
+    pub fn closed(&mut self, number: Number) -> bool {
+        let found = self.first(number, Standing::Closing);
+        found.inspect(|&found| self.remove(found)).is_some()
     }
 
     /// The first Closing name of `number` was kept: an error cut its Close off.
@@ -126,17 +124,16 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// Any one statement that an accepted name stands for, until there are none. Names whose Parse or Close is in the
-    /// pipeline stay: their answers decide.
-    pub fn take_live(&mut self) -> Option<Number> {
-        let found = self.entries().map(|(found, _)| found).find(|found| found.standing == Standing::Live)?;
+    /// Any one statement that a name stands for, until there are none: for giving them up.
+    pub fn take_any(&mut self) -> Option<Number> {
+        let (found, _) = self.entries().next()?;
         self.remove(found);
         Some(found.number)
     }
 
-    /// Any one statement that a name stands for, until there are none: for giving them up.
-    pub fn take_any(&mut self) -> Option<Number> {
-        let (found, _) = self.entries().next()?;
+    /// Any one statement whose Parse is not still in the pipeline, until there are none.
+    pub fn take_live(&mut self) -> Option<Number> {
+        let (found, _) = self.entries().find(|(found, _)| found.standing != Standing::Defining)?;
         self.remove(found);
         Some(found.number)
     }
@@ -231,16 +228,6 @@ impl Prepared {
         let at = self.find(number);
         self.count += usize::from(self.slots[at].number != number);
         self.slots[at] = Slot { number, used_at: self.clock };
-    }
-
-    /// The server has it for certain; whether there is room to remember that.
-    pub fn confirm(&mut self, number: Number) -> bool {
-        let known = self.touch(number);
-        if !known && self.count < self.count_max {
-            self.insert(number);
-            return true;
-        }
-        known
     }
 
     /// The backend does not have it (any more).

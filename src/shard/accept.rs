@@ -43,7 +43,7 @@ impl<T: Transport> Shard<T> {
         match startup::packet(&bytes) {
             Ok(None) => {
                 let arena = self.io.arena().clone();
-                let kept = self.client(id).is_some_and(|client| client.stash.add(&arena, &bytes).is_ok());
+                let kept = self.client(id).is_some_and(|client| client.stash.add_spare(&arena, &bytes).is_ok());
                 if !kept {
                     self.fail(id, &Fault::NoMemory);
                 }
@@ -61,7 +61,7 @@ impl<T: Transport> Shard<T> {
             }
             Ok(Some((Packet::CancelRequest(request), _))) => {
                 let shard = ShardId((request.process_id >> 24) as u16);
-                let mail = Mail::Cancel { slot: request.process_id & 0xff_ffff, secret: request.key.to_vec() };
+                let mail = Mail::Cancel { slot: (request.process_id & 0xff_ffff).wrapping_sub(1), secret: request.key.to_vec() };
                 if shard == self.settings.id {
                     self.on_one_mail(mail);
                 } else {
@@ -81,7 +81,7 @@ impl<T: Transport> Shard<T> {
         if client.stash.is_empty() {
             return Some(bytes);
         }
-        client.stash.add(self.io.arena(), &bytes).ok()?;
+        client.stash.add_spare(self.io.arena(), &bytes).ok()?;
         client.stash.take(self.io.scratch())
     }
 }

@@ -41,7 +41,9 @@ impl<T: Transport> Shard<T> {
             pipeline: Pipeline::new(),
             has: VectorId::NEUTRAL,
             prepared: Prepared::new(self.settings.statements_max),
-            stale: None,
+            stale: Vec::new(),
+            touched: false,
+            tainted: false,
             unnamed: Unnamed::Others,
             process_id: 0,
             key: 0,
@@ -59,9 +61,10 @@ impl<T: Transport> Shard<T> {
         let Ok((index, generation)) = self.backends.insert(backend) else {
             match purpose {
                 Purpose::Pool => self.pools.get_mut(pool).part.open_failed(now, 0, false),
-                Purpose::Check => self.end_check(),
+                Purpose::Check => self.checks -= 1,
                 Purpose::Dedicated => {}
             }
+            self.stop_asking(pool);
             return None;
         };
         let id = BackendId { index, generation };
@@ -206,7 +209,8 @@ impl<T: Transport> Shard<T> {
         let Some(backend) = self.backend(id) else { return };
         if matches!(backend.state, BackendState::Idle) {
             match tag {
-                tag::NOTICE_RESPONSE | tag::PARAMETER_STATUS | tag::NOTIFICATION_RESPONSE => {}
+                tag::NOTICE_RESPONSE | tag::NOTIFICATION_RESPONSE => {}
+                tag::PARAMETER_STATUS => self.note_parameter(id, message),
                 // Most likely 57P01; the end of the connection follows.
                 _ => self.close_backend(id, Close::Now),
             }
@@ -282,6 +286,11 @@ impl<T: Transport> Shard<T> {
             self.on_backend_gone(id, "the server asks for a password, and none is configured");
             return;
         }
+        let asks = !matches!(what, Authentication::SaslFinal { .. });
+        let client = self.backend(id).and_then(|backend| backend.checks);
+        if asks && let Some(login) = client.and_then(|client| self.login(client)) {
+            login.answers_due += 1;
+        }
         // SCRAM-SHA-256-PLUS binds to the TLS channel, and the client's is not the server's.
         if let Authentication::Sasl { mechanisms } = what
             && mechanisms.offers(b"SCRAM-SHA-256-PLUS")
@@ -356,7 +365,7 @@ impl<T: Transport> Shard<T> {
                 part.opened();
                 self.backend(id).expect("looked up above").purpose = Purpose::Pool;
                 purpose = Purpose::Pool;
-                self.end_check();
+                self.checks -= 1;
             }
             Purpose::Check | Purpose::Dedicated => {}
         }
@@ -398,6 +407,7 @@ impl<T: Transport> Shard<T> {
             BackendState::Linked(client) => {
                 // The server has told the client itself why it goes.
                 let told = backend.fatal;
+                backend.pipeline.doubt();
                 log::info!("{}: a server connection was lost: {why}", self.pool_name(pool));
                 if told {
                     self.dismiss(client);
@@ -477,7 +487,7 @@ impl<T: Transport> Shard<T> {
             self.stop_asking(pool);
         }
         if backend.purpose == Purpose::Check {
-            self.end_check();
+            self.checks -= 1;
         }
         self.refill(pool);
     }
@@ -494,6 +504,7 @@ impl<T: Transport> Shard<T> {
                 break;
             }
         }
+        self.ask_for_place(id);
         let part = &self.pools.get(id).part;
         if part.refill() == crate::pool::Refill::Impossible && part.open() == 0 && part.waiting() > 0 {
             while let Some((client, _)) = {

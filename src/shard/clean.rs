@@ -36,8 +36,9 @@ const CLEAN_TIMEOUT: Duration = Duration::from_secs(10);
 const RESET_QUERY: &[u8] = b"DISCARD ALL";
 
 impl<T: Transport> Shard<T> {
-    /// Takes a linked backend from its client, who is gone or has let go of it.
-    pub(super) fn clean(&mut self, id: BackendId) {
+    /// Takes a linked backend from its client, who is gone or has let go of it. `cancel`: nobody waits for what it is
+    /// working on.
+    pub(super) fn clean(&mut self, id: BackendId, cancel: bool) {
         let deadline = self.io.now() + CLEAN_TIMEOUT;
         let Some(backend) = self.backend(id) else { return };
         backend.state = BackendState::Cleaning(Stage::Draining);
@@ -48,7 +49,8 @@ impl<T: Transport> Shard<T> {
             self.close_backend(id, Close::Flushed);
             return;
         }
-        let running = backend.pipeline.is_busy();
+        while backend.pipeline.next_virtual().is_some() {}
+        let running = cancel && backend.pipeline.is_busy();
         let fail_copy = backend.pipeline.is_copying_in();
         if fail_copy {
             let _ = backend.pipeline.on_frontend(frontend::COPY_FAIL, 0);
@@ -118,7 +120,8 @@ impl<T: Transport> Shard<T> {
         }
         let Some(backend) = self.backend(id) else { return };
         backend.prepared.clear();
-        backend.stale = None;
+        backend.stale.clear();
+        backend.touched = false;
         let old = std::mem::replace(&mut backend.has, VectorId::NEUTRAL);
         self.vectors.let_go(old);
     }

@@ -11,6 +11,15 @@ use crate::session::prepared::Names;
 
 use super::{BackendState, ClientState, Discard, STASH_MAX, Shard};
 
+/// How a client ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// It said Terminate.
+    Terminated,
+    /// Its connection broke, or QCP closed it: nobody waits for answers.
+    Lost,
+}
+
 impl<T: Transport> Shard<T> {
     #[inline]
     pub(super) fn on_client_bytes(&mut self, id: ClientId, bytes: Slice) {
@@ -31,7 +40,7 @@ impl<T: Transport> Shard<T> {
     pub(super) fn hold_back(&mut self, id: ClientId, bytes: Slice) {
         let client = self.clients.get_mut(id.index, id.generation).expect("the caller has looked it up");
         let short = client.pending.is_empty() && client.need == 0 && client.stash.len() + bytes.len() <= STASH_MAX;
-        if short && client.stash.add(self.io.arena(), &bytes).is_ok() {
+        if short && client.stash.add_spare(self.io.arena(), &bytes).is_ok() {
             return;
         }
         let connection = client.connection;
@@ -49,6 +58,12 @@ impl<T: Transport> Shard<T> {
         if matches!(client.state, ClientState::Piped(_)) {
             let connection = client.connection;
             self.io.receive(connection, true);
+        }
+        if !matches!(
+            self.client(id).map(|client| &client.state),
+            Some(ClientState::Ready | ClientState::Linked(_) | ClientState::Piped(_))
+        ) {
+            return;
         }
         if client_is_kept(self.client(id).map(|client| (client.need, client.stash.is_empty()))) {
             let client = self.clients.get_mut(id.index, id.generation).expect("looked up above");
@@ -184,12 +199,17 @@ impl<T: Transport> Shard<T> {
 
     /// Ends a client, sending first what is queued for it.
     pub(super) fn dismiss(&mut self, id: ClientId) {
-        self.end_client(id, Close::Flushed);
+        self.end_client(id, Close::Flushed, Ending::Lost);
     }
 
     /// Ends a client that is gone.
     pub(super) fn leave(&mut self, id: ClientId) {
-        self.end_client(id, Close::Now);
+        self.end_client(id, Close::Now, Ending::Lost);
+    }
+
+    /// Ends a client that said Terminate: what it has asked for is still done, as on a direct connection.
+    pub(super) fn terminate(&mut self, id: ClientId) {
+        self.end_client(id, Close::Now, Ending::Terminated);
     }
 
     /// Ends a link whose invariants are broken, both sides.
@@ -203,7 +223,7 @@ impl<T: Transport> Shard<T> {
         self.fail(id, &Fault::Broken);
     }
 
-    fn end_client(&mut self, id: ClientId, how: Close) {
+    fn end_client(&mut self, id: ClientId, how: Close, ending: Ending) {
         self.leave_queue(id);
         let Some(mut client) = self.clients.remove(id.index, id.generation) else { return };
         self.clients_all.fetch_sub(1, Ordering::Relaxed);
@@ -222,20 +242,21 @@ impl<T: Transport> Shard<T> {
             self.pools.get_mut(pool).clients -= 1;
         }
         match client.state {
-            ClientState::Linked(backend) => self.unlink(backend, mid_message),
+            ClientState::Linked(backend) => self.unlink(backend, mid_message, ending),
             ClientState::Piped(backend) => self.close_backend(backend, Close::Flushed),
             ClientState::Login(login) => {
                 if let super::login::Stage::Applying(backend) = login.stage {
-                    self.unlink(backend, false);
+                    self.unlink(backend, false, ending);
                 }
                 self.drop_login(&login);
             }
             ClientState::Startup | ClientState::Ready | ClientState::Waiting => {}
         }
+        self.check_queue.retain(|&waiting| waiting != id);
     }
 
     /// A backend whose client is gone.
-    fn unlink(&mut self, id: BackendId, mid_message: bool) {
+    fn unlink(&mut self, id: BackendId, mid_message: bool, ending: Ending) {
         let Some(backend) = self.backend(id) else { return };
         if !matches!(backend.state, BackendState::Linked(_)) {
             return;
@@ -244,7 +265,7 @@ impl<T: Transport> Shard<T> {
         if mid_message {
             backend.pipeline.doubt();
         }
-        self.clean(id);
+        self.clean(id, ending == Ending::Lost);
     }
 }
 

@@ -107,6 +107,7 @@ impl<T: Transport> Shard<T> {
     fn scan_pools(&mut self) {
         for id in self.pools.ids() {
             self.refill(id);
+            self.return_places(id);
             for (raw, made) in self.pools.remove_if_unused(id) {
                 self.vectors.let_go(raw);
                 self.vectors.let_go(made);
@@ -131,8 +132,9 @@ impl<T: Transport> Shard<T> {
             from = index + 1;
             let id = ClientId { index, generation };
             let idle = match self.clients.get(index, generation).expect("just found").state {
-                ClientState::Startup | ClientState::Login(_) | ClientState::Ready => true,
-                ClientState::Waiting | ClientState::Piped(_) => false,
+                // Nobody will be lent a backend any more, so there is nothing to wait for.
+                ClientState::Startup | ClientState::Login(_) | ClientState::Ready | ClientState::Waiting => true,
+                ClientState::Piped(_) => false,
                 // In Session mode a client keeps its backend; it goes when nothing is under way.
                 ClientState::Linked(backend) => {
                     self.backend(backend).is_none_or(|backend| backend.pipeline.is_whole())

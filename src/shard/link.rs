@@ -81,8 +81,9 @@ impl<T: Transport> Shard<T> {
         client.state = ClientState::Linked(backend);
         let (wanted, pool) = (client.wanted, client.pool.expect("a client past its login has a pool"));
         self.pools.get_mut(pool).transactions += 1;
-        let has = self.backend(backend).expect("the caller has looked it up").has;
-        if has != wanted {
+        let link = self.backend(backend).expect("the caller has looked it up");
+        let has = link.has;
+        if has != wanted || link.touched {
             if !self.ask_settings(backend, wanted, MARK_REPLAY) {
                 self.fail(id, &Fault::NoMemory);
                 return;
@@ -126,6 +127,9 @@ impl<T: Transport> Shard<T> {
             && self.io.queued(connection).0 == 0 // nothing unsent
             && backend.cancels == 0
             && backend.unnamed != Unnamed::Parsed; // the one pin there is so far
+        if !whole && self.io.queued(connection).0 > 0 {
+            self.io.notify_drained(connection);
+        }
         if !whole || kept || !matches!(client.state, ClientState::Linked(_)) {
             return;
         }
@@ -135,7 +139,7 @@ impl<T: Transport> Shard<T> {
         let connection = client.connection;
         self.io.receive(connection, true);
         if mode == RelayMode::Session {
-            self.clean(id);
+            self.clean(id, false);
         } else {
             self.give_back(id);
         }
@@ -144,14 +148,29 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    /// A clean backend without a client goes to whoever waits, or becomes idle.
+    /// A clean backend without a client: it is handed on when the event is through.
+    #[inline]
     pub(super) fn give_back(&mut self, id: BackendId) {
-        let now = self.io.now();
         let Some(backend) = self.backend(id) else { return };
         assert!(backend.pipeline.is_whole(), "only a whole backend goes back");
         backend.state = BackendState::Cleaning(Stage::Done);
+        self.returned.push_back(id);
+    }
+
+    /// A backend that was given back goes to whoever waits, or becomes idle.
+    pub(super) fn hand_on(&mut self, id: BackendId) {
+        let now = self.io.now();
+        let Some(backend) = self.backend(id) else { return };
+        if !matches!(backend.state, BackendState::Cleaning(Stage::Done)) {
+            return;
+        }
         backend.used = now;
         backend.paused = false;
+        if backend.tainted {
+            self.close_backend(id, Close::Flushed);
+            return;
+        }
+        let backend = self.backend(id).expect("looked up above");
         let (pool, purpose, connection) = (backend.pool, backend.purpose, backend.connection);
         if purpose != Purpose::Pool || self.running != super::Running::Yes {
             self.close_backend(id, Close::Flushed);

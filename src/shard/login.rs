@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::ids::{BackendId, ClientId};
 use crate::io::{Close, Transport};
 use crate::memory::Slice;
-use crate::pool::{Backoff, Refill};
+use crate::pool::Refill;
 use crate::protocol::startup::{self, Packet, Replication, StartupMessage, Switch, Version};
 use crate::protocol::tag::frontend;
 use crate::protocol::{Direction, Framer, Step, TransactionStatus};
@@ -17,7 +17,7 @@ use crate::session::parameters::{self, Setting, VectorId};
 use crate::session::pipeline::Expect;
 
 use super::pools::{Key, PROVEN_MAX};
-use super::{ClientState, Purpose, Shard, share};
+use super::{ClientState, Purpose, Shard};
 
 /// How long "no challenge" is believed.
 const TRUST_FOR: Duration = Duration::from_secs(30);
@@ -27,6 +27,8 @@ pub(super) struct Login {
     pub stage: Stage,
     /// The settings that it asked for.
     pub raw: VectorId,
+    /// Challenges of the server that the client has yet to answer.
+    pub answers_due: u32,
     /// For a backend of its own, the packet as it goes to the server.
     pub packet: Option<Box<[u8]>>,
 }
@@ -77,14 +79,9 @@ impl<T: Transport> Shard<T> {
 
         let server = self.choose_server(&settings);
         let key = Key { server: settings.servers[server].clone(), database: database.into(), user: user.into() };
-        let pool = match self.pools.find(&key) {
-            Some(pool) => pool,
-            None => {
-                let permits = share(settings.pool.size, self.settings.id, self.settings.shard_count);
-                let (min, max) = self.settings.backoff;
-                let inserted = self.pools.insert(key, settings, permits, Backoff::new(min, max));
-                inserted.ok_or(Fault::NoRoom("pools")).inspect_err(|_| self.vectors.let_go(raw))?
-            }
+        let Some(pool) = self.pool_of(key, settings) else {
+            self.vectors.let_go(raw);
+            return Err(Fault::NoRoom("pools"));
         };
         self.pools.get_mut(pool).clients += 1;
 
@@ -95,7 +92,7 @@ impl<T: Transport> Shard<T> {
         client.pool = Some(pool);
         client.secret = secret;
         client.long_key = version == Version::V3_2;
-        client.state = ClientState::Login(Box::new(Login { stage: Stage::Answer, raw, packet }));
+        client.state = ClientState::Login(Box::new(Login { stage: Stage::Answer, raw, answers_due: 0, packet }));
         let connection = client.connection;
         if version != startup.version || startup.protocol_options().next().is_some() {
             self.write(connection, 512, |writer| {
@@ -110,7 +107,7 @@ impl<T: Transport> Shard<T> {
         Ok(())
     }
 
-    fn login(&mut self, id: ClientId) -> Option<&mut Login> {
+    pub(super) fn login(&mut self, id: ClientId) -> Option<&mut Login> {
         match &mut self.client(id)?.state {
             ClientState::Login(login) => Some(login),
             ClientState::Startup
@@ -172,14 +169,11 @@ impl<T: Transport> Shard<T> {
         self.open_for_login(id, purpose);
     }
 
-    /// A check connection beyond the pool is free again.
-    pub(super) fn end_check(&mut self) {
-        self.checks -= 1;
-        while let Some(id) = self.check_queue.pop_front() {
-            if self.login(id).is_some_and(|login| login.stage == Stage::Check) {
-                self.begin_check(id);
-                return;
-            }
+    /// A check connection beyond the pool is free: the next login that waits for one.
+    pub(super) fn begin_next_check(&mut self) {
+        let Some(id) = self.check_queue.pop_front() else { return };
+        if self.login(id).is_some_and(|login| login.stage == Stage::Check) {
+            self.begin_check(id);
         }
     }
 
@@ -209,9 +203,8 @@ impl<T: Transport> Shard<T> {
     pub(super) fn stop_asking(&mut self, pool: crate::ids::PoolId) {
         let pool = self.pools.get_mut(pool);
         if std::mem::take(&mut pool.asking) {
-            for id in std::mem::take(&mut pool.askers) {
-                self.authenticate(id);
-            }
+            let askers = std::mem::take(&mut pool.askers);
+            self.awake.extend(askers);
         }
     }
 
@@ -231,7 +224,16 @@ impl<T: Transport> Shard<T> {
         loop {
             let Some(client) = self.client(id) else { return };
             match client.framer.next(&bytes[at..], |_, _| 0) {
-                Ok(Step::Message { tag: frontend::PASSWORD, available, .. }) => at += available,
+                Ok(Step::Message { tag: frontend::PASSWORD, available, .. }) => {
+                    at += available;
+                    // More answers than questions would reach the server when the backend is another client's.
+                    let due = self.login(id).and_then(|login| login.answers_due.checked_sub(1));
+                    let Some(due) = due else {
+                        self.fail(id, &Fault::Unexpected(frontend::PASSWORD));
+                        return;
+                    };
+                    self.login(id).expect("looked up above").answers_due = due;
+                }
                 Ok(Step::Rest { length, .. }) => at += length,
                 Ok(Step::End) => break,
                 Ok(Step::Message { tag, .. }) => {
@@ -240,7 +242,7 @@ impl<T: Transport> Shard<T> {
                 }
                 Ok(Step::Incomplete { .. }) => {
                     let arena = self.io.arena().clone();
-                    let kept = self.client(id).is_some_and(|client| client.stash.add(&arena, &bytes[at..]).is_ok());
+                    let kept = self.client(id).is_some_and(|client| client.stash.add_spare(&arena, &bytes[at..]).is_ok());
                     if !kept {
                         self.fail(id, &Fault::NoMemory);
                         return;
@@ -301,7 +303,8 @@ impl<T: Transport> Shard<T> {
         self.set_stage(id, Stage::Applying(backend));
         let wanted = self.vectors.hold(raw);
         let client = self.client(id).expect("looked up above");
-        client.wanted = wanted;
+        let old = std::mem::replace(&mut client.wanted, wanted);
+        self.vectors.let_go(old);
         self.join(id, backend);
         if !self.ask_settings(backend, wanted, MARK_APPLY) {
             self.fail(id, &Fault::NoMemory);
@@ -369,7 +372,8 @@ impl<T: Transport> Shard<T> {
 
     /// The process id that a client is given: it names the shard and the client's slot.
     pub(super) fn process_id(&self, id: ClientId) -> u32 {
-        u32::from(self.settings.id.0) << 24 | id.index
+        // Not 0, which some drivers take for none.
+        u32::from(self.settings.id.0) << 24 | (id.index + 1)
     }
 
     /// Sends the statements that make a backend's settings those of `to`. `false`: no memory, nothing was sent.
@@ -377,7 +381,8 @@ impl<T: Transport> Shard<T> {
         let Some(from) = self.backend(backend).map(|backend| backend.has) else { return true };
         let mut sql = std::mem::take(&mut self.sql);
         sql.clear();
-        self.vectors.write_change(from, to, &mut sql);
+        let again = self.backend(backend).is_some_and(|backend| std::mem::take(&mut backend.touched));
+        self.vectors.write_change(from, to, again, &mut sql);
         let asked = sql.is_empty() || self.ask_own(backend, &sql, mark);
         self.sql = sql;
         asked

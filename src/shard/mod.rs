@@ -8,6 +8,7 @@
 
 mod accept;
 mod backend;
+mod budget;
 mod cancel;
 pub mod census;
 mod clean;
@@ -23,6 +24,7 @@ pub mod report;
 mod requests;
 mod statements;
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -204,8 +206,12 @@ struct Backend {
     pipeline: Pipeline,
     has: VectorId,
     prepared: Prepared,
-    /// A statement whose plan the server refused: closed before it is prepared again.
-    stale: Option<u32>,
+    /// Statements that the server has in a state of no use: closed before they are prepared again.
+    stale: Vec<u32>,
+    /// Settings of the client's startup packet may have been changed by a SET that the server does not report.
+    touched: bool,
+    /// What it is set to is not known any more: it is closed instead of lent.
+    tainted: bool,
     unnamed: Unnamed,
     process_id: u32,
     key: u32,
@@ -293,7 +299,11 @@ pub struct Shard<T: Transport> {
     /// Statements of our own are put together here.
     sql: Vec<u8>,
     checks: u32,
-    check_queue: std::collections::VecDeque<ClientId>,
+    check_queue: VecDeque<ClientId>,
+    /// Logins whose question is open again; looked at when the event is through.
+    awake: VecDeque<ClientId>,
+    /// Clean backends to be handed on; so that a chain of hand-overs is a loop.
+    returned: VecDeque<BackendId>,
     random: u64,
     counters: Counters,
     running: Running,
@@ -364,7 +374,9 @@ impl<T: Transport> Shard<T> {
             statements: Statements::new(io.arena().clone(), settings.statement_bytes),
             sql: Vec::with_capacity(4096),
             checks: 0,
-            check_queue: std::collections::VecDeque::new(),
+            check_queue: VecDeque::new(),
+            awake: VecDeque::new(),
+            returned: VecDeque::with_capacity(settings.backends_max),
             random: settings.seed | 1,
             counters: Counters::default(),
             running: Running::Yes,
@@ -383,6 +395,28 @@ impl<T: Transport> Shard<T> {
     /// One event of the transport.
     #[inline]
     pub fn on_event(&mut self, event: Event) {
+        self.on_one_event(event);
+        self.settle();
+    }
+
+    /// Does what the event has left to be done, until nothing is.
+    #[inline]
+    pub(crate) fn settle(&mut self) {
+        loop {
+            if let Some(backend) = self.returned.pop_front() {
+                self.hand_on(backend);
+            } else if let Some(client) = self.awake.pop_front() {
+                self.authenticate(client);
+            } else if !self.check_queue.is_empty() && self.checks < self.settings.check_connections {
+                self.begin_next_check();
+            } else {
+                return;
+            }
+        }
+    }
+
+    #[inline]
+    fn on_one_event(&mut self, event: Event) {
         match event {
             Event::Received { connection, bytes } => self.on_received(connection, bytes),
             Event::Drained { connection } => self.on_drained(connection),
@@ -434,16 +468,41 @@ impl<T: Transport> Shard<T> {
         }
     }
 
+    fn on_mail(&mut self) {
+        while let Some(mail) = self.mailbox.next() {
+            self.on_one_mail(mail);
+        }
+    }
+
+    fn on_one_mail(&mut self, mail: Mail) {
+        match mail {
+            Mail::Quit(within) => self.drain(within),
+            Mail::Report(answer) => {
+                // Whoever asked may have given up waiting.
+                let _ = answer.send(self.report());
+            }
+            Mail::Cancel { slot, secret } => self.on_cancel_request(slot, &secret),
+            Mail::Ask { key, from } => self.on_ask(key, from),
+            Mail::Give { key, from, places } => self.on_give(key, from, places),
+        }
+    }
+
     fn on_drained(&mut self, connection: ConnectionId) {
         match self.owner(connection) {
             Some(Owner::Client(id)) => {
                 if let Some(backend) = self.backend_of(id) {
                     self.resume_backend(backend);
                 }
+                if self.client(id).is_some_and(|client| client.paused) {
+                    self.resume_client(id);
+                }
             }
             Some(Owner::Backend(id)) => {
                 if let Some(client) = self.client_of(id) {
                     self.resume_client(client);
+                }
+                if self.backend(id).is_some() {
+                    self.try_release(id);
                 }
             }
             Some(Owner::Cancel(..)) | None => {}
@@ -491,10 +550,21 @@ impl<T: Transport> Shard<T> {
     #[inline]
     fn is_congested(&self, connection: ConnectionId) -> bool {
         let (bytes, pieces) = self.io.queued(connection);
-        bytes >= QUEUED_CHUNKS_MAX * self.io.arena().chunk_size() || pieces >= QUEUED_PIECES_MAX
+        if bytes == 0 {
+            return false;
+        }
+        // The less there is, the less one peer that does not read may hold.
+        let arena = self.io.arena();
+        let (free, count) = (arena.free_count(), arena.chunk_count());
+        let allowed = match () {
+            () if free * 2 >= count => QUEUED_CHUNKS_MAX * arena.chunk_size(),
+            () if free * 4 >= count => arena.chunk_size(),
+            () => 0,
+        };
+        bytes > allowed || pieces >= QUEUED_PIECES_MAX
     }
 
-    /// Messages of our own, to `connection`. `false`: the arena is used up, nothing was sent.
+    /// Messages of our own, to `connection`. `false`: the arena is used up; the connection is given up.
     fn write(&mut self, connection: ConnectionId, room: usize, write: impl FnOnce(&mut Writer<'_>)) -> bool {
         let room = room.min(self.io.arena().chunk_size());
         let written = self.io.scratch().write(room, |free| {
@@ -507,7 +577,11 @@ impl<T: Transport> Shard<T> {
                 self.io.send(connection, bytes);
                 true
             }
-            None => false,
+            None => {
+                // A stream with a hole would be worse than none.
+                self.io.abort(connection);
+                false
+            }
         }
     }
 

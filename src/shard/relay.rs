@@ -72,7 +72,7 @@ impl<T: Transport> Shard<T> {
                 break;
             }
             let missing = (client.need as usize).saturating_sub(client.stash.len()).min(bytes.len());
-            if client.stash.add(self.io.arena(), &bytes[..missing]).is_err() {
+            if client.stash.add_spare(self.io.arena(), &bytes[..missing]).is_err() {
                 self.fail(id, &Fault::NoMemory);
                 return;
             }
@@ -151,6 +151,12 @@ impl<T: Transport> Shard<T> {
                 }
                 Ok(Step::End) => {
                     self.flush_run(id, bytes, run, at);
+                    // A COPY that failed while its data was still coming: no other answer will release the backend.
+                    if let Some(backend) = self.backend_of(id)
+                        && self.backend(backend).is_some_and(|backend| backend.pipeline.is_whole())
+                    {
+                        self.try_release(backend);
+                    }
                     return;
                 }
                 Err(malformed) => {
@@ -194,12 +200,12 @@ impl<T: Transport> Shard<T> {
         client.need = need as u32;
         let rest = bytes.part(at, bytes.len());
         if need > 0 {
-            if client.stash.add(self.io.arena(), &rest).is_err() {
+            if client.stash.add_spare(self.io.arena(), &rest).is_err() {
                 self.fail(id, &Fault::NoMemory);
             }
             return;
         }
-        if client.stash.is_empty() && rest.len() <= STASH_MAX && client.stash.add(self.io.arena(), &rest).is_ok() {
+        if client.stash.is_empty() && rest.len() <= STASH_MAX && client.stash.add_spare(self.io.arena(), &rest).is_ok() {
             return;
         }
         // It was taken from the front of what is pending, so it goes back there.
@@ -220,6 +226,16 @@ impl<T: Transport> Shard<T> {
     fn on_request(&mut self, id: ClientId, request: Request, bytes: &Slice, run: &mut usize) -> Verdict {
         let tag = request.tag;
         let client = self.clients.get_mut(id.index, id.generation).expect("the caller has looked it up");
+        let source = client.connection;
+        if self.is_congested(source) {
+            // Who does not read its answers gets no further ones.
+            let client = self.client(id).expect("looked up above");
+            client.paused = true;
+            self.io.receive(source, false);
+            self.io.notify_drained(source);
+            return Verdict::Pause;
+        }
+        let client = self.clients.get_mut(id.index, id.generation).expect("looked up above");
         if client.discard != Discard::No {
             return self.discard_request(id, tag);
         }
@@ -245,7 +261,7 @@ impl<T: Transport> Shard<T> {
         match tag {
             tag::TERMINATE => {
                 self.flush_run(id, bytes, *run, request.at);
-                self.leave(id);
+                self.terminate(id);
                 return Verdict::Gone;
             }
             tag::PASSWORD => {
@@ -255,6 +271,12 @@ impl<T: Transport> Shard<T> {
             _ => {}
         }
         let link = self.backends.get_mut(backend.index, backend.generation).expect("a linked backend is there");
+        if link.cancels > 0 && !link.pipeline.is_busy() {
+            // A cancel meant for the last request must not hit this one; its end resumes.
+            let client = self.client(id).expect("looked up above");
+            client.paused = true;
+            return Verdict::Pause;
+        }
         // A request and what may be put in before it: a Close, a Parse.
         if !link.pipeline.has_room(4) {
             self.flush_run(id, bytes, *run, request.at);

@@ -102,6 +102,7 @@ impl<T: Transport> Shard<T> {
                         tag::READY_FOR_QUERY => reader::ready_for_query(message).ok(),
                         _ => None,
                     };
+                    let own = backend.pipeline.head().is_some_and(|head| head.expect.is_own());
                     let reply = match backend.pipeline.on_backend(tag, status) {
                         Ok(reply) => reply,
                         Err(broken) => {
@@ -111,9 +112,8 @@ impl<T: Transport> Shard<T> {
                         }
                     };
                     ready |= status.is_some();
-                    // What QCP itself may say in the place of this message comes behind what came before it.
-                    let own = matches!(reply, Reply::Answered(entry) if entry.expect.is_own());
-                    if own || tag == tag::ERROR_RESPONSE {
+                    if tag == tag::ERROR_RESPONSE || own {
+                        // What is said in its place must come behind what came before it.
                         self.flush_answer(id, bytes, run, at);
                         run = at;
                     }
@@ -135,8 +135,9 @@ impl<T: Transport> Shard<T> {
                     if self.has_virtual(id) {
                         self.flush_answer(id, bytes, run, at);
                         run = at;
-                        if let Some(client) = self.client_of(id) {
-                            self.answer_virtual(client, id);
+                        match self.client_of(id) {
+                            Some(client) => self.answer_virtual(client, id),
+                            None => while self.backend(id).is_some_and(|link| link.pipeline.next_virtual().is_some()) {},
                         }
                     }
                 }
@@ -273,11 +274,7 @@ impl<T: Transport> Shard<T> {
     }
 
     fn accept(&mut self, id: BackendId, number: u32) {
-        let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
-        // A DEALLOCATE ALL ahead of it in the pipeline has let everything be forgotten.
-        if number & MARK_DUPLICATE == 0 && !backend.prepared.confirm(number) {
-            backend.pipeline.doubt();
-        }
+        let Some(backend) = self.backends.get(id.index, id.generation) else { return };
         self.statements.accept(number, self.pools.get(backend.pool).serial);
     }
 
@@ -302,6 +299,14 @@ impl<T: Transport> Shard<T> {
     /// An error cut off an extended request and what came behind it: nothing of that has had an effect.
     fn on_failed(&mut self, id: BackendId, entry: Entry, message: &[u8]) -> Pass {
         let code = reader::fields(message).code();
+        // Undone in reverse, as they were done. Errors are rare enough for a list.
+        let mut skipped = Vec::new();
+        while let Some(entry) = self.backend(id).and_then(|backend| backend.pipeline.take_skipped()) {
+            skipped.push(entry);
+        }
+        for entry in skipped.into_iter().rev() {
+            self.undo(id, entry);
+        }
         let duplicate = entry.expect == Expect::Parse && entry.mark & MARK_DUPLICATE != 0;
         if duplicate && code == Some(SqlState::DUPLICATE_STATEMENT) {
             self.say_duplicate(id, entry.mark & !MARK_DUPLICATE);
@@ -311,12 +316,16 @@ impl<T: Transport> Shard<T> {
                 // "cached plan must not change result type": prepared anew the next time.
                 if let Some(backend) = self.backend(id) {
                     backend.prepared.remove(entry.mark);
-                    backend.stale = Some(entry.mark);
+                    backend.stale.push(entry.mark);
                 }
+            } else if code == Some(SqlState::DUPLICATE_STATEMENT)
+                && matches!(entry.expect, Expect::Parse | Expect::OwnParse)
+                && entry.mark != 0
+                && let Some(backend) = self.backend(id)
+            {
+                // Something else stands there under this name: it is closed first the next time.
+                backend.stale.push(entry.mark);
             }
-        }
-        while let Some(entry) = self.backend(id).and_then(|backend| backend.pipeline.take_skipped()) {
-            self.undo(id, entry);
         }
         match duplicate && code == Some(SqlState::DUPLICATE_STATEMENT) {
             true => Pass::Nobody,
@@ -330,8 +339,11 @@ impl<T: Transport> Shard<T> {
         match entry.expect {
             Expect::Parse | Expect::VirtualParse if number != 0 && number & MARK_DUPLICATE == 0 => {
                 if let Some(client) = client {
-                    self.with_names(client, |names| names.undefine(number));
-                    self.statements.let_go(number);
+                    let mut undefined = false;
+                    self.with_names(client, |names| undefined = names.undefine(number));
+                    if undefined {
+                        self.statements.let_go(number);
+                    }
                 }
                 if entry.expect == Expect::Parse
                     && let Some(backend) = self.backend(id)
@@ -400,8 +412,11 @@ impl<T: Transport> Shard<T> {
             if parse {
                 self.with_names(client, |names| names.defined(entry.mark));
             } else if entry.mark != 0 {
-                self.with_names(client, |names| names.closed(entry.mark));
-                self.statements.let_go(entry.mark);
+                let mut closed = false;
+                self.with_names(client, |names| closed = names.closed(entry.mark));
+                if closed {
+                    self.statements.let_go(entry.mark);
+                }
             }
         }
     }
@@ -409,12 +424,26 @@ impl<T: Transport> Shard<T> {
     /// "DISCARD ALL" and "DEALLOCATE ALL" leave a backend without prepared statements, and the client without names.
     fn on_command_complete(&mut self, id: BackendId, message: &[u8]) {
         let Ok(command) = reader::command_complete(message) else { return };
+        if matches!(command, b"SET" | b"RESET" | b"DISCARD ALL") {
+            let has = self.backends.get(id.index, id.generation).map(|backend| backend.has);
+            let untracked = has.is_some_and(|has| self.vectors.has_untracked(has));
+            if let Some(backend) = self.backend(id) {
+                backend.touched |= untracked;
+            }
+        }
         if !matches!(command, b"DISCARD ALL" | b"DEALLOCATE ALL") {
             return;
         }
         let Some(backend) = self.backend(id) else { return };
         backend.prepared.clear();
-        backend.stale = None;
+        backend.stale.clear();
+        // What is prepared behind it in the pipeline is there afterwards.
+        for at in 0.. {
+            let Some(entry) = backend.pipeline.pending(at) else { break };
+            if matches!(entry.expect, Expect::Parse | Expect::OwnParse) && entry.mark & !MARK_DUPLICATE != 0 {
+                backend.prepared.insert(entry.mark & !MARK_DUPLICATE);
+            }
+        }
         let Some(client) = self.client_of(id) else { return };
         let mut numbers = Vec::new();
         self.with_names(client, |names| {
@@ -429,12 +458,12 @@ impl<T: Transport> Shard<T> {
 
     /// A setting that the server reports follows the client.
     fn on_parameter(&mut self, id: BackendId, message: &[u8], size: u32) -> Pass {
-        let own = self.backend(id).and_then(|backend| backend.pipeline.head());
-        let own = own.is_some_and(|head| head.expect == Expect::OwnQuery);
+        let head = self.backend(id).and_then(|backend| backend.pipeline.head());
+        let own = head.filter(|head| head.expect == Expect::OwnQuery).map(|head| head.mark);
         if message.len() < size as usize {
             // Too long to be remembered, so the backend is not lent to others.
             if let Some(backend) = self.backend(id) {
-                backend.pipeline.doubt();
+                backend.tainted = true;
             }
             return Pass::Client;
         }
@@ -442,17 +471,20 @@ impl<T: Transport> Shard<T> {
         let (Ok(name), Ok(value)) = (std::str::from_utf8(status.name), std::str::from_utf8(status.value)) else {
             return Pass::Client;
         };
-        let Some(client) = self.client_of(id) else { return Pass::Nobody };
+        let Some(client) = self.client_of(id) else {
+            self.note_parameter(id, message);
+            return Pass::Nobody;
+        };
+        // What a replay sets, the client knows already; what a RESET in it does, is not the client's wish.
+        if own == Some(MARK_REPLAY) {
+            return Pass::Nobody;
+        }
         if !parameters::is_tracked(status.name) {
-            return Pass::Client;
+            return if own.is_some() { Pass::Nobody } else { Pass::Client };
         }
         let name = name.to_ascii_lowercase();
         let wanted = self.client(client).expect("a linked client is there").wanted;
         let applying = self.client(client).is_some_and(|client| matches!(client.state, ClientState::Login(_)));
-        // What a replay sets, the client knows already; what a RESET in it does, is not the client's wish.
-        if own && !applying {
-            return Pass::Nobody;
-        }
         if applying && self.vectors.get(wanted, &name).is_none() {
             return Pass::Nobody;
         }
@@ -467,11 +499,26 @@ impl<T: Transport> Shard<T> {
             }
             Err(_full) => {
                 if let Some(backend) = self.backend(id) {
-                    backend.pipeline.doubt();
+                    backend.tainted = true;
                 }
             }
         }
         if applying { Pass::Nobody } else { Pass::Client }
+    }
+
+    /// A backend without a client reports a setting: that is what it has now.
+    pub(super) fn note_parameter(&mut self, id: BackendId, message: &[u8]) {
+        let Ok(status) = reader::parameter_status(message) else { return };
+        if !parameters::is_tracked(status.name) {
+            return;
+        }
+        let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
+        let name = String::from_utf8_lossy(status.name).to_ascii_lowercase();
+        let value = String::from_utf8_lossy(status.value);
+        match self.vectors.change(backend.has, &name, &value) {
+            Ok(changed) => backend.has = changed,
+            Err(_full) => backend.tainted = true,
+        }
     }
 
     fn on_own_query_done(&mut self, id: BackendId, mark: u32) {

@@ -137,8 +137,11 @@ impl<T: Transport> Shard<T> {
                 let name = &message[target.name];
                 if target.kind == TargetKind::Statement && !name.is_empty() {
                     let number = self.close_name(id, name);
-                    self.with_names(id, |names| names.closed(number));
-                    self.statements.let_go(number);
+                    let mut closed = false;
+                    self.with_names(id, |names| closed = names.closed(number));
+                    if closed {
+                        self.statements.let_go(number);
+                    }
                 }
                 self.write(connection, 8, |writer| writer.close_complete().expect("the room was asked for"))
             }
@@ -195,7 +198,7 @@ impl<T: Transport> Shard<T> {
             return Ok(Verdict::Drop);
         }
         // Whether the transaction has failed by then, only the server knows: it has to be asked.
-        self.ask(backend, Expect::OwnClose, 0);
+        self.ask(backend, Expect::OwnClose, number);
         self.send_close(backend, number)?;
         self.ask(backend, Expect::Parse, number);
         self.send_parse(backend, number, parse.query, parse.parameter_types)
@@ -297,11 +300,11 @@ impl<T: Transport> Shard<T> {
     /// Counts `number` as prepared on the backend, which closes another for it if it is full.
     fn make_room(&mut self, backend: BackendId, number: Number) -> Result<(), Fault> {
         let link = self.backend(backend).expect("a linked backend is there");
-        let stale = link.stale.take_if(|stale| *stale == number);
+        let stale = link.stale.iter().position(|&stale| stale == number).map(|at| link.stale.swap_remove(at));
         let evicted = link.prepared.evict();
         link.prepared.insert(number);
         if stale.is_some() {
-            self.ask(backend, Expect::OwnClose, 0);
+            self.ask(backend, Expect::OwnClose, number);
             self.send_close(backend, number)?;
         }
         if let Some(evicted) = evicted {
@@ -348,7 +351,7 @@ impl<T: Transport> Shard<T> {
         let client = self.clients.get_mut(id.index, id.generation).expect("the caller has looked it up");
         let end = client.names_used as usize + Names::size(name);
         if client.names.as_ref().is_none_or(|block| block.size() < end) {
-            let mut larger = self.io.arena().block(end).ok_or(Fault::NoRoom("names of prepared statements"))?;
+            let mut larger = self.io.arena().spare_block(end).ok_or(Fault::NoRoom("names of prepared statements"))?;
             if let Some(block) = &client.names {
                 let used = client.names_used as usize;
                 larger.bytes_mut()[..used].copy_from_slice(&block.bytes()[..used]);

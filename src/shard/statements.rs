@@ -63,7 +63,7 @@ impl Statements {
         }
         let block = loop {
             let room = self.bytes + text.len() <= self.bytes_max;
-            let block = if room { self.arena.block(text.len()) } else { None };
+            let block = if room { self.arena.spare_block(text.len()) } else { None };
             match block {
                 Some(block) => break block,
                 None => self.drop_oldest().then_some(()).ok_or(Full)?,

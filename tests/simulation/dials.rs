@@ -126,8 +126,7 @@ impl Dials {
         dials.databases = 1 + random.below(2);
         dials.users = 1 + random.below(2);
         dials.servers = 1 + random.below(2);
-        // At least one place for each shard until permits move.
-        dials.pool_size = (dials.shards + random.below(4)) as u32;
+        dials.pool_size = 1 + random.below(6) as u32;
         dials.queue_timeout_ms = *random.one_of(&[50, 300, 2000, 10_000]);
         dials.mode = *random.one_of(&[RelayMode::Smart, RelayMode::Smart, RelayMode::Smart, RelayMode::Session]);
         dials.dedicated = random.below(16) == 0;

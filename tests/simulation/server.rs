@@ -38,8 +38,6 @@ pub struct ServerConnection {
     pub alarm: u64,
     /// Will be processed at some time already.
     pub planned: bool,
-    pub bound_unnamed: bool,
-    pub clean_since: Option<u64>,
 }
 
 /// What came of some bytes.
@@ -78,8 +76,6 @@ impl ServerConnection {
             holder: None,
             alarm: 0,
             planned: false,
-            bound_unnamed: false,
-            clean_since: None,
         }
     }
 

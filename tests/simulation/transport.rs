@@ -27,6 +27,8 @@ pub enum Wish {
     Closed { peer: Peer },
     /// Closed when what is queued has left.
     Closing { connection: ConnectionId },
+    /// Given up: its owner is to hear that it has ended.
+    Aborted { connection: ConnectionId },
     Resolve { ticket: u64, port: u16 },
 }
 
@@ -57,6 +59,7 @@ pub struct Pipes {
     now: Instant,
     connections: Slab<Connection>,
     pub wishes: Vec<Wish>,
+    failed: Vec<ConnectionId>,
     pub listening: bool,
     /// Chunks that clients can never take.
     backend_reserve: usize,
@@ -71,12 +74,14 @@ pub const NOBODY: Peer = Peer::MAX;
 
 impl Pipes {
     pub fn new(arena: Arena, now: Instant, backend_reserve: usize) -> Self {
+        arena.set_block_floor(backend_reserve + SCRATCH_RESERVE);
         Self {
             scratch: Scratch::new(&arena),
             arena,
             now,
             connections: Slab::new(4096),
             wishes: Vec::new(),
+            failed: Vec::new(),
             listening: true,
             backend_reserve,
             connect_errno: None,
@@ -90,11 +95,10 @@ impl Pipes {
     }
 
     pub fn end_turn(&mut self) {
+        for id in std::mem::take(&mut self.failed) {
+            self.connections.remove(id.index, id.generation);
+        }
         self.scratch.rest();
-    }
-
-    pub fn connection_count(&self) -> usize {
-        self.connections.len()
     }
 
     /// A client has come.
@@ -138,7 +142,9 @@ impl Pipes {
                 Some(Event::Connected { connection: id, error: None })
             }
             Err(error) => {
-                self.connections.remove(id.index, id.generation);
+                // Still there while it closes: its owner is told.
+                connection.flushing = true;
+                self.failed.push(id);
                 Some(Event::Connected { connection: id, error: Some(error) })
             }
         }
@@ -159,10 +165,6 @@ impl Pipes {
 
     pub fn peer_of(&self, id: ConnectionId) -> Option<Peer> {
         self.connections.get(id.index, id.generation).map(|connection| connection.peer)
-    }
-
-    pub fn is_open(&self, id: ConnectionId) -> bool {
-        self.connections.get(id.index, id.generation).is_some_and(|connection| !connection.flushing)
     }
 
     /// Bytes from the peer; they are on their way.
@@ -307,8 +309,7 @@ impl Transport for Pipes {
     }
 
     fn owner(&self, connection: ConnectionId) -> Option<u64> {
-        let connection = self.connections.get(connection.index, connection.generation)?;
-        (!connection.flushing).then_some(connection.owner)
+        self.connections.get(connection.index, connection.generation).map(|connection| connection.owner)
     }
 
     fn send(&mut self, id: ConnectionId, bytes: Slice) {
@@ -329,6 +330,16 @@ impl Transport for Pipes {
     fn notify_drained(&mut self, connection: ConnectionId) {
         if let Some(connection) = self.get(connection) {
             connection.notify = true;
+        }
+    }
+
+    fn abort(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.get(id)
+            && !connection.flushing
+            && !connection.ended
+        {
+            connection.ended = true;
+            self.wishes.push(Wish::Aborted { connection: id });
         }
     }
 

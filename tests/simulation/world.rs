@@ -13,6 +13,7 @@ use qcp::ids::{ConnectionId, ShardId};
 use qcp::io::doorbell::Doorbell;
 use qcp::io::{Errno, Event, SocketAddress};
 use qcp::memory::Arena;
+use qcp::shard::census::Census;
 use qcp::shard::mailbox::{Address, mailboxes};
 use qcp::shard::{Mail, Settings, Shard};
 
@@ -43,6 +44,8 @@ enum Action {
     Connect(usize, ConnectionId, SocketAddress),
     Resolve(usize, u64, u16),
     Linger(usize, ConnectionId),
+    /// The shard has given the connection up, and hears so.
+    End(usize, ConnectionId),
     Rung(usize),
     Tick(usize),
     Process(usize),
@@ -264,6 +267,10 @@ impl World {
                     self.closed_by_pooler(peer);
                 }
             }
+            Action::End(core, connection) => {
+                let error = Some(Errno(libc::ENOBUFS));
+                self.feed(core, Event::Ended { connection, error });
+            }
             Action::Rung(core) => {
                 self.cores[core].ring_planned = false;
                 self.feed(core, Event::Rung);
@@ -304,6 +311,7 @@ impl World {
         self.grant(core);
         self.look_for_mail();
         self.look_at(core);
+        self.look_at_permits();
     }
 
     /// Does what a shard wished for.
@@ -326,6 +334,10 @@ impl World {
                     }
                     self.plan(5 * SECOND, Action::Linger(core, connection));
                     self.plan_drain(core, connection);
+                }
+                Wish::Aborted { connection } => {
+                    self.coverage.note("connection given up");
+                    self.plan(0, Action::End(core, connection));
                 }
                 Wish::Resolve { ticket, port } => {
                     let after = self.latency();
@@ -928,6 +940,26 @@ impl World {
             assert!(pool.open <= pool.permits, "{pool:?}");
             assert_eq!(pool.open, pool.counted, "{pool:?}");
             assert_eq!(pool.waiting, pool.waiting_counted, "{pool:?}");
+        }
+    }
+
+    /// A pool's places over all shards are its size, once no message is under way.
+    fn look_at_permits(&self) {
+        if self.cores.iter().any(|core| core.ring_planned) {
+            return;
+        }
+        let parts: Vec<Census> = self.cores.iter().map(|core| core.shard.census()).collect();
+        let mut names: Vec<_> = parts.iter().flat_map(|part| &part.pools).map(|pool| (&pool.name, &pool.server)).collect();
+        names.sort();
+        names.dedup();
+        for (name, server) in names {
+            let (size, shards) = (self.dials.pool_size, self.cores.len() as u32);
+            let places = parts.iter().zip(0..).map(|(part, id)| {
+                let pool = part.pools.iter().find(|pool| &pool.name == name && &pool.server == server);
+                // A shard that has not made its part yet will make it with its share.
+                pool.map_or(size / shards + u32::from(id < size % shards), |pool| pool.permits)
+            });
+            assert_eq!(places.sum::<u32>(), size, "places of {name} at {server}");
         }
     }
 

@@ -1,0 +1,16 @@
+//! End to end: qcp as a process, in front of a real PostgreSQL, with the drivers that people use.
+//!
+//! Each test has a qcp and a database of its own, so that they run side by side and count only their own backends.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod drivers;
+mod lifecycle;
+mod load;
+mod logins;
+mod memory;
+mod modes;
+mod psql;
+mod queue;
+mod routes;

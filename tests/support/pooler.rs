@@ -1,0 +1,195 @@
+//! A qcp in front of the private PostgreSQL: started for one test, stopped at its end.
+
+use std::fs;
+use std::net::TcpStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::postgres::postgres;
+use super::programs::{Finished, Program};
+use super::{Address, free_port, wait_until};
+
+/// Small enough to start at once, large enough for every test that does not name its own.
+const ARENA: &str = "arena: {total_size: 32 MB}\n";
+
+pub struct Qcp {
+    child: Child,
+    folder: PathBuf,
+    port: u16,
+}
+
+/// How a pooler that is to be started differs from the usual.
+pub struct Setup {
+    /// Keys of the configuration beside those that `Qcp` writes itself.
+    yaml: String,
+    cores: usize,
+    /// Overrides the address of the server.
+    server: String,
+}
+
+impl Setup {
+    /// The given keys of the configuration, one core, the server by TCP. In the keys `$port` stands for the port that
+    /// the pooler was given, `$folder` for its own temporary folder.
+    pub fn new(yaml: &str) -> Setup {
+        let server = postgres().tcp();
+        Setup { yaml: yaml.to_owned(), cores: 1, server: format!("{}:{}", server.host, server.port) }
+    }
+
+    pub fn cores(mut self, cores: usize) -> Setup {
+        self.cores = cores;
+        self
+    }
+
+    /// As `servers` would name it.
+    pub fn server(mut self, address: &str) -> Setup {
+        self.server = address.to_owned();
+        self
+    }
+
+    /// Starts it and waits until it accepts.
+    pub fn start(self) -> Qcp {
+        let mut qcp = Qcp::spawn(self);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while TcpStream::connect(("127.0.0.1", qcp.port)).is_err() {
+            let ended = qcp.child.try_wait().expect("the child is ours");
+            assert!(ended.is_none(), "qcp ended at its start: {ended:?}\n{}", qcp.log());
+            assert!(Instant::now() < deadline, "qcp does not accept\n{}", qcp.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        qcp
+    }
+
+    /// Runs `qcp --check` with it.
+    pub fn check(self) -> Finished {
+        let folder = temporary_folder();
+        let config = write_configuration(&self, &folder, free_port());
+        let finished = Program::new(env!("CARGO_BIN_EXE_qcp")).arg("--check").arg("--config").arg(&config).finish();
+        let _ = fs::remove_dir_all(&folder);
+        finished
+    }
+
+    /// Starts one that is expected to refuse, and gives what it said.
+    pub fn refused(self) -> String {
+        let mut qcp = Qcp::spawn(self);
+        let status = qcp.wait();
+        assert!(!status.success(), "qcp should have refused to start\n{}", qcp.log());
+        qcp.log()
+    }
+}
+
+impl Qcp {
+    pub fn start(yaml: &str, cores: usize) -> Qcp {
+        Setup::new(yaml).cores(cores).start()
+    }
+
+    fn spawn(setup: Setup) -> Qcp {
+        let folder = temporary_folder();
+        let port = free_port();
+        let config = write_configuration(&setup, &folder, port);
+        let log = fs::File::create(folder.join("log")).expect("the temporary folder is writable");
+        let log_too = log.try_clone().expect("a descriptor is left");
+        // setpriv becomes qcp, under the same pid, and has the kernel kill it when the test's thread is gone.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_qcp"), "--cores", &setup.cores.to_string(), "--config"])
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(log_too)
+            .spawn()
+            .expect("setpriv is part of util-linux");
+        Qcp { child, folder, port }
+    }
+
+    pub fn tcp(&self) -> Address {
+        Address::loopback(self.port)
+    }
+
+    /// By the Unix socket that every pooler of the tests also listens on.
+    pub fn unix(&self) -> Address {
+        Address { host: self.folder.display().to_string(), port: self.port }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn control_socket(&self) -> PathBuf {
+        self.folder.join("control.sock")
+    }
+
+    /// Runs `qcp-ctrl` on it.
+    pub fn control(&self, arguments: &[&str]) -> Finished {
+        control(&self.control_socket(), arguments)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid() as i32), signal).expect("qcp lives");
+    }
+
+    /// Waits for its end, which must come soon.
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut ended = None;
+        wait_until("qcp ends", Duration::from_secs(20), || {
+            ended = self.child.try_wait().expect("the child is ours");
+            ended.is_some()
+        });
+        ended.unwrap_or_else(|| ExitStatus::from_raw(0))
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_else(|error| format!("(no log: {error})"))
+    }
+}
+
+impl Drop for Qcp {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- log of qcp {}\n{}----", self.pid(), self.log());
+        }
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Runs `qcp-ctrl` on a control socket.
+pub fn control(socket: &Path, arguments: &[&str]) -> Finished {
+    Program::new(env!("CARGO_BIN_EXE_qcp-ctrl")).arg("--socket").arg(socket).args(arguments).finish()
+}
+
+fn temporary_folder() -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("qcp-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let folder = std::env::temp_dir().join(name);
+    fs::create_dir_all(&folder).expect("the temporary folder is writable");
+    folder
+}
+
+fn write_configuration(setup: &Setup, folder: &Path, port: u16) -> PathBuf {
+    let path = folder.join("qcp.yaml");
+    fs::write(&path, configuration(setup, folder, port)).expect("the temporary folder is writable");
+    path
+}
+
+fn configuration(setup: &Setup, folder: &Path, port: u16) -> String {
+    let folder = folder.display();
+    let mut text = format!("servers: [{:?}]\n", setup.server);
+    let mut own = |key: &str, line: String| {
+        if !setup.yaml.lines().any(|given| given.starts_with(key)) {
+            text += &line;
+        }
+    };
+    own("listening_address:", format!("listening_address: [\"127.0.0.1:{port}\", \"unix:{folder}\"]\n"));
+    own("control:", format!("control: {{socket: {folder}/control.sock}}\n"));
+    own("log_level:", "log_level: Debug\n".to_owned());
+    own("arena:", ARENA.to_owned());
+    text += &setup.yaml;
+    text.replace("$port", &port.to_string()).replace("$folder", &folder.to_string())
+}

@@ -1,0 +1,216 @@
+//! A client that speaks the protocol by hand: it sends any bytes, and says what came back, message by message.
+//!
+//! It shares no code with what it tests.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use super::Address;
+
+pub const PROTOCOL_3_0: u32 = 3 << 16;
+
+/// How long to wait for what must come.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// A message from the server.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Message {
+    pub tag: u8,
+    pub body: Vec<u8>,
+}
+
+/// What waiting for a message came to.
+#[derive(PartialEq, Eq, Debug)]
+pub enum Received {
+    Message(Message),
+    /// Nothing whole came in time.
+    Quiet,
+    Closed,
+}
+
+pub struct RawClient {
+    stream: Stream,
+    /// Received and not yet taken, from `taken` on.
+    received: Vec<u8>,
+    taken: usize,
+    /// The body of BackendKeyData: what a cancel request repeats.
+    pub key: Vec<u8>,
+}
+
+impl RawClient {
+    pub fn connect(address: &Address) -> RawClient {
+        let stream = if address.host.starts_with('/') {
+            UnixStream::connect(format!("{}/.s.PGSQL.{}", address.host, address.port)).map(Stream::Unix)
+        } else {
+            TcpStream::connect((address.host.as_str(), address.port)).map(Stream::Tcp)
+        };
+        let stream = stream.unwrap_or_else(|error| panic!("{address:?}: {error}"));
+        if let Stream::Tcp(tcp) = &stream {
+            tcp.set_nodelay(true).expect("a fresh socket");
+        }
+        RawClient { stream, received: Vec::new(), taken: 0, key: Vec::new() }
+    }
+
+    /// Connects and logs in where no password is asked for.
+    pub fn login(address: &Address, user: &str, database: &str) -> RawClient {
+        let mut client = RawClient::connect(address);
+        client.send(&startup(PROTOCOL_3_0, &[("user", user), ("database", database)]));
+        let replies = client.receive_until_ready();
+        assert!(replies.last().is_some_and(|last| last.tag == b'Z'), "login as {user}: {replies:?}");
+        client
+    }
+
+    /// Sends all of it. A peer that has hung up is noticed by the reader, not here.
+    pub fn send(&mut self, bytes: &[u8]) {
+        let _ = match &mut self.stream {
+            Stream::Tcp(stream) => stream.write_all(bytes),
+            Stream::Unix(stream) => stream.write_all(bytes),
+        };
+    }
+
+    /// The next message, if it comes whole within `limit`.
+    pub fn receive(&mut self, limit: Duration) -> Received {
+        const HEADER: usize = 5;
+        let deadline = Instant::now() + limit;
+        loop {
+            let unread = &self.received[self.taken..];
+            if unread.len() >= HEADER {
+                let length = u32::from_be_bytes([unread[1], unread[2], unread[3], unread[4]]) as usize;
+                if unread.len() > length {
+                    let message = Message { tag: unread[0], body: unread[HEADER..=length].to_vec() };
+                    self.taken += 1 + length;
+                    if message.tag == b'K' {
+                        self.key = message.body.clone();
+                    }
+                    return Received::Message(message);
+                }
+            }
+            match self.read_more(deadline) {
+                Ok(0) => return Received::Closed,
+                Ok(_) => {}
+                Err(ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Received::Quiet,
+                Err(_) => return Received::Closed,
+            }
+        }
+    }
+
+    /// One byte that is no message: the reply to SSLRequest and GSSENCRequest. `None`: nothing came.
+    pub fn receive_byte(&mut self) -> Option<u8> {
+        if self.taken == self.received.len() && self.read_more(Instant::now() + PATIENCE) == Ok(0) {
+            return None;
+        }
+        let byte = self.received.get(self.taken).copied();
+        self.taken += usize::from(byte.is_some());
+        byte
+    }
+
+    /// Messages up to and with the next ReadyForQuery, or as many as came before silence or the end.
+    pub fn receive_until_ready(&mut self) -> Vec<Message> {
+        let mut messages = Vec::new();
+        while let Received::Message(message) = self.receive(PATIENCE) {
+            let last = message.tag == b'Z';
+            messages.push(message);
+            if last {
+                break;
+            }
+        }
+        messages
+    }
+
+    /// Runs a simple query and gives the first column of its rows; `Err` has the SQLSTATE and text of its error.
+    pub fn query(&mut self, statement: &str) -> Result<Vec<String>, (String, String)> {
+        self.send(&message(b'Q', &zero_ended(statement)));
+        let replies = self.receive_until_ready();
+        assert!(replies.last().is_some_and(|last| last.tag == b'Z'), "{statement}: {replies:?}");
+        if let Some(error) = replies.iter().find(|reply| reply.tag == b'E') {
+            return Err((error_field(&error.body, b'C'), error_field(&error.body, b'M')));
+        }
+        let rows = replies.iter().filter(|reply| reply.tag == b'D');
+        Ok(rows.map(|row| first_column(&row.body)).collect())
+    }
+
+    /// Receives and drops messages up to ReadyForQuery; gives the bytes of all DataRow bodies. Keeps none of them.
+    pub fn drain_rows(&mut self) -> u64 {
+        let mut row_bytes = 0;
+        loop {
+            match self.receive(PATIENCE) {
+                Received::Message(message) if message.tag == b'Z' => return row_bytes,
+                Received::Message(message) if message.tag == b'D' => row_bytes += message.body.len() as u64,
+                Received::Message(message) => {
+                    assert_ne!(message.tag, b'E', "{}", error_field(&message.body, b'M'));
+                }
+                end => panic!("after {row_bytes} bytes of rows: {end:?}"),
+            }
+        }
+    }
+
+    fn read_more(&mut self, deadline: Instant) -> Result<usize, ErrorKind> {
+        if self.taken > 0 {
+            self.received.drain(..self.taken);
+            self.taken = 0;
+        }
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let mut piece = [0; 65_536];
+        let count = match &mut self.stream {
+            Stream::Tcp(stream) => stream.set_read_timeout(Some(left)).and_then(|()| stream.read(&mut piece)),
+            Stream::Unix(stream) => stream.set_read_timeout(Some(left)).and_then(|()| stream.read(&mut piece)),
+        };
+        let count = count.map_err(|error| error.kind())?;
+        self.received.extend_from_slice(&piece[..count]);
+        Ok(count)
+    }
+}
+
+/// A tagged message: its tag, its length and its body.
+pub fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![tag];
+    bytes.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// A packet without a tag, as connections begin: its length, a code and the rest.
+pub fn untagged(code: u32, body: &[u8]) -> Vec<u8> {
+    let mut bytes = (body.len() as u32 + 8).to_be_bytes().to_vec();
+    bytes.extend_from_slice(&code.to_be_bytes());
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+pub fn startup(version: u32, parameters: &[(&str, &str)]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for (name, value) in parameters {
+        body.extend_from_slice(&zero_ended(name));
+        body.extend_from_slice(&zero_ended(value));
+    }
+    body.push(0);
+    untagged(version, &body)
+}
+
+pub fn zero_ended(text: &str) -> Vec<u8> {
+    let mut bytes = text.as_bytes().to_vec();
+    bytes.push(0);
+    bytes
+}
+
+/// A field of an ErrorResponse or NoticeResponse; empty if it has none.
+pub fn error_field(body: &[u8], wanted: u8) -> String {
+    body.split(|byte| *byte == 0)
+        .find(|field| field.first() == Some(&wanted))
+        .map(|field| String::from_utf8_lossy(&field[1..]).into_owned())
+        .unwrap_or_default()
+}
+
+/// The first value of a DataRow: after the count of columns, a length and as many bytes.
+fn first_column(body: &[u8]) -> String {
+    let length = i32::from_be_bytes([body[2], body[3], body[4], body[5]]);
+    let Ok(length) = usize::try_from(length) else { return "null".to_owned() };
+    String::from_utf8_lossy(&body[6..6 + length]).into_owned()
+}
