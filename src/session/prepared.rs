@@ -80,6 +80,11 @@ impl<'a> Names<'a> {
         (last.standing != Standing::Closing).then_some(last)
     }
 
+    /// Whether `name` stands here at all, be it only until its Close is answered.
+    pub fn contains(&self, name: &[u8]) -> bool {
+        self.entries().any(|(_, entry)| entry == name)
+    }
+
     /// Adds a name whose Parse goes into the pipeline.
     pub fn define(&mut self, name: &[u8], number: Number) -> Result<(), Full> {
         assert!(name.len() <= NAME_SIZE_MAX);

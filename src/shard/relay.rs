@@ -361,8 +361,8 @@ impl<T: Transport> Shard<T> {
         Verdict::Drop
     }
 
-    /// The pipeline is full: answers must come first. A Flush makes the server send what it holds.
-    fn pause_for_answers(&mut self, id: ClientId, backend: BackendId) -> Verdict {
+    /// The pipeline is full, or the answers decide what the message means: they must come first. A Flush makes the server send what it holds.
+    pub(super) fn pause_for_answers(&mut self, id: ClientId, backend: BackendId) -> Verdict {
         let client = self.client(id).expect("the caller has looked it up");
         client.paused = true;
         let source = client.connection;

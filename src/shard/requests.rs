@@ -174,6 +174,12 @@ impl<T: Transport> Shard<T> {
 
     fn on_parse(&mut self, id: ClientId, backend: BackendId, message: &[u8]) -> Result<Verdict, Fault> {
         let parse = reader::parse(message).map_err(Fault::Malformed)?;
+        let mut known = false;
+        self.with_names(id, |names| known = names.contains(parse.name));
+        if known && self.backend(backend).is_some_and(|backend| backend.pipeline.is_undecided()) {
+            // Whether the name is taken by then depends on how the earlier batch ends.
+            return Ok(self.pause_for_answers(id, backend));
+        }
         if let Some(number) = self.find_name(id, parse.name) {
             // The server is made to say 42P05 by a name that it has; `replies` puts the client's name into the words.
             self.ensure(backend, number)?;
