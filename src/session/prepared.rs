@@ -80,9 +80,9 @@ impl<'a> Names<'a> {
         (last.standing != Standing::Closing).then_some(last)
     }
 
-    /// Whether `name` stands here at all, be it only until its Close is answered.
-    pub fn contains(&self, name: &[u8]) -> bool {
-        self.entries().any(|(_, entry)| entry == name)
+    /// Whether a Parse or a Close of `name` is in the pipeline.
+    pub fn is_open(&self, name: &[u8]) -> bool {
+        self.entries().any(|(found, entry)| found.standing != Standing::Live && entry == name)
     }
 
     /// Adds a name whose Parse goes into the pipeline.

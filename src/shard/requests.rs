@@ -174,10 +174,7 @@ impl<T: Transport> Shard<T> {
 
     fn on_parse(&mut self, id: ClientId, backend: BackendId, message: &[u8]) -> Result<Verdict, Fault> {
         let parse = reader::parse(message).map_err(Fault::Malformed)?;
-        let mut known = false;
-        self.with_names(id, |names| known = names.contains(parse.name));
-        if known && self.backend(backend).is_some_and(|backend| backend.pipeline.is_undecided()) {
-            // Whether the name is taken by then depends on how the earlier batch ends.
+        if self.is_name_undecided(id, backend, parse.name) {
             return Ok(self.pause_for_answers(id, backend));
         }
         if let Some(number) = self.find_name(id, parse.name) {
@@ -210,7 +207,17 @@ impl<T: Transport> Shard<T> {
         self.send_parse(backend, number, parse.query, parse.parameter_types)
     }
 
+    /// Whether what `name` means depends on how an earlier batch ends, which may fail without cutting this one off.
+    fn is_name_undecided(&mut self, id: ClientId, backend: BackendId, name: &[u8]) -> bool {
+        let mut open = false;
+        self.with_names(id, |names| open = names.is_open(name));
+        open && self.backend(backend).is_some_and(|backend| backend.pipeline.is_undecided())
+    }
+
     fn on_close(&mut self, id: ClientId, backend: BackendId, name: &[u8]) -> Result<Verdict, Fault> {
+        if self.is_name_undecided(id, backend, name) {
+            return Ok(self.pause_for_answers(id, backend));
+        }
         let number = self.close_name(id, name);
         // "It is not an error to issue Close against a nonexistent statement or portal name" (Close).
         self.ask(backend, Expect::VirtualClose, number);
@@ -229,6 +236,9 @@ impl<T: Transport> Shard<T> {
         end: usize,
         write: impl FnOnce(&mut crate::protocol::Writer<'_>, &[u8]),
     ) -> Result<Verdict, Fault> {
+        if self.is_name_undecided(id, backend, name) {
+            return Ok(self.pause_for_answers(id, backend));
+        }
         let mut room = [0; 16];
         let mut mark = 0;
         let own = match self.find_name(id, name) {
