@@ -235,6 +235,16 @@ impl Prepared {
         self.slots[at] = Slot { number, used_at: self.clock };
     }
 
+    /// The server has it for certain; whether there was room to remember that.
+    pub fn confirm(&mut self, number: Number) -> bool {
+        let known = self.touch(number);
+        let room = self.count < self.count_max;
+        if !known && room {
+            self.insert(number);
+        }
+        known || room
+    }
+
     /// The backend does not have it (any more).
     pub fn remove(&mut self, number: Number) {
         let mut hole = self.find(number);

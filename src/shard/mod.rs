@@ -618,6 +618,15 @@ impl<T: Transport> Shard<T> {
     }
 }
 
+impl Backend {
+    /// The server has this statement for certain. Without room to count it, it is closed before it is prepared again.
+    fn confirm(&mut self, number: u32) {
+        if !self.prepared.confirm(number) && !self.stale.contains(&number) {
+            self.stale.push(number);
+        }
+    }
+}
+
 impl Client {
     fn new(connection: ConnectionId, now: Instant) -> Self {
         Self {

@@ -274,7 +274,11 @@ impl<T: Transport> Shard<T> {
     }
 
     fn accept(&mut self, id: BackendId, number: u32) {
-        let Some(backend) = self.backends.get(id.index, id.generation) else { return };
+        let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
+        // An earlier batch that failed may have had it forgotten, after this Parse was sent.
+        if number & MARK_DUPLICATE == 0 {
+            backend.confirm(number);
+        }
         self.statements.accept(number, self.pools.get(backend.pool).serial);
     }
 
@@ -327,9 +331,25 @@ impl<T: Transport> Shard<T> {
                 backend.stale.push(entry.mark);
             }
         }
+        self.count_pending(id);
         match duplicate && code == Some(SqlState::DUPLICATE_STATEMENT) {
             true => Pass::Nobody,
             false => Pass::Client,
+        }
+    }
+
+    /// What is prepared and closed by requests still in the pipeline will be, whatever has been forgotten.
+    fn count_pending(&mut self, id: BackendId) {
+        let Some(backend) = self.backend(id) else { return };
+        for at in 0.. {
+            let Some(Entry { expect, mark }) = backend.pipeline.pending(at) else { break };
+            match expect {
+                Expect::Parse | Expect::OwnParse if mark & !MARK_DUPLICATE != 0 => {
+                    backend.confirm(mark & !MARK_DUPLICATE);
+                }
+                Expect::OwnClose if mark != 0 => backend.prepared.remove(mark),
+                _ => {}
+            }
         }
     }
 
@@ -437,13 +457,7 @@ impl<T: Transport> Shard<T> {
         let Some(backend) = self.backend(id) else { return };
         backend.prepared.clear();
         backend.stale.clear();
-        // What is prepared behind it in the pipeline is there afterwards.
-        for at in 0.. {
-            let Some(entry) = backend.pipeline.pending(at) else { break };
-            if matches!(entry.expect, Expect::Parse | Expect::OwnParse) && entry.mark & !MARK_DUPLICATE != 0 {
-                backend.prepared.insert(entry.mark & !MARK_DUPLICATE);
-            }
-        }
+        self.count_pending(id);
         let Some(client) = self.client_of(id) else { return };
         let mut numbers = Vec::new();
         self.with_names(client, |names| {
