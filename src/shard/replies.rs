@@ -132,13 +132,8 @@ impl<T: Transport> Shard<T> {
                         }
                         Pass::Gone => return,
                     }
-                    if self.has_virtual(id) {
-                        self.flush_answer(id, bytes, run, at);
-                        run = at;
-                        match self.client_of(id) {
-                            Some(client) => self.answer_virtual(client, id),
-                            None => while self.backend(id).is_some_and(|link| link.pipeline.next_virtual().is_some()) {},
-                        }
+                    if available == size as usize {
+                        self.flush_and_answer(id, bytes, &mut run, at);
                     }
                 }
                 Ok(Step::Rest { length, last }) => {
@@ -146,6 +141,9 @@ impl<T: Transport> Shard<T> {
                     if backend.dropping {
                         backend.dropping = !last;
                         run = at;
+                    }
+                    if last {
+                        self.flush_and_answer(id, bytes, &mut run, at);
                     }
                 }
                 Ok(Step::Incomplete { need }) => {
@@ -184,6 +182,20 @@ impl<T: Transport> Shard<T> {
             | BackendState::LoggingIn
             | BackendState::Idle
             | BackendState::Piped(_) => {}
+        }
+    }
+
+    /// Behind the last byte of a message: the replies whose turn has come and that the server does not give.
+    #[inline]
+    fn flush_and_answer(&mut self, id: BackendId, bytes: &Slice, run: &mut usize, at: usize) {
+        if !self.has_virtual(id) {
+            return;
+        }
+        self.flush_answer(id, bytes, *run, at);
+        *run = at;
+        match self.client_of(id) {
+            Some(client) => self.answer_virtual(client, id),
+            None => while self.backend(id).is_some_and(|link| link.pipeline.next_virtual().is_some()) {},
         }
     }
 
@@ -422,6 +434,10 @@ impl<T: Transport> Shard<T> {
 
     /// Gives the replies whose turn has come and that the server does not give.
     pub(super) fn answer_virtual(&mut self, client: ClientId, id: BackendId) {
+        // Part of the answer before them is still to come.
+        if self.backend(id).is_none_or(|backend| !backend.framer.at_boundary()) {
+            return;
+        }
         while let Some(entry) = self.backend(id).and_then(|backend| backend.pipeline.next_virtual()) {
             let Some(connection) = self.client(client).map(|client| client.connection) else { return };
             let parse = entry.expect == Expect::VirtualParse;
