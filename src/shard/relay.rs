@@ -361,18 +361,24 @@ impl<T: Transport> Shard<T> {
         Verdict::Drop
     }
 
-    /// The pipeline is full, or the answers decide what the message means: they must come first. A Flush makes the server send what it holds.
-    pub(super) fn pause_for_answers(&mut self, id: ClientId, backend: BackendId) -> Verdict {
-        let client = self.client(id).expect("the caller has looked it up");
-        client.paused = true;
-        let source = client.connection;
-        self.io.receive(source, false);
+    /// The pipeline is full: answers must come first. A Flush makes the server send what it holds.
+    fn pause_for_answers(&mut self, id: ClientId, backend: BackendId) -> Verdict {
+        let verdict = self.pause(id);
         let link = self.backend(backend).expect("a linked backend is there");
         if link.pipeline.is_unsynced()
             && let Some(connection) = link.connection
         {
             self.write(connection, 8, |writer| writer.flush().expect("the room was asked for"));
         }
+        verdict
+    }
+
+    /// What is under way decides how the message is taken; the next answer has it looked at again.
+    pub(super) fn pause(&mut self, id: ClientId) -> Verdict {
+        let client = self.client(id).expect("the caller has looked it up");
+        client.paused = true;
+        let source = client.connection;
+        self.io.receive(source, false);
         Verdict::Pause
     }
 

@@ -350,7 +350,7 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    /// What is prepared and closed by requests still in the pipeline will be, whatever has been forgotten.
+    /// What is prepared and closed by requests still in the pipeline will be, whatever was forgotten for an error.
     fn count_pending(&mut self, id: BackendId) {
         let Some(backend) = self.backend(id) else { return };
         for at in 0.. {
@@ -360,6 +360,9 @@ impl<T: Transport> Shard<T> {
                     backend.confirm(mark & !MARK_DUPLICATE);
                 }
                 Expect::OwnClose if mark != 0 => backend.prepared.remove(mark),
+                Expect::Parse => backend.unnamed = Unnamed::Parsed,
+                Expect::Bind if mark == 0 && backend.unnamed == Unnamed::Parsed => backend.unnamed = Unnamed::Bound,
+                Expect::Query => backend.unnamed = Unnamed::Others,
                 _ => {}
             }
         }

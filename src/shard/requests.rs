@@ -175,7 +175,7 @@ impl<T: Transport> Shard<T> {
     fn on_parse(&mut self, id: ClientId, backend: BackendId, message: &[u8]) -> Result<Verdict, Fault> {
         let parse = reader::parse(message).map_err(Fault::Malformed)?;
         if self.is_name_undecided(id, backend, parse.name) {
-            return Ok(self.pause_for_answers(id, backend));
+            return Ok(self.pause(id));
         }
         if let Some(number) = self.find_name(id, parse.name) {
             // The server is made to say 42P05 by a name that it has; `replies` puts the client's name into the words.
@@ -216,7 +216,7 @@ impl<T: Transport> Shard<T> {
 
     fn on_close(&mut self, id: ClientId, backend: BackendId, name: &[u8]) -> Result<Verdict, Fault> {
         if self.is_name_undecided(id, backend, name) {
-            return Ok(self.pause_for_answers(id, backend));
+            return Ok(self.pause(id));
         }
         let number = self.close_name(id, name);
         // "It is not an error to issue Close against a nonexistent statement or portal name" (Close).
@@ -237,7 +237,7 @@ impl<T: Transport> Shard<T> {
         write: impl FnOnce(&mut crate::protocol::Writer<'_>, &[u8]),
     ) -> Result<Verdict, Fault> {
         if self.is_name_undecided(id, backend, name) {
-            return Ok(self.pause_for_answers(id, backend));
+            return Ok(self.pause(id));
         }
         let mut room = [0; 16];
         let mut mark = 0;
