@@ -85,6 +85,11 @@ impl<'a> Names<'a> {
         self.entries().any(|(found, entry)| found.standing != Standing::Live && entry == name)
     }
 
+    /// Whether a Parse or a Close of any name of `number` is in the pipeline.
+    pub fn is_number_open(&self, number: Number) -> bool {
+        self.entries().any(|(found, _)| found.standing != Standing::Live && found.number == number)
+    }
+
     /// Adds a name whose Parse goes into the pipeline.
     pub fn define(&mut self, name: &[u8], number: Number) -> Result<(), Full> {
         assert!(name.len() <= NAME_SIZE_MAX);

@@ -362,7 +362,7 @@ impl<T: Transport> Shard<T> {
     }
 
     /// The pipeline is full: answers must come first. A Flush makes the server send what it holds.
-    fn pause_for_answers(&mut self, id: ClientId, backend: BackendId) -> Verdict {
+    pub(super) fn pause_for_answers(&mut self, id: ClientId, backend: BackendId) -> Verdict {
         let verdict = self.pause(id);
         let link = self.backend(backend).expect("a linked backend is there");
         if link.pipeline.is_unsynced()

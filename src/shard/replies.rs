@@ -404,7 +404,7 @@ impl<T: Transport> Shard<T> {
             // The server has not read it: the statement is still there.
             Expect::OwnClose if number != 0 => {
                 if let Some(backend) = self.backend(id) {
-                    backend.prepared.insert(number);
+                    backend.confirm(number);
                 }
             }
             _ => {}

@@ -218,6 +218,13 @@ impl<T: Transport> Shard<T> {
         if self.is_name_undecided(id, backend, name) {
             return Ok(self.pause(id));
         }
+        // Answers tell names of one statement apart by what they do, so two at once could be mixed up.
+        let number = self.find_name(id, name).unwrap_or_default();
+        let mut open = false;
+        self.with_names(id, |names| open = names.is_number_open(number));
+        if number != 0 && open {
+            return Ok(self.pause_for_answers(id, backend));
+        }
         let number = self.close_name(id, name);
         // "It is not an error to issue Close against a nonexistent statement or portal name" (Close).
         self.ask(backend, Expect::VirtualClose, number);

@@ -41,6 +41,22 @@ fn attempt(seed: u64) -> world::World {
     panic!("seed {seed} fails: {}", result.err().unwrap_or_else(|| "only without a trace".to_owned()));
 }
 
+/// Names the seeds that fail, up to so many, and why, without a word about how.
+fn survey(from: u64, count: u64, most: u64) {
+    std::panic::set_hook(Box::new(|_| ()));
+    let mut failures = 0;
+    for seed in from..from + count {
+        if let (_, Err(why)) = world::run(seed, None, false) {
+            println!("seed {seed}: {why}");
+            failures += 1;
+            if failures == most {
+                break;
+            }
+        }
+    }
+    println!("{failures} seeds of {count} failed");
+}
+
 #[test]
 fn seeds() {
     let from = number("FROM").unwrap_or(1);
@@ -49,6 +65,9 @@ fn seeds() {
     let started = Instant::now();
     let mut coverage = Coverage::default();
     let (mut steps, mut requests, mut seed) = (0, 0, from);
+    if let Some(most) = number("SURVEY") {
+        return survey(from, count.unwrap_or(1000), most);
+    }
     while count.map_or(started.elapsed() < seconds, |count| seed < from + count) {
         let world = attempt(seed);
         steps += world.steps;

@@ -434,7 +434,7 @@ impl World {
             match peer {
                 Peer::Application(index) => self.heard(index, &drained.bytes),
                 Peer::Server(index) => self.served(index, &drained.bytes),
-                Peer::Canceller => panic!("a cancel request is never answered"),
+                Peer::Canceller => panic!("a cancel request is never answered: {}", wire::show(&drained.bytes)),
             }
         }
         if let Some(event) = drained.event {
@@ -965,7 +965,8 @@ impl World {
 
     /// Every waiter is served or told by its deadline, and nobody waits for ever.
     fn look_at_waits(&mut self) {
-        let limit = self.dials.queue_timeout() + Duration::from_millis(12);
+        // A quiet shard looks at its clock ten times a second.
+        let limit = self.dials.queue_timeout() + Duration::from_millis(105);
         for core in &self.cores {
             for pool in core.shard.census().pools {
                 assert!(pool.oldest_wait <= limit || core.stopped, "a waiter was not told: {pool:?}");
