@@ -397,7 +397,14 @@ impl Application {
     }
 
     fn extended(&mut self, dials: &Dials, random: &mut Random, messages: &mut Vec<Vec<u8>>) {
-        let mut bound = false;
+        let nothing_open = messages.is_empty() && self.sent.is_empty() && self.reference.is_clean();
+        if nothing_open && random.below(8) == 0 {
+            // To be bound behind the Sync: the pooler has to keep the backend for it.
+            messages.push(message(b'P', format!("\0{}\0\0\0", TEXTS[random.below(4)]).as_bytes()));
+            messages.push(message(b'S', b""));
+            self.unnamed = true;
+            return;
+        }
         for _ in 0..1 + random.below(3) {
             let named = random.below(2) == 0;
             let name = if named { format!("s{}", random.below(4)) } else { String::new() };
@@ -426,7 +433,6 @@ impl Application {
                 body.extend_from_slice(value.as_bytes());
                 body.extend_from_slice(&[0, 0]);
                 messages.push(message(b'B', &body));
-                bound |= !named;
                 if random.below(5) == 0 {
                     messages.push(message(b'D', format!("P{portal}\0").as_bytes()));
                 }
@@ -449,10 +455,8 @@ impl Application {
             return;
         }
         messages.push(message(b'S', b""));
-        // Once it was bound, the pooler may lend the backend to others behind the Sync.
-        if bound {
-            self.unnamed = false;
-        }
+        // What was bound, the pooler need not keep behind the Sync; what an error cut off was never there.
+        self.unnamed = false;
     }
 
     fn copy(&mut self, dials: &Dials, random: &mut Random, messages: &mut Vec<Vec<u8>>) {
