@@ -11,7 +11,7 @@ use crate::protocol::TransactionStatus;
 use crate::protocol::tag::{TargetKind, frontend as tag};
 use crate::session::RelayMode;
 use crate::session::fault::Fault;
-use crate::session::pipeline::Expect;
+use crate::session::pipeline::{Entry, Expect};
 use crate::session::prepared::{self, NAME_SIZE_MAX, Names, Number};
 
 use super::relay::{Request, Verdict};
@@ -178,6 +178,9 @@ impl<T: Transport> Shard<T> {
             return Ok(self.pause(id));
         }
         if let Some(number) = self.find_name(id, parse.name) {
+            if self.is_statement_undecided(backend, number) {
+                return Ok(self.pause(id));
+            }
             // The server is made to say 42P05 by a name that it has; `replies` puts the client's name into the words.
             self.ensure(backend, number)?;
             self.ask(backend, Expect::Parse, MARK_DUPLICATE | number);
@@ -185,6 +188,10 @@ impl<T: Transport> Shard<T> {
         }
         let text = &message[crate::protocol::HEAD_SIZE + parse.name.len() + 1..];
         let number = self.statements.intern(text).map_err(|_full| Fault::NoRoom("prepared statements"))?;
+        if self.is_statement_undecided(backend, number) {
+            self.statements.let_go(number);
+            return Ok(self.pause(id));
+        }
         if let Err(fault) = self.define_name(id, parse.name, number) {
             self.statements.let_go(number);
             return Err(fault);
@@ -212,6 +219,16 @@ impl<T: Transport> Shard<T> {
         let mut open = false;
         self.with_names(id, |names| open = names.is_open(name));
         open && self.backend(backend).is_some_and(|backend| backend.pipeline.is_undecided())
+    }
+
+    /// Whether the backend has a statement depends on how an earlier batch ends, which may fail without cutting this one
+    /// off.
+    fn is_statement_undecided(&mut self, backend: BackendId, number: Number) -> bool {
+        let changes = |entry: Entry| match entry.expect {
+            Expect::Parse | Expect::OwnParse | Expect::OwnClose => entry.mark & !MARK_DUPLICATE == number,
+            _ => false,
+        };
+        self.backend(backend).is_some_and(|backend| backend.pipeline.has_undecided(changes))
     }
 
     fn on_close(&mut self, id: ClientId, backend: BackendId, name: &[u8]) -> Result<Verdict, Fault> {
@@ -249,6 +266,7 @@ impl<T: Transport> Shard<T> {
         let mut room = [0; 16];
         let mut mark = 0;
         let own = match self.find_name(id, name) {
+            Some(number) if self.is_statement_undecided(backend, number) => return Ok(self.pause(id)),
             Some(number) => {
                 self.ensure(backend, number)?;
                 mark = number;

@@ -165,7 +165,9 @@ impl Application {
             heard.push(match self.stage {
                 Stage::Login => self.hear_login(&message)?,
                 Stage::Running => self.hear_answer(&message)?,
-                Stage::Absent | Stage::Encryption | Stage::Dismissed | Stage::Gone => {
+                // Nobody reads on behind a fatal error.
+                Stage::Dismissed => Heard::Nothing,
+                Stage::Absent | Stage::Encryption | Stage::Gone => {
                     return Err(format!("{:?}: nothing more was to come: {}", self.stage, wire::show(&message)));
                 }
             });
