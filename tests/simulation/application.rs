@@ -519,6 +519,7 @@ impl Application {
 
     /// What no sane driver sends, but PostgreSQL takes.
     fn odd(&mut self, random: &mut Random, messages: &mut Vec<Vec<u8>>) {
+        self.unnamed = false;
         for _ in 0..1 + random.below(3) {
             match random.below(8) {
                 0 => messages.push(message(b'S', b"")),
