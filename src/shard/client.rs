@@ -270,9 +270,10 @@ impl<T: Transport> Shard<T> {
         if !matches!(backend.state, BackendState::Linked(_)) {
             return;
         }
-        // Part of a message is with the server: nothing else can be said to it.
         if mid_message {
-            backend.pipeline.doubt();
+            // Not even a Terminate can follow: the server would take it for the rest of the message.
+            self.close_backend(id, Close::Now);
+            return;
         }
         self.clean(id, ending == Ending::Lost);
     }

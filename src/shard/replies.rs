@@ -288,9 +288,11 @@ impl<T: Transport> Shard<T> {
     fn accept(&mut self, id: BackendId, number: u32) {
         let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
         // An earlier batch that failed may have had it forgotten, after this Parse was sent.
-        if number & MARK_DUPLICATE == 0 {
+        if number & MARK_DUPLICATE == 0 && !backend.prepared.touch(number) {
             backend.confirm(number);
+            self.count_pending(id);
         }
+        let Some(backend) = self.backends.get(id.index, id.generation) else { return };
         self.statements.accept(number, self.pools.get(backend.pool).serial);
     }
 

@@ -117,7 +117,7 @@ pub struct World {
 
 const MILLI: u64 = 1000;
 const SECOND: u64 = 1_000_000;
-const TRACE_LINES: usize = 4000;
+const TRACE_LINES: usize = 200_000;
 /// A connection to a server, with its login.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -775,8 +775,8 @@ impl World {
                 break;
             }
             let Some(message) = server.queue.pop_front() else { break };
-            server.session.process(&message);
             trace!(self, "server {index}: processes {}", wire::show(&message));
+            self.servers[index].session.process(&message);
         }
         self.after_processing(index);
     }
