@@ -621,7 +621,14 @@ impl<T: Transport> Shard<T> {
 impl Backend {
     /// The server has this statement for certain. Without room to count it, it is closed before it is prepared again.
     fn confirm(&mut self, number: u32) {
-        if !self.prepared.confirm(number) && !self.stale.contains(&number) {
+        if !self.prepared.confirm(number) {
+            self.expect_stale(number);
+        }
+    }
+
+    /// The server may have this statement: it is closed before it is prepared again.
+    fn expect_stale(&mut self, number: u32) {
+        if !self.stale.contains(&number) {
             self.stale.push(number);
         }
     }

@@ -403,10 +403,12 @@ impl<T: Transport> Shard<T> {
                     backend.prepared.remove(number);
                 }
             }
-            // The server has not read it: the statement is still there.
+            // The server has not read it, so the statement is still there, unless an earlier Close had been read by then.
+            // Another Close before it is prepared again is right in both cases.
             Expect::OwnClose if number != 0 => {
                 if let Some(backend) = self.backend(id) {
-                    backend.confirm(number);
+                    backend.prepared.remove(number);
+                    backend.expect_stale(number);
                 }
             }
             _ => {}
