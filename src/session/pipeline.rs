@@ -349,6 +349,8 @@ impl Pipeline {
     #[inline]
     pub fn on_backend(&mut self, tag: u8, status: Option<TransactionStatus>) -> Result<Reply, Broken> {
         let Some(head) = self.head() else { return self.on_unasked(tag, status) };
+        #[cfg(debug_assertions)]
+        reached::note(head.expect, tag);
         let own = head.expect.is_own();
         let part = if own { Reply::Swallow } else { Reply::Forward };
         match tag {
@@ -530,6 +532,30 @@ impl Pipeline {
             self.entries[(self.head + at) % CAPACITY] = self.at(at + 1);
         }
         self.length -= 1;
+    }
+}
+
+/// Which transitions were taken on this thread: what the simulation has reached. Not in what is shipped.
+#[cfg(debug_assertions)]
+pub mod reached {
+    use std::cell::RefCell;
+
+    use super::Expect;
+
+    thread_local! {
+        static SEEN: RefCell<Vec<(Expect, u8, u64)>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(super) fn note(expect: Expect, tag: u8) {
+        SEEN.with_borrow_mut(|seen| match seen.iter_mut().find(|(of, by, _)| (*of, *by) == (expect, tag)) {
+            Some((_, _, count)) => *count += 1,
+            None => seen.push((expect, tag, 1)),
+        });
+    }
+
+    /// What was asked, the tag of what was answered, and how often, since the last call.
+    pub fn take() -> Vec<(Expect, u8, u64)> {
+        SEEN.take()
     }
 }
 

@@ -2,6 +2,44 @@
 
 use std::collections::BTreeMap;
 
+/// Beginnings of what is noted. The transitions are noted only where debug assertions are on.
+const REQUIRED: &[&str] = &[
+    "bytes after a stop",
+    "cancel ended a query",
+    "client vanished in COPY",
+    "connect hangs",
+    "connect refused",
+    "fatal: 08006 no server connection",
+    "fatal: 08006 the server connection was lost",
+    "fatal: 28P01",
+    "fatal: 57P01 qcp is shutting down",
+    "fault: all server connections",
+    "fault: canceling statement",
+    "fault: no server connection of pool",
+    "login refused",
+    "mail: Cancel",
+    "mail: Give",
+    "mail: Quit",
+    "no chunk left to receive into",
+    "server connection died",
+];
+
+/// What is asked and the tags by which it can be answered.
+#[cfg(debug_assertions)]
+const TRANSITIONS: &[(&str, &str)] = &[
+    ("Query", "CEGHINSTZc"),
+    ("FunctionCall", "EVZ"),
+    ("Sync", "SZ"),
+    ("Parse", "1E"),
+    ("Bind", "2E"),
+    ("Describe", "ETnt"),
+    ("Execute", "CEGNs"),
+    ("Close", "3"),
+    ("OwnParse", "1E"),
+    ("OwnClose", "3"),
+    ("OwnQuery", "CESZ"),
+];
+
 #[derive(Default)]
 pub struct Coverage(pub BTreeMap<String, u64>);
 
@@ -19,6 +57,26 @@ impl Coverage {
         for (what, count) in &other.0 {
             *self.0.entry(what.clone()).or_default() += count;
         }
+    }
+
+    /// Transitions of the pipelines on this thread since the last call.
+    #[cfg(debug_assertions)]
+    pub fn take_transitions(&mut self) {
+        for (expect, tag, count) in qcp::session::pipeline::reached::take() {
+            *self.0.entry(format!("pipeline: {expect:?} {}", char::from(tag))).or_default() += count;
+        }
+    }
+
+    /// What must be reached by a run of some size, and was not.
+    pub fn missing(&self) -> Vec<String> {
+        let is_missing = |what: &String| !self.0.keys().any(|reached| reached.starts_with(&**what));
+        #[cfg(debug_assertions)]
+        let transitions = TRANSITIONS.iter().flat_map(|(expect, tags)| {
+            tags.chars().map(move |tag| format!("pipeline: {expect} {tag}"))
+        });
+        #[cfg(not(debug_assertions))]
+        let transitions = std::iter::empty();
+        REQUIRED.iter().map(|what| (*what).to_owned()).chain(transitions).filter(is_missing).collect()
     }
 
     pub fn print(&self) {

@@ -133,7 +133,7 @@ impl Dials {
         dials.trust = random.below(2) == 0;
         dials.password = !dials.trust && random.below(2) == 0;
         dials.chunk_size = *random.one_of(&[4096, 8192, 16384]);
-        dials.chunks = *random.one_of(&[64, 128, 256]);
+        dials.chunks = *random.one_of(&[24, 64, 64, 128]);
         dials.latency_us = *random.one_of(&[20, 200, 2000, 20_000]);
         dials.think_us = *random.one_of(&[100, 2000, 20_000]);
         dials.unix = random.below(4) == 0;

@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 
 use coverage::Coverage;
 
+/// So many seeds must reach all that can be reached.
+const ENOUGH: u64 = 1000;
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text}")))
 }
@@ -61,7 +64,7 @@ fn survey(from: u64, count: u64, most: u64) {
 fn seeds() {
     let from = number("FROM").unwrap_or(1);
     let count = number("SEEDS");
-    let seconds = Duration::from_secs(number("SECONDS").unwrap_or(60));
+    let seconds = Duration::from_secs(number("SECONDS").unwrap_or(50));
     let started = Instant::now();
     let mut coverage = Coverage::default();
     let (mut steps, mut requests, mut seed) = (0, 0, from);
@@ -78,7 +81,14 @@ fn seeds() {
     let count = seed - from;
     let took = started.elapsed().as_secs_f64();
     println!("{count} seeds from {from}: {steps} steps, {requests} actions, {:.0} seeds per second", count as f64 / took);
+    #[cfg(debug_assertions)]
+    coverage.take_transitions();
     coverage.print();
+    // A few seeds need not reach everything.
+    if count >= ENOUGH {
+        let missing = coverage.missing();
+        assert!(missing.is_empty(), "never reached: {missing:?}");
+    }
 }
 
 #[test]
