@@ -194,8 +194,7 @@ impl Desk {
             Command::Quit { now } => {
                 self.quit(*now);
                 let timeout = if *now { Duration::ZERO } else { self.config.shutdown_timeout };
-                let draining =
-                    Draining { pid: std::process::id(), shutdown_timeout_ms: timeout.as_millis() as u64 };
+                let draining = Draining { pid: std::process::id(), shutdown_timeout_ms: timeout.as_millis() as u64 };
                 Ok(draining.reply())
             }
             Command::Status => Ok(self.status()?.reply()),

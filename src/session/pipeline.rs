@@ -309,9 +309,7 @@ impl Pipeline {
                 Ok(())
             }
             // Without a COPY the server ignores it; with one of which it has not spoken yet, the order matters.
-            Copy::None | Copy::InEnded | Copy::Out if self.length > 0 && !self.skipping => {
-                self.ask(Expect::CopyEnd, 0)
-            }
+            Copy::None | Copy::InEnded | Copy::Out if self.length > 0 && !self.skipping => self.ask(Expect::CopyEnd, 0),
             Copy::None | Copy::InEnded | Copy::Out => Ok(()),
         }
     }
@@ -431,7 +429,11 @@ impl Pipeline {
         self.copy = Copy::None;
         match head.expect {
             Expect::Query | Expect::FunctionCall | Expect::Sync | Expect::OwnQuery => {
-                if head.expect.is_own() { Reply::Swallow } else { Reply::Forward }
+                if head.expect.is_own() {
+                    Reply::Swallow
+                } else {
+                    Reply::Forward
+                }
             }
             _ => {
                 let sync = (0..self.length).find(|&at| self.at(at).expect == Expect::Sync);

@@ -24,7 +24,12 @@ const LOGIN_MESSAGE_MAX: usize = 16 * 1024;
 impl<T: Transport> Shard<T> {
     /// Begins to open a backend; its place in the pool (or beside it) has been taken. `None`: the table is full, and the
     /// place is given back.
-    pub(super) fn open_backend(&mut self, pool: PoolId, purpose: Purpose, checks: Option<ClientId>) -> Option<BackendId> {
+    pub(super) fn open_backend(
+        &mut self,
+        pool: PoolId,
+        purpose: Purpose,
+        checks: Option<ClientId>,
+    ) -> Option<BackendId> {
         let now = self.io.now();
         let backend = Backend {
             connection: None,
@@ -271,9 +276,7 @@ impl<T: Transport> Shard<T> {
                 }
                 return;
             }
-            if dedicated {
-                self.io.send(connection, message.clone());
-            }
+            self.io.send(connection, message.clone());
             return;
         }
         backend.challenged = true;
@@ -420,7 +423,8 @@ impl<T: Transport> Shard<T> {
                 backend.blamed = true;
                 self.note_trouble(pool, why);
                 if let Some(client) = checks {
-                    self.fail(client, &Fault::NoServer(why.to_owned()));
+                    let server = &self.pools.get(pool).key.server;
+                    self.fail(client, &Fault::NoServer(format!("{server}: {why}")));
                 }
             }
             BackendState::Idle | BackendState::Cleaning(_) => {
@@ -536,5 +540,4 @@ impl<T: Transport> Shard<T> {
         let lifetime = self.pools.get(backend.pool).settings.pool.lifetime;
         lifetime > Duration::ZERO && self.io.now().duration_since(backend.born) >= lifetime
     }
-
 }

@@ -46,7 +46,7 @@ impl<T: Transport> Shard<T> {
             }
             let Some((client, _)) = pool.part.pop_waiter(waiters) else { return };
             let fault = match (&pool.trouble, pool.part.lent()) {
-                (Some(why), 0) => Fault::NoServer(why.clone()),
+                (Some(why), 0) => Fault::NoServer(format!("{}: {why}", pool.key.server)),
                 _ => Fault::QueueTimeout {
                     pool: format!("{}/{}", pool.key.database, pool.key.user),
                     waiting: pool.part.waiting(),
@@ -136,9 +136,7 @@ impl<T: Transport> Shard<T> {
                 ClientState::Startup | ClientState::Login(_) | ClientState::Ready | ClientState::Waiting => true,
                 ClientState::Piped(_) => false,
                 // In Session mode a client keeps its backend; it goes when nothing is under way.
-                ClientState::Linked(backend) => {
-                    self.backend(backend).is_none_or(|backend| backend.pipeline.is_whole())
-                }
+                ClientState::Linked(backend) => self.backend(backend).is_none_or(|backend| backend.pipeline.is_whole()),
             };
             if idle || at_once {
                 self.fail(id, &Fault::ShuttingDown);

@@ -242,7 +242,8 @@ impl<T: Transport> Shard<T> {
                 }
                 Ok(Step::Incomplete { .. }) => {
                     let arena = self.io.arena().clone();
-                    let kept = self.client(id).is_some_and(|client| client.stash.add_spare(&arena, &bytes[at..]).is_ok());
+                    let kept =
+                        self.client(id).is_some_and(|client| client.stash.add_spare(&arena, &bytes[at..]).is_ok());
                     if !kept {
                         self.fail(id, &Fault::NoMemory);
                         return;
@@ -262,7 +263,9 @@ impl<T: Transport> Shard<T> {
 
     /// The client is who it says. Its settings are tried where they are not known to be good.
     pub(super) fn admit(&mut self, id: ClientId) {
-        let Some(pool) = self.client(id).and_then(|client| client.pool) else { return };
+        let Some(client) = self.client(id) else { return };
+        let (connection, Some(pool)) = (client.connection, client.pool) else { return };
+        self.write(connection, 16, |writer| writer.authentication_ok().expect("the room was asked for"));
         if self.is_proven(id) && !self.pools.get(pool).parameters.is_empty() {
             self.complete_login(id);
             return;
@@ -333,7 +336,7 @@ impl<T: Transport> Shard<T> {
         self.give_back(backend);
     }
 
-    /// AuthenticationOk to ReadyForQuery, all of it QCP's own.
+    /// ParameterStatus to ReadyForQuery, all of it QCP's own.
     pub(super) fn complete_login(&mut self, id: ClientId) {
         let Some(client) = self.client(id) else { return };
         let (connection, wanted, secret, long_key) = (client.connection, client.wanted, client.secret, client.long_key);
@@ -351,7 +354,6 @@ impl<T: Transport> Shard<T> {
         let room = (size + own + 128).min(self.io.arena().chunk_size());
         let written = self.io.scratch().write(room, |free| {
             let mut writer = crate::protocol::Writer::new(free);
-            let _ = writer.authentication_ok();
             for (name, value) in parameters {
                 let lower = name.to_ascii_lowercase();
                 let value = vectors.get(wanted, &lower).unwrap_or(value);

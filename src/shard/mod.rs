@@ -5,6 +5,7 @@
 //! road is in `relay`: a client's bytes, `link` (checkout, replay), the server's answer, `link` again (checkin).
 //!
 //! Invariant: a backend is linked to one client at most, and that client to it. Only `link` writes either side.
+#![forbid(unsafe_code)]
 
 mod accept;
 mod backend;
@@ -151,8 +152,12 @@ struct Client {
     /// Its prepared statements' names, packed by `session::prepared`.
     names: Option<Block>,
     names_used: u32,
-    /// Of a relayed login: told NegotiateProtocolVersion, long cancel keys.
+    /// Speaks protocol 3.2, which has longer cancel keys.
     long_key: bool,
+    /// Said Terminate while answers were due: it ends when it has them.
+    terminating: bool,
+    /// What its last Parse of the unnamed statement said, until that is bound.
+    unnamed: Stash,
     /// When the login ends at the latest; later, since when it is connected.
     since: Instant,
 }
@@ -234,8 +239,10 @@ struct Backend {
 enum Unnamed {
     /// Nobody's that is still linked.
     Others,
-    /// The linked client's, not yet bound.
+    /// The linked client's, not yet bound, and too large to be remembered: the client keeps its backend.
     Parsed,
+    /// The linked client's, not yet bound; the client remembers what it said.
+    Kept,
     /// The linked client's.
     Bound,
 }
@@ -633,6 +640,8 @@ impl Client {
             names: None,
             names_used: 0,
             long_key: false,
+            terminating: false,
+            unnamed: Stash::default(),
             since: now,
         }
     }
