@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
 
 use glommio::io::BufferedFile;
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use super::doorbell::Doorbell;
 
 /// An eventfd that the ring signals while the shard is parked. Owned by one shard.
 pub struct Park {
@@ -12,10 +12,9 @@ pub struct Park {
 }
 
 impl Park {
-    /// Must be called on the shard's executor. Errors: no descriptor to be had.
-    pub fn new() -> io::Result<Self> {
-        let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
-        let descriptor = std::os::fd::OwnedFd::from(eventfd).into_raw_fd();
+    /// Must be called on the shard's executor, with the doorbell of the shard. Errors: no descriptor to be had.
+    pub fn new(doorbell: &Doorbell) -> io::Result<Self> {
+        let descriptor = doorbell.park_descriptor()?.into_raw_fd();
         // SAFETY: the descriptor has just been given up by its owner; the file owns it from here on.
         Ok(Self { file: unsafe { BufferedFile::from_raw_fd(descriptor) } })
     }

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 use nix::sys::socket::{self as sys, AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage};
 
 use super::buffers::Buffers;
@@ -260,8 +260,15 @@ impl Ring {
     pub fn submit(&mut self) -> io::Result<bool> {
         self.end_turn();
         self.enters.set(self.enters.get() + 1);
-        let arguments = types::SubmitArgs::new();
-        match self.ring.submitter().submit_with_args(0, &arguments) {
+        let count = self.ring.submission().len() as u32;
+        // GETEVENTS although nothing is waited for: it runs what the kernel has deferred. Work that was deferred while
+        // the park's signal was off would otherwise never be announced.
+        // SAFETY: no argument is passed, and the count is what stands in the queue.
+        let entered = unsafe {
+            let flags = EnterFlags::GETEVENTS.bits();
+            self.ring.submitter().enter::<libc::sigset_t>(count, 0, flags, None)
+        };
+        match entered {
             Ok(_) => {}
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
             Err(error) => return Err(error),

@@ -202,6 +202,32 @@ impl Part {
         waiters.remove(&mut self.queue, client)
     }
 
+    /// Whether those who wait need a place that this shard does not have.
+    pub fn wants_permit(&self) -> bool {
+        self.queue.len() as u32 > self.opening && self.open() >= self.permits && self.refill != Refill::Impossible
+    }
+
+    /// Gives a place away that nobody here uses or waits for; `false` when there is none.
+    pub fn give_permit(&mut self) -> bool {
+        let unused = self.queue.is_empty() && self.open() < self.permits;
+        if unused {
+            self.permits -= 1;
+        }
+        unused
+    }
+
+    /// The idle backend to close so that its place can be given away: the one used longest ago, where nobody waits and
+    /// another shard can open one in its stead.
+    pub fn spare_idle(&self) -> Option<BackendId> {
+        let spare = self.queue.is_empty() && self.refill == Refill::Free;
+        if spare { self.idle.first().copied() } else { None }
+    }
+
+    /// Places that another shard gave.
+    pub fn add_permits(&mut self, count: u32) {
+        self.permits += count;
+    }
+
     /// What a login told about opening more.
     pub fn set_refill(&mut self, refill: Refill) {
         self.refill = refill;
@@ -288,6 +314,29 @@ mod tests {
         assert_eq!(part.checkout(&mut waiters, client(3), now, 0), Checkout::Ready(backend(9)));
         part.lost_lent();
         assert_eq!(part.open(), 0);
+    }
+
+    #[test]
+    fn only_what_nobody_uses_is_given_away() {
+        let (mut part, mut waiters, now) = (part(1), Waiters::new(4), Instant::now());
+        part.checkout(&mut waiters, client(0), now, 0);
+        assert!(!part.give_permit(), "somebody waits for it");
+        part.begin_open();
+        part.opened();
+        part.set_refill(Refill::Free);
+        assert_eq!(part.checkin(&mut waiters, backend(1)), Checkin::HandTo(client(0)));
+        assert!(!part.give_permit() && part.spare_idle().is_none());
+        part.checkout(&mut waiters, client(1), now, 0);
+        assert!(part.wants_permit());
+        part.add_permits(1);
+        assert!(!part.wants_permit() && part.may_open(now, 0));
+        part.remove_waiter(&mut waiters, client(1));
+        assert!(part.give_permit() && !part.give_permit());
+        part.checkin(&mut waiters, backend(1));
+        assert_eq!(part.spare_idle(), Some(backend(1)));
+        part.lost_idle(backend(1));
+        assert!(part.give_permit());
+        assert_eq!((part.permits(), part.open()), (0, 0));
     }
 
     #[test]

@@ -87,8 +87,9 @@ async fn run(start: Start) -> io::Result<()> {
         }
     })
     .detach();
+    let doorbell = start.doorbell.clone();
     let mut shard = build(start)?;
-    let park = Park::new()?;
+    let park = Park::new(&doorbell)?;
     shard.io.register_park(park.descriptor())?;
     let mut busy_at = Instant::now();
     loop {

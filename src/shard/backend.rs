@@ -494,6 +494,7 @@ impl<T: Transport> Shard<T> {
                 break;
             }
         }
+        self.ask_for_place(id);
         let part = &self.pools.get(id).part;
         if part.refill() == crate::pool::Refill::Impossible && part.open() == 0 && part.waiting() > 0 {
             while let Some((client, _)) = {

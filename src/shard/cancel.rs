@@ -9,31 +9,14 @@ use crate::ids::{BackendId, ClientId};
 use crate::io::{Close, Transport};
 use crate::session::fault::Fault;
 
-use super::mailbox::Mail;
 use super::{BackendState, Cancel, ClientState, Owner, Shard};
 
 /// A cancel connection that takes longer costs the backend.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl<T: Transport> Shard<T> {
-    pub(super) fn on_mail(&mut self) {
-        while let Some(mail) = self.mailbox.next() {
-            self.on_one_mail(mail);
-        }
-    }
-
-    pub(super) fn on_one_mail(&mut self, mail: Mail) {
-        match mail {
-            Mail::Quit(within) => self.drain(within),
-            Mail::Report(answer) => {
-                // Whoever asked may have given up waiting.
-                let _ = answer.send(self.report());
-            }
-            Mail::Cancel { slot, secret } => self.on_cancel_request(slot, &secret),
-        }
-    }
-
-    fn on_cancel_request(&mut self, slot: u32, secret: &[u8]) {
+    /// Any shard may be asked; the key says which client is meant.
+    pub(super) fn on_cancel_request(&mut self, slot: u32, secret: &[u8]) {
         let found = self.clients.next_used(slot).filter(|&(index, _)| index == slot);
         let Some((index, generation)) = found else { return };
         let id = ClientId { index, generation };

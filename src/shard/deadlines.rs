@@ -111,6 +111,7 @@ impl<T: Transport> Shard<T> {
         while let Some(id) = self.pools.next_used(from) {
             from = id.0 + 1;
             self.refill(id);
+            self.return_places(id);
             for (raw, made) in self.pools.remove_if_unused(id) {
                 self.vectors.let_go(raw);
                 self.vectors.let_go(made);

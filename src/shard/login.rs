@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::ids::{BackendId, ClientId};
 use crate::io::{Close, Transport};
 use crate::memory::Slice;
-use crate::pool::{Backoff, Refill};
+use crate::pool::Refill;
 use crate::protocol::startup::{self, Packet, Replication, StartupMessage, Switch, Version};
 use crate::protocol::tag::frontend;
 use crate::protocol::{Direction, Framer, Step, TransactionStatus};
@@ -17,7 +17,7 @@ use crate::session::parameters::{self, Setting, VectorId};
 use crate::session::pipeline::Expect;
 
 use super::pools::{Key, PROVEN_MAX};
-use super::{ClientState, Purpose, Shard, share};
+use super::{ClientState, Purpose, Shard};
 
 /// How long "no challenge" is believed.
 const TRUST_FOR: Duration = Duration::from_secs(30);
@@ -77,14 +77,9 @@ impl<T: Transport> Shard<T> {
 
         let server = self.choose_server(&settings);
         let key = Key { server: settings.servers[server].clone(), database: database.into(), user: user.into() };
-        let pool = match self.pools.find(&key) {
-            Some(pool) => pool,
-            None => {
-                let permits = share(settings.pool.size, self.settings.id, self.settings.shard_count);
-                let (min, max) = self.settings.backoff;
-                let inserted = self.pools.insert(key, settings, permits, Backoff::new(min, max));
-                inserted.ok_or(Fault::NoRoom("pools")).inspect_err(|_| self.vectors.let_go(raw))?
-            }
+        let Some(pool) = self.pool_of(key, settings) else {
+            self.vectors.let_go(raw);
+            return Err(Fault::NoRoom("pools"));
         };
         self.pools.get_mut(pool).clients += 1;
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::ids::ShardId;
 use crate::io::doorbell::Doorbell;
 
+use super::pools::Key;
 use super::report::ShardReport;
 
 /// What a shard can be told.
@@ -21,6 +22,22 @@ pub enum Mail {
         slot: u32,
         /// As the request had it: 4 bytes, or more.
         secret: Vec<u8>,
+    },
+    /// Clients of this pool wait at shard `from`, and all its places are taken: is there one to spare?
+    Ask {
+        /// The pool.
+        key: Key,
+        /// Who asks.
+        from: ShardId,
+    },
+    /// Places of this pool move from shard `from` to the one that reads this.
+    Give {
+        /// The pool.
+        key: Key,
+        /// Who gives.
+        from: ShardId,
+        /// How many.
+        places: u32,
     },
 }
 
@@ -60,6 +77,11 @@ impl Mailbox {
     /// The next message.
     pub fn next(&self) -> Option<Mail> {
         self.receiver.try_recv().ok()
+    }
+
+    /// All shards but `own`.
+    pub fn others(&self, own: ShardId) -> impl Iterator<Item = ShardId> + use<> {
+        (0..self.peers.len() as u16).map(ShardId).filter(move |&shard| shard != own)
     }
 
     /// Sends to another shard; `false` when there is none of this number.

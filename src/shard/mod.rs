@@ -8,6 +8,7 @@
 
 mod accept;
 mod backend;
+mod budget;
 mod cancel;
 mod clean;
 mod client;
@@ -428,6 +429,25 @@ impl<T: Transport> Shard<T> {
             }
             // A cancel connection brings nothing but its end.
             Some(Owner::Cancel(..)) | None => {}
+        }
+    }
+
+    fn on_mail(&mut self) {
+        while let Some(mail) = self.mailbox.next() {
+            self.on_one_mail(mail);
+        }
+    }
+
+    fn on_one_mail(&mut self, mail: Mail) {
+        match mail {
+            Mail::Quit(within) => self.drain(within),
+            Mail::Report(answer) => {
+                // Whoever asked may have given up waiting.
+                let _ = answer.send(self.report());
+            }
+            Mail::Cancel { slot, secret } => self.on_cancel_request(slot, &secret),
+            Mail::Ask { key, from } => self.on_ask(key, from),
+            Mail::Give { key, from, places } => self.on_give(key, from, places),
         }
     }
 

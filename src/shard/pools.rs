@@ -27,9 +27,12 @@ pub struct PoolSettings {
 
 /// A pool is one server, database and user.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub(super) struct Key {
+pub struct Key {
+    /// Where.
     pub server: Server,
+    /// As clients name it.
     pub database: Box<str>,
+    /// Who.
     pub user: Box<str>,
 }
 
@@ -57,6 +60,10 @@ pub(super) struct Pool {
     pub trouble: Option<String>,
     pub queries: u64,
     pub transactions: u64,
+    /// For each shard, places that came from it less those that went there.
+    pub borrowed: Box<[i32]>,
+    /// Other shards are asked for a place not before then.
+    pub ask_at: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -79,7 +86,14 @@ impl Pools {
     }
 
     /// `None` when there are too many.
-    pub(super) fn insert(&mut self, key: Key, settings: PoolSettings, permits: u32, backoff: Backoff) -> Option<PoolId> {
+    pub(super) fn insert(
+        &mut self,
+        key: Key,
+        settings: PoolSettings,
+        permits: u32,
+        backoff: Backoff,
+        shard_count: u16,
+    ) -> Option<PoolId> {
         if self.by_key.len() >= POOLS_MAX {
             return None;
         }
@@ -99,6 +113,8 @@ impl Pools {
             trouble: None,
             queries: 0,
             transactions: 0,
+            borrowed: vec![0; shard_count as usize].into_boxed_slice(),
+            ask_at: None,
         };
         let index = match self.vacant.pop() {
             Some(index) => {
@@ -127,7 +143,8 @@ impl Pools {
     /// Forgets a pool that nobody uses; returns the vectors it held.
     pub(super) fn remove_if_unused(&mut self, id: PoolId) -> Vec<(VectorId, VectorId)> {
         let pool = self.get(id);
-        if pool.clients > 0 || pool.backends > 0 {
+        // What was lent must be remembered, or the pool would be made anew with a whole share.
+        if pool.clients > 0 || pool.backends > 0 || pool.borrowed.iter().any(|&places| places != 0) {
             return Vec::new();
         }
         let pool = self.slots[id.0 as usize].take().expect("looked at above");
