@@ -309,6 +309,23 @@ fn the_control_socket_is_where_it_was_put_or_in_one_of_two_places() {
     assert_eq!(parse("control: {socket: /tmp/c}").control_socket, Some("/tmp/c".into()));
 }
 
+#[test]
+fn every_server_that_clients_get_to_is_a_destination() {
+    let check = |text: &str, expected: &[(&str, &[&str])]| {
+        let config = parse(text);
+        let found: Vec<_> = config.destinations("x").into_iter().map(|(to, there)| (to.to_string(), there)).collect();
+        let expected: Vec<_> = expected.iter().map(|(to, there)| (to.to_string(), there.to_vec())).collect();
+        assert_eq!(found, expected, "{text}");
+    };
+    check("", &[("127.0.0.1:5432", &["x"])]);
+    check("servers: [b, a]", &[("b:5432", &["x"]), ("a:5432", &["x"])]);
+    // A database that is called as the one that stands for all others does not hide their servers.
+    check("servers: [a]\ndatabases: {x: {servers: [b]}, y: {}}", &[("a:5432", &["x", "y"]), ("b:5432", &["x"])]);
+    check("servers: [a]\ndatabases: {y: {servers: [b, a], dbname: x}}", &[("a:5432", &["x"]), ("b:5432", &["x"])]);
+    check("servers: [a]\ndatabases: {\"*\": {servers: [b], dbname: z}}", &[("b:5432", &["z"])]);
+    check("databases_only: true\ndatabases: {y: {servers: [b]}}", &[("b:5432", &["y"])]);
+}
+
 /// Texts that are nearly configurations: keys and values of ours in any order and nesting.
 fn nearly_a_configuration() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![

@@ -5,11 +5,11 @@ pub mod limits;
 pub mod listeners;
 pub mod log;
 
+mod check;
 mod shards;
 
 use std::fmt;
 use std::io;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
@@ -26,6 +26,8 @@ use crate::control::wire::Answer;
 use crate::ids::ShardId;
 use crate::io::doorbell::Doorbell;
 use crate::shard::mailbox::{Address, Mail, mailboxes};
+
+pub use check::check;
 
 /// Why the pooler did not start, or stopped.
 #[derive(Debug)]
@@ -249,10 +251,4 @@ fn resident_bytes() -> Option<u64> {
     let line = statistics.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes << 10)
-}
-
-/// Logs in to every server and prints one line for each; success if all is well.
-pub fn check(_config: &Config) -> ExitCode {
-    eprintln!("qcp: --check is not built yet");
-    ExitCode::FAILURE
 }

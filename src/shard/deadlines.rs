@@ -14,7 +14,9 @@ const SCAN_EVERY: Duration = Duration::from_millis(250);
 impl<T: Transport> Shard<T> {
     pub(super) fn on_tick(&mut self) {
         let now = self.io.now();
-        for pool in self.pools.ids() {
+        let mut from = 0;
+        while let Some(pool) = self.pools.next_used(from) {
+            from = pool.0 + 1;
             self.expire_waiters(pool);
             if self.pools.get(pool).part.waiting() > 0 {
                 self.refill(pool);
@@ -105,7 +107,9 @@ impl<T: Transport> Shard<T> {
 
     /// Keeps `min_size`, and forgets pools that nobody uses.
     fn scan_pools(&mut self) {
-        for id in self.pools.ids() {
+        let mut from = 0;
+        while let Some(id) = self.pools.next_used(from) {
+            from = id.0 + 1;
             self.refill(id);
             self.return_places(id);
             for (raw, made) in self.pools.remove_if_unused(id) {

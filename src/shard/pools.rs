@@ -153,10 +153,16 @@ impl Pools {
         pool.proven
     }
 
-    pub(super) fn ids(&self) -> impl Iterator<Item = PoolId> + use<> {
-        let used: Vec<u32> =
-            (0..self.slots.len() as u32).filter(|&index| self.slots[index as usize].is_some()).collect();
-        used.into_iter().map(PoolId)
+    pub(super) fn ids(&self) -> impl Iterator<Item = PoolId> {
+        let used = self.slots.iter().enumerate().filter(|(_, slot)| slot.is_some());
+        used.map(|(index, _)| PoolId(index as u32))
+    }
+
+    /// The first pool in a slot at or behind `index`: for walks that change the table on the way.
+    pub(super) fn next_used(&self, index: u32) -> Option<PoolId> {
+        let slots = self.slots.get(index as usize..)?;
+        let offset = slots.iter().position(Option::is_some)?;
+        Some(PoolId(index + offset as u32))
     }
 
     /// The next in turn of `count` servers.

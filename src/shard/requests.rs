@@ -36,6 +36,12 @@ impl<T: Transport> Shard<T> {
     ) -> Verdict {
         let message = &bytes[request.at..request.at + request.available];
         let whole = request.available == request.size as usize;
+        if self.is_unsettled(id, backend, request.tag, message) {
+            // What the name stands for depends on whether the batch before succeeds: its answer resumes.
+            let client = self.client(id).expect("the caller has looked it up");
+            client.paused = true;
+            return Verdict::Pause;
+        }
         let verdict = match request.tag {
             tag::PARSE => match reader::parse_name(message) {
                 Ok(Some(name)) if name.is_empty() => {
@@ -377,6 +383,21 @@ impl<T: Transport> Shard<T> {
             writer.close(TargetKind::Statement, name).expect("the room was asked for");
         });
         if sent { Ok(()) } else { Err(Fault::NoMemory) }
+    }
+
+    /// Whether the statement name in a message stands for something that an earlier batch has yet to decide.
+    fn is_unsettled(&mut self, id: ClientId, backend: BackendId, tag: u8, message: &[u8]) -> bool {
+        let Some(client) = self.clients.get_mut(id.index, id.generation) else { return false };
+        let Some(block) = client.names.as_mut() else { return false };
+        let names = Names::new(block.bytes_mut(), client.names_used as usize);
+        let range = match tag {
+            tag::PARSE => reader::parse_name(message).ok().flatten(),
+            tag::BIND => reader::bind_names(message).ok().flatten().map(|names| names.statement),
+            _ => reader::target(message).ok().flatten().map(|target| target.name),
+        };
+        let Some(name) = range.map(|range| &message[range]) else { return false };
+        let Some(link) = self.backends.get(backend.index, backend.generation) else { return false };
+        names.unsettled(name).any(|number| link.pipeline.is_undecided_before_sync(number))
     }
 
     fn find_name(&mut self, id: ClientId, name: &[u8]) -> Option<Number> {
