@@ -387,6 +387,10 @@ impl<T: Transport> Shard<T> {
 
     /// Whether the statement name in a message stands for something that an earlier batch has yet to decide.
     fn is_unsettled(&mut self, id: ClientId, backend: BackendId, tag: u8, message: &[u8]) -> bool {
+        let Some(link) = self.backends.get(backend.index, backend.generation) else { return false };
+        if !link.pipeline.is_busy() {
+            return false;
+        }
         let Some(client) = self.clients.get_mut(id.index, id.generation) else { return false };
         let Some(block) = client.names.as_mut() else { return false };
         let names = Names::new(block.bytes_mut(), client.names_used as usize);
@@ -396,7 +400,6 @@ impl<T: Transport> Shard<T> {
             _ => reader::target(message).ok().flatten().map(|target| target.name),
         };
         let Some(name) = range.map(|range| &message[range]) else { return false };
-        let Some(link) = self.backends.get(backend.index, backend.generation) else { return false };
         names.unsettled(name).any(|number| link.pipeline.is_undecided_before_sync(number))
     }
 
