@@ -464,6 +464,10 @@ impl Transport for Pipes {
         (outbox.bytes(), outbox.pieces())
     }
 
+    fn abort(&mut self, _connection: ConnectionId) {
+        unreachable!("there is memory enough")
+    }
+
     fn notify_drained(&mut self, _connection: ConnectionId) {
         unreachable!("peers take what they are sent")
     }

@@ -59,7 +59,8 @@ pub struct Ring {
     buffers: [Buffers; 2],
     connections: Slab<Connection>,
     nodes: Nodes,
-    vectors: Vec<Box<Vector>>,
+    /// Never grows: the kernel reads them where they are.
+    vectors: Box<[Vector]>,
     vectors_free: Vec<u16>,
     arena: Arena,
     scratch: Scratch,
@@ -192,7 +193,7 @@ impl Ring {
         ];
         let vector = || {
             // SAFETY: all-zero is a valid value of both C structs.
-            Box::new(unsafe { std::mem::zeroed::<Vector>() })
+            unsafe { std::mem::zeroed::<Vector>() }
         };
         let resolver = Resolver::new(doorbell.clone());
         let mut this = Self {
@@ -663,7 +664,7 @@ impl Ring {
         let socket = types::Fd(connection.socket);
         let vector = if outbox.pieces() > 1 { self.vectors_free.pop() } else { None };
         let entry = if let Some(number) = vector {
-            let vector = &mut *self.vectors[number as usize];
+            let vector = &mut self.vectors[number as usize];
             let mut count = 0;
             for (slice, piece) in outbox.iter(&self.nodes).zip(&mut vector.pieces) {
                 *piece = libc::iovec { iov_base: slice.as_ptr().cast_mut().cast(), iov_len: slice.len() };

@@ -106,7 +106,7 @@ impl<T: Transport> Shard<T> {
         loop {
             let Some(client) = self.clients.get_mut(id.index, id.generation) else { return };
             let mode = client.pool.map_or(RelayMode::Smart, |pool| self.pools.get(pool).settings.mode);
-            let before = client.framer.clone();
+            let before = client.framer;
             match client.framer.next(&bytes[at..], |tag, size| need(mode, tag, size)) {
                 Ok(Step::Message { tag, size, available }) => {
                     match self.on_request(id, Request { tag, size, at, available }, bytes, &mut run) {
