@@ -9,4 +9,5 @@ pub mod epoll;
 pub mod ring;
 pub mod scanner;
 pub mod switchboard;
+pub mod watch;
 pub mod wire;

@@ -1,7 +1,6 @@
 //! One io_uring with its receive buffers: registered sockets, multishot accept and receive, sends by entry.
 //!
-//! Invariant: a buffer belongs to the kernel from `give` until the completion that names it, and to the caller from
-//! then until the next `give`. The memory is never unmapped, so an operation in flight cannot outlive it.
+//! Invariant: a buffer belongs to the ring until a completion names it, and then to the caller until `give`. The memory is never unmapped, so an operation in flight cannot outlive it.
 
 use crate::dial;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
@@ -17,6 +16,9 @@ const COMPLETIONS: u32 = 32_768;
 /// Buffers start 1 KiB apart modulo a page, so that their first lines do not compete for the same cache sets.
 const BUFFER_COLOUR: usize = 1_024;
 const BUFFER_GROUP: u16 = 0;
+const LENT_MIN: usize = 8;
+/// The target shrinks by this fraction of itself in each turn.
+const LENT_FADE: usize = 32;
 const NO_BUFFER: u16 = u16::MAX;
 
 /// What a completion was for. The ring carries it; `slot` and `kind` mean what the program wants.
@@ -60,6 +62,8 @@ pub enum Received {
     Bytes(BufferId),
     /// No buffer was left; the receive has to be armed again.
     Starved,
+    /// `cancel_receive` took effect.
+    Cancelled,
     End,
 }
 
@@ -83,6 +87,13 @@ impl Socket {
 pub struct Chain {
     head: u16,
     tail: u16,
+    count: u16,
+}
+
+impl Chain {
+    pub fn count(&self) -> usize {
+        usize::from(self.count)
+    }
 }
 
 impl Default for Chain {
@@ -168,14 +179,22 @@ impl Ring {
         self.push(opcode::RecvMulti::new(types::Fixed(socket.0), BUFFER_GROUP).build(), token);
     }
 
+    pub fn cancel_receive(&mut self, receive: Token, token: Token) {
+        self.push(opcode::AsyncCancel::new(receive.pack()).build(), token);
+    }
+
     #[inline]
     pub fn received(&mut self, completion: &Completion) -> Received {
         if completion.result > 0 {
             let buffer = cqueue::buffer_select(completion.flags).expect("a receive with bytes names its buffer");
-            self.buffers.sizes[usize::from(buffer)] = completion.result as u32;
+            self.buffers.taken(buffer, completion.result as u32);
             return Received::Bytes(BufferId(buffer));
         }
-        if completion.result == -libc::ENOBUFS { Received::Starved } else { Received::End }
+        match -completion.result {
+            libc::ENOBUFS => Received::Starved,
+            libc::ECANCELED => Received::Cancelled,
+            _ => Received::End,
+        }
     }
 
     #[inline]
@@ -185,7 +204,7 @@ impl Ring {
 
     #[inline]
     pub fn give(&mut self, buffer: BufferId) {
-        self.buffers.give(buffer.0);
+        self.buffers.spare.push(buffer.0);
     }
 
     #[inline]
@@ -241,6 +260,7 @@ impl Ring {
             self.buffers.next[usize::from(chain.tail)] = buffer.0;
         }
         chain.tail = buffer.0;
+        chain.count += 1;
     }
 
     #[inline]
@@ -250,6 +270,7 @@ impl Ring {
             return None;
         }
         chain.head = self.buffers.next[usize::from(first)];
+        chain.count -= 1;
         Some(BufferId(first))
     }
 
@@ -276,6 +297,12 @@ struct Buffers {
     tail: u16,
     sizes: Vec<u32>,
     next: Vec<u16>,
+    /// Not with the kernel. The last one given back is the first one lent, while it is still in the cache.
+    spare: Vec<u16>,
+    /// Buffers that the kernel has, and how many it should have.
+    lent: usize,
+    lent_target: usize,
+    taken_since_publish: usize,
 }
 
 impl Buffers {
@@ -286,14 +313,25 @@ impl Buffers {
         let memory = map(usize::from(count) * stride);
         let sizes = vec![0; usize::from(count)];
         let next = vec![NO_BUFFER; usize::from(count)];
-        let mut buffers = Buffers { entries, memory, size, stride, mask: count - 1, tail: 0, sizes, next };
+        let mut buffers = Buffers {
+            entries,
+            memory,
+            size,
+            stride,
+            mask: count - 1,
+            tail: 0,
+            sizes,
+            next,
+            spare: (0..count).rev().collect(),
+            lent: 0,
+            lent_target: LENT_MIN,
+            taken_since_publish: 0,
+        };
         // SAFETY: both mappings are as large as the ring needs and are never unmapped.
         unsafe {
             ring.submitter().register_buf_ring_with_flags(entries as u64, count, BUFFER_GROUP, 0).expect("buffer ring");
         }
-        for buffer in 0..count {
-            buffers.give(buffer);
-        }
+        buffers.publish();
         buffers
     }
 
@@ -306,7 +344,33 @@ impl Buffers {
     }
 
     #[inline]
-    fn give(&mut self, buffer: u16) {
+    fn taken(&mut self, buffer: u16, size: u32) {
+        self.sizes[usize::from(buffer)] = size;
+        self.lent -= 1;
+        self.taken_since_publish += 1;
+    }
+
+    /// Lends as many as were lately used in a turn, twice over: enough for bursts, few enough to stay in the cache.
+    #[inline]
+    fn publish(&mut self) {
+        let faded = self.lent_target - self.lent_target / LENT_FADE;
+        self.lent_target = faded.max(2 * self.taken_since_publish).max(LENT_MIN);
+        self.taken_since_publish = 0;
+        while self.lent < self.lent_target {
+            let Some(buffer) = self.spare.pop() else {
+                break;
+            };
+            self.lend(buffer);
+        }
+        // SAFETY: the tail lives in the first entry of the mapping and only this thread writes it.
+        unsafe {
+            let tail = types::BufRingEntry::tail(self.entries).cast::<AtomicU16>();
+            (*tail).store(self.tail, Ordering::Release);
+        }
+    }
+
+    #[inline]
+    fn lend(&mut self, buffer: u16) {
         // SAFETY: both places are inside their mappings; the kernel does not look past the published tail.
         unsafe {
             let entry = &mut *self.entries.add(usize::from(self.tail & self.mask));
@@ -315,15 +379,7 @@ impl Buffers {
             entry.set_bid(buffer);
         }
         self.tail = self.tail.wrapping_add(1);
-    }
-
-    #[inline]
-    fn publish(&mut self) {
-        // SAFETY: the tail lives in the first entry of the mapping and only this thread writes it.
-        unsafe {
-            let tail = types::BufRingEntry::tail(self.entries).cast::<AtomicU16>();
-            (*tail).store(self.tail, Ordering::Release);
-        }
+        self.lent += 1;
     }
 }
 

@@ -34,7 +34,9 @@ pub enum Opening {
 }
 
 pub fn opening(packet: &[u8]) -> Opening {
-    let Some(code) = packet.get(4..8) else { return Opening::Other };
+    let Some(code) = packet.get(4..8) else {
+        return Opening::Other;
+    };
     match u32::from_be_bytes(code.try_into().expect("four bytes were taken")) {
         SSL_REQUEST | GSSENC_REQUEST => Opening::Encryption,
         code if code >> 16 == PROTOCOL_3_0 >> 16 => Opening::Startup,

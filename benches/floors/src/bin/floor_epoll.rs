@@ -235,7 +235,9 @@ impl Floor {
             Some(0) => return self.on_backend_end(slot),
             Some(size) => &buffer[..size],
         };
-        let Some(client_slot) = backend.client else { return };
+        let Some(client_slot) = backend.client else {
+            return;
+        };
         let client = &mut self.clients[client_slot as usize];
         backend.replies.on_backend(bytes, &mut client.requests);
         let released = backend.replies.releases(&client.requests);

@@ -21,7 +21,7 @@ const IGNORED: u8 = 5;
 fn main() {
     let arguments = Arguments::from_command_line();
     let server = Server::from_arguments(&arguments);
-    let buffers_count = arguments.value("buffers", 512);
+    let buffers_count = arguments.value("buffers", 4_096);
     let buffer_size = arguments.value("buffer-size", 65_536);
     let mut floor = Floor {
         ring: Ring::new(buffers_count, buffer_size),
@@ -38,11 +38,23 @@ fn main() {
     floor.run();
 }
 
+/// Buffers that may wait for one socket before its peer is no longer read, and with how few it is read again.
+const WAITING_MAX: usize = 8;
+const WAITING_LOW: usize = 2;
+
 /// What waits to be sent to one socket, of which one buffer at a time is under way.
 #[derive(Default)]
 struct Outbox {
     sending: bool,
     waiting: Chain,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    Armed,
+    /// A cancel is under way.
+    Stopping,
+    Stopped,
 }
 
 enum Stage {
@@ -57,6 +69,7 @@ struct Client {
     stage: Stage,
     requests: Requests,
     outbox: Outbox,
+    reading: Reading,
     /// Requests received while no backend is linked.
     held: Chain,
     ended: bool,
@@ -67,6 +80,7 @@ struct Backend {
     client: Option<u32>,
     replies: Replies,
     outbox: Outbox,
+    reading: Reading,
     ended: bool,
 }
 
@@ -110,6 +124,7 @@ impl Floor {
                     self.rearm(completion);
                 }
                 Received::Starved => self.starved.push(completion.token),
+                Received::Cancelled => self.on_client_stopped(slot),
                 Received::End => self.on_client_end(slot),
             },
             BACKEND_RECEIVE => match self.ring.received(completion) {
@@ -118,6 +133,7 @@ impl Floor {
                     self.rearm(completion);
                 }
                 Received::Starved => self.starved.push(completion.token),
+                Received::Cancelled => self.on_backend_stopped(slot),
                 Received::End => self.on_backend_end(slot),
             },
             CLIENT_SEND => self.on_client_sent(slot, completion),
@@ -149,6 +165,7 @@ impl Floor {
             stage: Stage::Greeting,
             requests: Requests::default(),
             outbox: Outbox::default(),
+            reading: Reading::Armed,
             held: Chain::default(),
             ended: false,
         };
@@ -167,6 +184,9 @@ impl Floor {
             Stage::Linked { backend } => {
                 client.requests.on_frontend(bytes);
                 self.send_to_backend(backend, buffer);
+                if self.backends[backend as usize].outbox.waiting.count() > WAITING_MAX {
+                    self.stop_client(slot);
+                }
             }
             Stage::Unlinked if bytes[0] == tag::TERMINATE => self.ring.give(buffer),
             Stage::Unlinked => {
@@ -209,9 +229,12 @@ impl Floor {
         if released {
             self.clients[client_slot as usize].stage = Stage::Unlinked;
             self.backends[slot as usize].client = None;
+            self.resume_backend(slot);
             if let Some(waiter) = self.switchboard.checkin(slot) {
                 self.hand_over(waiter, slot);
             }
+        } else if self.clients[client_slot as usize].outbox.waiting.count() > WAITING_MAX {
+            self.stop_backend(slot);
         }
     }
 
@@ -257,6 +280,69 @@ impl Floor {
         send_next(&mut self.ring, backend.socket, &mut backend.outbox, completion);
         if backend.ended {
             self.close_backend_if_quiet(slot);
+        } else if let (Some(client), ..=WAITING_LOW) = (backend.client, backend.outbox.waiting.count()) {
+            self.resume_client(client);
+        }
+    }
+
+    #[cold]
+    fn stop_client(&mut self, slot: u32) {
+        let client = &mut self.clients[slot as usize];
+        if client.reading == Reading::Armed {
+            client.reading = Reading::Stopping;
+            self.ring.cancel_receive(Token::new(CLIENT_RECEIVE, slot), Token::new(IGNORED, 0));
+        }
+    }
+
+    #[cold]
+    fn stop_backend(&mut self, slot: u32) {
+        let backend = &mut self.backends[slot as usize];
+        if backend.reading == Reading::Armed {
+            backend.reading = Reading::Stopping;
+            self.ring.cancel_receive(Token::new(BACKEND_RECEIVE, slot), Token::new(IGNORED, 0));
+        }
+    }
+
+    #[inline]
+    fn resume_client(&mut self, slot: u32) {
+        let client = &mut self.clients[slot as usize];
+        if client.reading == Reading::Stopped {
+            client.reading = Reading::Armed;
+            self.arm_receive(Token::new(CLIENT_RECEIVE, slot));
+        }
+    }
+
+    #[inline]
+    fn resume_backend(&mut self, slot: u32) {
+        let backend = &mut self.backends[slot as usize];
+        if backend.reading == Reading::Stopped {
+            backend.reading = Reading::Armed;
+            self.arm_receive(Token::new(BACKEND_RECEIVE, slot));
+        }
+    }
+
+    /// The peer may have caught up while the cancel was under way.
+    #[cold]
+    fn on_client_stopped(&mut self, slot: u32) {
+        let client = &mut self.clients[slot as usize];
+        client.reading = Reading::Stopped;
+        let is_full = match client.stage {
+            Stage::Linked { backend } => self.backends[backend as usize].outbox.waiting.count() > WAITING_LOW,
+            _ => false,
+        };
+        if !is_full {
+            self.resume_client(slot);
+        }
+    }
+
+    #[cold]
+    fn on_backend_stopped(&mut self, slot: u32) {
+        let backend = &mut self.backends[slot as usize];
+        backend.reading = Reading::Stopped;
+        let is_full =
+            backend.client.is_some_and(|client| self.clients[client as usize].outbox.waiting.count() > WAITING_LOW);
+        if !is_full {
+            self.resume_backend(slot);
         }
     }
 
