@@ -98,7 +98,7 @@ impl Chain {
 
 impl Default for Chain {
     fn default() -> Chain {
-        Chain { head: NO_BUFFER, tail: NO_BUFFER }
+        Chain { head: NO_BUFFER, tail: NO_BUFFER, count: 0 }
     }
 }
 
