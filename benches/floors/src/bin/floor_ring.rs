@@ -381,8 +381,14 @@ impl Floor {
     fn dial(&mut self) -> u32 {
         let stream = self.server.dial().stream;
         let socket = self.ring.adopt(stream.into());
-        let backend =
-            Backend { socket, client: None, replies: Replies::default(), outbox: Outbox::default(), ended: false };
+        let backend = Backend {
+            socket,
+            client: None,
+            replies: Replies::default(),
+            outbox: Outbox::default(),
+            reading: Reading::Armed,
+            ended: false,
+        };
         let slot = place(&mut self.backends, &mut self.backends_free, backend);
         self.arm_receive(Token::new(BACKEND_RECEIVE, slot));
         slot
