@@ -271,6 +271,8 @@ impl Floor {
         send_next(&mut self.ring, client.socket, &mut client.outbox, completion);
         if client.ended {
             self.close_client_if_quiet(slot);
+        } else if let (&Stage::Linked { backend }, ..=WAITING_LOW) = (&client.stage, client.outbox.waiting.count()) {
+            self.resume_backend(backend);
         }
     }
 
