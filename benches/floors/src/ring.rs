@@ -302,7 +302,7 @@ struct Buffers {
     /// Buffers that the kernel has, and how many it should have.
     lent: usize,
     lent_target: usize,
-    taken_since_publish: usize,
+    chatter_since_publish: usize,
 }
 
 impl Buffers {
@@ -325,7 +325,7 @@ impl Buffers {
             spare: (0..count).rev().collect(),
             lent: 0,
             lent_target: LENT_MIN,
-            taken_since_publish: 0,
+            chatter_since_publish: 0,
         };
         // SAFETY: both mappings are as large as the ring needs and are never unmapped.
         unsafe {
@@ -347,15 +347,16 @@ impl Buffers {
     fn taken(&mut self, buffer: u16, size: u32) {
         self.sizes[usize::from(buffer)] = size;
         self.lent -= 1;
-        self.taken_since_publish += 1;
+        self.chatter_since_publish += usize::from(size as usize * 4 < self.size);
     }
 
-    /// Lends as many as were lately used in a turn, twice over: enough for bursts, few enough to stay in the cache.
+    /// Lends as many as short messages lately took in a turn, twice over: enough for bursts, few enough to stay in the
+    /// cache. A stream takes all there are, and gains nothing from more.
     #[inline]
     fn publish(&mut self) {
         let faded = self.lent_target - self.lent_target / LENT_FADE;
-        self.lent_target = faded.max(2 * self.taken_since_publish).max(LENT_MIN);
-        self.taken_since_publish = 0;
+        self.lent_target = faded.max(2 * self.chatter_since_publish).max(LENT_MIN);
+        self.chatter_since_publish = 0;
         while self.lent < self.lent_target {
             let Some(buffer) = self.spare.pop() else {
                 break;

@@ -33,7 +33,7 @@ fn main() {
         clients_free: Vec::new(),
         backends: Vec::new(),
         backends_free: Vec::new(),
-        starved: Vec::new(),
+        disarmed: Vec::new(),
     };
     floor.run();
 }
@@ -95,8 +95,8 @@ struct Floor {
     clients_free: Vec<u32>,
     backends: Vec<Backend>,
     backends_free: Vec<u32>,
-    /// Receives that ended for want of a buffer.
-    starved: Vec<Token>,
+    /// Receives to be armed again at the end of the turn, when buffers have come back.
+    disarmed: Vec<Token>,
 }
 
 impl Floor {
@@ -108,7 +108,7 @@ impl Floor {
             for completion in &batch {
                 self.on_completion(completion);
             }
-            for token in std::mem::take(&mut self.starved) {
+            for token in std::mem::take(&mut self.disarmed) {
                 self.arm_receive(token);
             }
         }
@@ -121,18 +121,22 @@ impl Floor {
             CLIENT_RECEIVE => match self.ring.received(completion) {
                 Received::Bytes(buffer) => {
                     self.on_client_bytes(slot, buffer);
-                    self.rearm(completion);
+                    if !completion.more() {
+                        self.on_client_disarmed(slot);
+                    }
                 }
-                Received::Starved => self.starved.push(completion.token),
+                Received::Starved => self.on_client_disarmed(slot),
                 Received::Cancelled => self.on_client_stopped(slot),
                 Received::End => self.on_client_end(slot),
             },
             BACKEND_RECEIVE => match self.ring.received(completion) {
                 Received::Bytes(buffer) => {
                     self.on_backend_bytes(slot, buffer);
-                    self.rearm(completion);
+                    if !completion.more() {
+                        self.on_backend_disarmed(slot);
+                    }
                 }
-                Received::Starved => self.starved.push(completion.token),
+                Received::Starved => self.on_backend_disarmed(slot),
                 Received::Cancelled => self.on_backend_stopped(slot),
                 Received::End => self.on_backend_end(slot),
             },
@@ -143,10 +147,20 @@ impl Floor {
         }
     }
 
-    #[inline]
-    fn rearm(&mut self, completion: &Completion) {
-        if !completion.more() {
-            self.arm_receive(completion.token);
+    /// The receive ended for want of a buffer, or because the kernel had done enough for one arming.
+    #[cold]
+    fn on_client_disarmed(&mut self, slot: u32) {
+        match self.clients[slot as usize].reading {
+            Reading::Armed => self.disarmed.push(Token::new(CLIENT_RECEIVE, slot)),
+            Reading::Stopping | Reading::Stopped => self.on_client_stopped(slot),
+        }
+    }
+
+    #[cold]
+    fn on_backend_disarmed(&mut self, slot: u32) {
+        match self.backends[slot as usize].reading {
+            Reading::Armed => self.disarmed.push(Token::new(BACKEND_RECEIVE, slot)),
+            Reading::Stopping | Reading::Stopped => self.on_backend_stopped(slot),
         }
     }
 
