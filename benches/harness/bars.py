@@ -103,7 +103,7 @@ class Judge:
 
     def value(self, key, workload, contestant):
         found = self.results.get(workload, {}).get(contestant, {})
-        if found.get("rounds", 0) < ROUNDS_MIN:
+        if found.get("rounds", 0) < ROUNDS_MIN or key not in found:
             return None
         return found[key]["median"]
 

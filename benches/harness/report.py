@@ -15,11 +15,15 @@ def table(results):
 def row(name, found):
     if "error" in found:
         return [name, "-", found["error"]]
-    calls = found.get("system_calls")
-    return [
+    speed = [
         name,
         number(found["per_second"]["median"]), spread(found["per_second"]),
         *(number(found[key]["median"]) for key in ("p50_us", "p99_us", "p999_us")),
+    ]
+    if "cpu_us" not in found:
+        return speed + ["-"] * (len(COLUMNS) - len(speed))
+    calls = found.get("system_calls")
+    return speed + [
         number(found["cpu_us"]["median"]), spread(found["cpu_us"]),
         "-" if calls is None else number(calls),
         number(found["rss_kb"]["median"] / 1_024),

@@ -59,9 +59,11 @@ class Bench:
                 else:
                     samples[name].append(sample)
         for name, running in players.items():
-            results[name] = summary(workload, samples[name])
-            counted = self.load(workload, running, COUNTING_MILLISECONDS, count_system_calls=True)
-            results[name]["system_calls"] = system_calls(workload, counted)
+            is_watched = running.process is not None
+            results[name] = summary(workload, samples[name], is_watched)
+            if is_watched:
+                counted = self.load(workload, running, COUNTING_MILLISECONDS, count_system_calls=True)
+                results[name]["system_calls"] = system_calls(workload, counted)
         return {contestant.name: results[contestant.name] for contestant in self.contestants if contestant.name in results}
 
     def load(self, workload, running, milliseconds, count_system_calls=False):
@@ -148,15 +150,17 @@ def rotated(items, by):
     return items[by:] + items[:by]
 
 
-def summary(workload, samples):
+def summary(workload, samples, is_watched):
     """Medians, with the lowest and highest of the rounds beside them."""
     columns = {
         "per_second": [units(workload, sample) / sample["seconds"] for sample in samples],
-        "cpu_us": [sample["cpu_ns"] / 1_000 / units(workload, sample) for sample in samples],
-        **{key: [sample[key] for sample in samples] for key in ("p50_us", "p99_us", "p999_us", "rss_kb")},
+        **{key: [sample[key] for sample in samples] for key in ("p50_us", "p99_us", "p999_us")},
     }
+    if is_watched:
+        columns["cpu_us"] = [sample["cpu_ns"] / 1_000 / units(workload, sample) for sample in samples]
+        columns["rss_kb"] = [sample["rss_kb"] for sample in samples]
     reduced = {key: {"median": statistics.median(values), "low": min(values), "high": max(values)}
-               for key, values in columns.items() if values}
+               for key, values in columns.items()}
     return {"unit": workload.unit, "rounds": len(samples), **reduced}
 
 

@@ -14,7 +14,9 @@ def write_all(results, folder):
         measured = {name: found for name, found in by_contestant.items() if found.get("rounds")}
         if measured:
             unit = next(iter(measured.values()))["unit"]
-            save(folder, f"{workload}-cpu", bars(f"{workload}: CPU us per {unit}", measured, "cpu_us"))
+            poolers = {name: found for name, found in measured.items() if "cpu_us" in found}
+            if poolers:
+                save(folder, f"{workload}-cpu", bars(f"{workload}: CPU us per {unit}", poolers, "cpu_us"))
             save(folder, f"{workload}-throughput", bars(f"{workload}: {unit}s per second", measured, "per_second"))
     for family in ("simple", "extended", "prepared", "stub-simple", "stub-extended", "stub-prepared"):
         for key, title in (("cpu_us", "CPU us per transaction"), ("p99_us", "p99 us"), ("per_second", "transactions per second")):
@@ -30,7 +32,7 @@ def over_clients(results, family, key):
         if prefix != family or not clients.isdigit():
             continue
         for name, found in by_contestant.items():
-            if found.get("rounds"):
+            if key in found:
                 series.setdefault(name, []).append((int(clients), found[key]["median"]))
     return {name: sorted(points) for name, points in series.items()}
 

@@ -26,8 +26,6 @@ class Workload:
         needs_our_statement = self.mode == "prepared" and self.work != "select-1"
         if needs_our_statement and "prepared" in contestant.facts:
             return False
-        if not contestant.is_pooled and self.server == STUB and contestant.name == "direct":
-            return False
         return self.clients + self.idle <= contestant.clients_max
 
     def arguments(self, contestant, quick):

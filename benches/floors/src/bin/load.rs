@@ -257,8 +257,8 @@ impl Load {
                     self.on_bytes(slot, buffer);
                     self.receive_again(slot, completion);
                 }
-                Received::Starved | Received::Cancelled => self.receive_again(slot, completion),
-                Received::End => self.on_end(slot),
+                Received::Starved => self.receive_again(slot, completion),
+                Received::Cancelled | Received::End => self.on_end(slot),
             },
             SEND => {
                 if let Stage::Copying { left } = self.connections[slot as usize].stage {
@@ -431,7 +431,9 @@ impl Load {
             connection.stage = Stage::Leaving;
             static TERMINATE: [u8; 5] = [tag::TERMINATE, 0, 0, 0, 4];
             self.ring.send_static(socket, &TERMINATE, Token::new(IGNORED, 0));
-            self.ring.shutdown(socket, Token::new(IGNORED, 0));
+            // Not a shutdown entry: the kernel runs it on a helper thread, perhaps only when the place in the table of
+            // sockets is already another connection's.
+            self.ring.cancel_receive(Token::new(RECEIVE, slot), Token::new(IGNORED, 0));
         } else {
             self.connections[slot as usize].begun = Instant::now();
             self.send_request(slot);
