@@ -17,8 +17,6 @@ const COMPLETIONS: u32 = 32_768;
 const BUFFER_COLOUR: usize = 1_024;
 const BUFFER_GROUP: u16 = 0;
 const LENT_MIN: usize = 8;
-/// Such a send finds room in its socket: no peer here leaves that much unread.
-const CHATTER_SIZE_MAX: usize = 4_096;
 /// The target shrinks by this fraction of itself in each turn.
 const LENT_FADE: usize = 32;
 const NO_BUFFER: u16 = u16::MAX;
@@ -110,8 +108,6 @@ pub struct Ring {
     server: Option<Box<libc::sockaddr_in>>,
     sockets_max: u32,
     adopted_count: u32,
-    /// Short sends since the last turn.
-    chatter_queued: usize,
 }
 
 impl Ring {
@@ -124,18 +120,15 @@ impl Ring {
         let sockets_max = raise_files_max().min(SOCKETS_MAX) as u32;
         ring.submitter().register_files_sparse(sockets_max).expect("a table of sockets");
         let buffers = Buffers::new(&ring, buffers_count, buffer_size);
-        Ring { ring, buffers, server: None, sockets_max, adopted_count: 0, chatter_queued: 0 }
+        Ring { ring, buffers, server: None, sockets_max, adopted_count: 0 }
     }
 
     /// Submits everything queued and waits until something has completed; `batch` then holds it.
-    ///
-    /// Short sends complete while they are submitted. To wait for one completion would be to wake for them alone; to
-    /// wait for one more than there are is to sleep until there is news, which halves the system calls of one client.
     #[inline]
     pub fn turn(&mut self, batch: &mut Vec<Completion>) {
         batch.clear();
         self.buffers.publish();
-        match self.ring.submit_and_wait(1 + std::mem::take(&mut self.chatter_queued)) {
+        match self.ring.submit_and_wait(1) {
             Ok(_) => {}
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY)) => {}
             Err(error) => panic!("io_uring_enter: {error}"),
@@ -234,7 +227,6 @@ impl Ring {
     /// The bytes stay in place, unchanged, until the completion.
     #[inline]
     pub unsafe fn send(&mut self, socket: Socket, pointer: *const u8, size: usize, token: Token) {
-        self.chatter_queued += usize::from(size <= CHATTER_SIZE_MAX);
         let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
         let entry = opcode::Send::new(types::Fixed(socket.0), pointer, size as u32).flags(flags);
         self.push(entry.build(), token);
