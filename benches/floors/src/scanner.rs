@@ -31,8 +31,10 @@ impl Scanner {
             ended(header[0], rest[size - 1]);
             rest = &rest[size..];
         }
-        self.header[..rest.len()].copy_from_slice(rest);
-        self.header_held = rest.len();
+        if !rest.is_empty() {
+            self.header[..rest.len()].copy_from_slice(rest);
+            self.header_held = rest.len();
+        }
     }
 
     #[inline]
