@@ -106,8 +106,8 @@ pub struct Ring {
     ring: IoUring,
     buffers: Buffers,
     server: Option<Box<libc::sockaddr_in>>,
-    sockets_max: u32,
-    adopted_count: u32,
+    /// Of the table of sockets, for those that were connected elsewhere.
+    places_free: Vec<u32>,
 }
 
 impl Ring {
@@ -120,7 +120,7 @@ impl Ring {
         let sockets_max = raise_files_max().min(SOCKETS_MAX) as u32;
         ring.submitter().register_files_sparse(sockets_max).expect("a table of sockets");
         let buffers = Buffers::new(&ring, buffers_count, buffer_size);
-        Ring { ring, buffers, server: None, sockets_max, adopted_count: 0 }
+        Ring { ring, buffers, server: None, places_free: (sockets_max - ADOPTED_MAX..sockets_max).collect() }
     }
 
     /// Submits everything queued and waits until something has completed; `batch` then holds it.
@@ -165,14 +165,18 @@ impl Ring {
         self.push(opcode::SetSockOpt::new(types::Fixed(socket.0), level, name, value.cast(), 4).build(), token);
     }
 
-    /// Registers a connected descriptor, at the table's end, where accepted sockets come last. A place is not used
-    /// again soon: the close of its last socket may still be queued.
+    /// Registers a connected descriptor, at the table's end, where accepted sockets come last. Its place is used again
+    /// only after `release`: the close of its last socket may still be queued.
     pub fn adopt(&mut self, descriptor: OwnedFd) -> Socket {
-        let socket = Socket(self.sockets_max - 1 - self.adopted_count % ADOPTED_MAX);
-        self.adopted_count += 1;
+        let socket = Socket(self.places_free.pop().expect("fewer backends than places for them"));
         let updated = self.ring.submitter().register_files_update(socket.0, &[descriptor.as_raw_fd()]);
         updated.expect("a place in the table of sockets");
         socket
+    }
+
+    /// The close of an adopted socket has completed.
+    pub fn release(&mut self, socket: Socket) {
+        self.places_free.push(socket.0);
     }
 
     pub fn receive(&mut self, socket: Socket, token: Token) {
@@ -386,7 +390,7 @@ impl Buffers {
 
 fn map(size: usize) -> *mut u8 {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: an anonymous mapping at a place of the kernel's choice.
     let memory = unsafe { libc::mmap(std::ptr::null_mut(), size, protection, flags, -1, 0) };
     assert!(memory != libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());

@@ -16,12 +16,14 @@ const CLIENT_RECEIVE: u8 = 1;
 const CLIENT_SEND: u8 = 2;
 const BACKEND_RECEIVE: u8 = 3;
 const BACKEND_SEND: u8 = 4;
-const IGNORED: u8 = 5;
+const BACKEND_CLOSED: u8 = 5;
+const IGNORED: u8 = 6;
 
 fn main() {
     let arguments = Arguments::from_command_line();
     let server = Server::from_arguments(&arguments);
-    let buffers_count = arguments.value("buffers", 4_096);
+    // More than the clients there will be: each that waits keeps its request in one.
+    let buffers_count = arguments.value("buffers", 16_384);
     let buffer_size = arguments.value("buffer-size", 65_536);
     let mut floor = Floor {
         ring: Ring::new(buffers_count, buffer_size),
@@ -143,6 +145,10 @@ impl Floor {
             CLIENT_SEND => self.on_client_sent(slot, completion),
             BACKEND_SEND => self.on_backend_sent(slot, completion),
             ACCEPT => self.on_accept(completion),
+            BACKEND_CLOSED => {
+                self.ring.release(self.backends[slot as usize].socket);
+                self.backends_free.push(slot);
+            }
             _ => {}
         }
     }
@@ -457,8 +463,7 @@ impl Floor {
     fn close_backend_if_quiet(&mut self, slot: u32) {
         let backend = &self.backends[slot as usize];
         if !backend.outbox.sending {
-            self.ring.close(backend.socket, Token::new(IGNORED, 0));
-            self.backends_free.push(slot);
+            self.ring.close(backend.socket, Token::new(BACKEND_CLOSED, slot));
         }
     }
 }

@@ -200,6 +200,11 @@ enum Phase {
     Measuring {
         window: Window,
     },
+    /// Nothing new is sent; what is under way is waited for, or poolers would have to drop its backends.
+    Draining {
+        report: String,
+        busy: usize,
+    },
     Done {
         report: String,
     },
@@ -425,6 +430,14 @@ impl Load {
                 return;
             }
         }
+        if let Phase::Draining { report, busy } = &mut self.phase {
+            *busy -= 1;
+            self.connections[slot as usize].stage = Stage::Idle;
+            if *busy == 0 {
+                self.phase = Phase::Done { report: std::mem::take(report) };
+            }
+            return;
+        }
         if self.plan.mode == Mode::Churn {
             let connection = &mut self.connections[slot as usize];
             let socket = connection.socket.expect("answered, so open");
@@ -484,7 +497,7 @@ impl Load {
             Phase::Warming { until } if Instant::now() >= *until => self.open_window(),
             Phase::Measuring { window } if !self.plan.runs_once() && window.begun.elapsed() >= self.plan.window => {
                 let report = self.report(window);
-                self.phase = Phase::Done { report };
+                self.phase = Phase::Draining { report, busy: self.plan.clients };
             }
             _ => {}
         }
