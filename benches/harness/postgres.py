@@ -6,8 +6,12 @@ import pwd
 import shutil
 import signal
 import subprocess
+import time
 
 from .processes import free_port, identity, wait_for_port
+
+SETTLE_SECONDS = 0.2
+SETTLE_SECONDS_MAX = 10
 
 SETTINGS = {
     "fsync": "off",
@@ -39,12 +43,23 @@ class Postgres:
         options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
         command = [os.path.join(self.programs, "postgres"), "-D", data, *options]
         log = os.path.join(folder, "postgres.log")
-        process = processes.start(command, log, user=self.user, stop_signal=signal.SIGINT)
+        self.process = process = processes.start(command, log, user=self.user, stop_signal=signal.SIGINT)
         if not wait_for_port(self.port, process, 60):
             raise SystemExit(f"PostgreSQL did not start:\n{open(log).read()}")
         self.run("createdb", *self.address(), "bench")
         self.run("pgbench", *self.address(), "-i", "-q", "-s", "1", "bench")
         self.run("psql", *self.address(), "-q", "-c", "create unlogged table sink (line text)", "bench")
+
+    def settle(self):
+        """Waits until no more backends are closing: a thousand of them cost the next contestant half a second."""
+        deadline = time.monotonic() + SETTLE_SECONDS_MAX
+        before = None
+        while time.monotonic() < deadline:
+            now = children_count(self.process.pid)
+            if now == before:
+                return
+            before = now
+            time.sleep(SETTLE_SECONDS)
 
     def address(self):
         return "-h", "127.0.0.1", "-p", str(self.port), "-U", "bench"
@@ -54,6 +69,11 @@ class Postgres:
         done = subprocess.run(command, capture_output=True, text=True, cwd="/", **identity(self.user))
         if done.returncode:
             raise SystemExit(f"{program} failed: {done.stderr}")
+
+
+def children_count(process):
+    with open(f"/proc/{process}/task/{process}/children") as children:
+        return len(children.read().split())
 
 
 def find_programs():

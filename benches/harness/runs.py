@@ -25,10 +25,10 @@ class Options:
 
 
 class Bench:
-    def __init__(self, processes, stage, postgres_port, programs, folder, contestants, options):
+    def __init__(self, processes, stage, postgres, programs, folder, contestants, options):
         self.processes = processes
         self.stage = stage
-        self.postgres_port = postgres_port
+        self.postgres = postgres
         self.programs = programs
         self.folder = folder
         self.contestants = contestants
@@ -53,6 +53,8 @@ class Bench:
             say(f"{workload.name}: round {round_index + 1} of {self.options.rounds}")
             for name in rotated(list(players), round_index):
                 sample = self.load(workload, players[name], int(self.options.seconds * 1_000))
+                if self.postgres and not players[name].contestant.is_pooled:
+                    self.postgres.settle()
                 if "error" in sample:
                     results[name] = sample
                     self.leave_stage(players.pop(name), workload.server)
@@ -127,7 +129,7 @@ class Bench:
 
     def server_port(self, server):
         if server not in self.servers:
-            self.servers[server] = self.start_stub() if server == STUB else self.postgres_port
+            self.servers[server] = self.start_stub() if server == STUB else self.postgres.port
         return self.servers[server]
 
     def start_stub(self):
