@@ -317,9 +317,12 @@ impl<T: Transport> Shard<T> {
         let (Ok(name), Ok(value)) = (std::str::from_utf8(name), std::str::from_utf8(value)) else { return };
         let parameters = &mut self.pools.get_mut(pool).parameters;
         match parameters.iter_mut().find(|(known, _)| &**known == name) {
-            Some((_, known)) if &**known == value => {}
+            Some((_, known)) if &**known == value => return,
             Some((_, known)) => *known = value.into(),
             None => parameters.push((name.into(), value.into())),
+        }
+        if let Some((of, _)) = self.pools.get_mut(pool).greeting.take() {
+            self.vectors.let_go(of);
         }
     }
 

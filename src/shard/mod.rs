@@ -309,14 +309,17 @@ pub struct Shard<T: Transport> {
     /// Clean backends to be handed on; so that a chain of hand-overs is a loop.
     returned: VecDeque<BackendId>,
     random: u64,
+    /// Secrets that no client has been given yet.
+    secrets: Vec<[u8; SECRET_SIZE]>,
     counters: Counters,
     running: Running,
     scan_at: Instant,
     started: Instant,
 }
 
-/// Bytes queued for a peer above which its source is not read.
-const QUEUED_CHUNKS_MAX: usize = 4;
+/// Bytes queued for a peer above which its source is not read: what streams is then read a chunk at a time, and costs
+/// fewer and larger receives.
+const QUEUED_MAX: usize = 16 * 1024;
 /// Pieces queued for a peer above which its source is not read.
 const QUEUED_PIECES_MAX: usize = 64;
 /// Requests up to this size wait in a block rather than in the chunk they came in.
@@ -382,6 +385,7 @@ impl<T: Transport> Shard<T> {
             awake: VecDeque::new(),
             returned: VecDeque::with_capacity(settings.backends_max),
             random: settings.seed | 1,
+            secrets: Vec::new(),
             counters: Counters::default(),
             running: Running::Yes,
             scan_at: now,
@@ -561,8 +565,7 @@ impl<T: Transport> Shard<T> {
         let arena = self.io.arena();
         let (free, count) = (arena.free_count(), arena.chunk_count());
         let allowed = match () {
-            () if free * 2 >= count => QUEUED_CHUNKS_MAX * arena.chunk_size(),
-            () if free * 4 >= count => arena.chunk_size(),
+            () if free * 4 >= count => QUEUED_MAX,
             () => 0,
         };
         bytes > allowed || pieces >= QUEUED_PIECES_MAX

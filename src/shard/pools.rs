@@ -52,6 +52,8 @@ pub(super) struct Pool {
     pub askers: Vec<ClientId>,
     /// Settings that the server took: as given, and as it reports them.
     pub proven: Vec<(VectorId, VectorId)>,
+    /// What a client with these settings is told at the end of its login, but for its key.
+    pub greeting: Option<(VectorId, Box<[u8]>)>,
     /// Clients that belong to it.
     pub clients: u32,
     /// Backends of any purpose.
@@ -108,6 +110,7 @@ impl Pools {
             asking: false,
             askers: Vec::new(),
             proven: Vec::new(),
+            greeting: None,
             clients: 0,
             backends: 0,
             trouble: None,
@@ -150,7 +153,9 @@ impl Pools {
         let pool = self.slots[id.0 as usize].take().expect("looked at above");
         self.by_key.remove(&pool.key);
         self.vacant.push(id.0);
-        pool.proven
+        let mut held = pool.proven;
+        held.extend(pool.greeting.map(|(of, _)| (of, VectorId::NEUTRAL)));
+        held
     }
 
     pub(super) fn ids(&self) -> impl Iterator<Item = PoolId> {
