@@ -33,9 +33,9 @@ impl Doorbell {
         let _ = self.park.write(1);
     }
 
-    /// Called by the shard that owns it, before it looks into the mailbox.
-    pub fn silence(&self) {
-        let _ = self.polled.read();
+    /// Called by the shard that owns it, before it looks into the mailbox; whether it had been rung.
+    pub fn silence(&self) -> bool {
+        self.polled.read().is_ok()
     }
 
     /// Another descriptor of the bell that a parked shard waits for.

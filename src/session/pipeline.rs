@@ -221,8 +221,18 @@ impl Pipeline {
     /// Whether a reply of our own would be true for certain: no earlier batch is undecided and the transaction can
     /// take statements. ("commands ignored until end of transaction block" is an answer that only the server gives.)
     pub fn may_answer_for_server(&self) -> bool {
-        let batches = (0..self.length).any(|at| self.at(at).expect.ends_with_ready());
-        !batches && !self.skipping && self.copy == Copy::None && self.status != TransactionStatus::Failed
+        !self.is_undecided() && !self.skipping && self.copy == Copy::None && self.status != TransactionStatus::Failed
+    }
+
+    /// Whether an earlier batch is not answered yet: it may fail without what comes now being cut off with it.
+    pub fn is_undecided(&self) -> bool {
+        (0..self.length).any(|at| self.at(at).expect.ends_with_ready())
+    }
+
+    /// Whether a request like this stands in an earlier batch that is not answered yet.
+    pub fn has_undecided(&self, is_like: impl Fn(Entry) -> bool) -> bool {
+        let end = (0..self.length).rev().find(|&at| self.at(at).expect.ends_with_ready());
+        end.is_some_and(|end| (0..end).any(|at| is_like(self.at(at))))
     }
 
     /// Whether the server is discarding what comes, up to a Sync: nothing has an effect but that.

@@ -80,6 +80,16 @@ impl<'a> Names<'a> {
         (last.standing != Standing::Closing).then_some(last)
     }
 
+    /// Whether a Parse or a Close of `name` is in the pipeline.
+    pub fn is_open(&self, name: &[u8]) -> bool {
+        self.entries().any(|(found, entry)| found.standing != Standing::Live && entry == name)
+    }
+
+    /// Whether a Parse or a Close of any name of `number` is in the pipeline.
+    pub fn is_number_open(&self, number: Number) -> bool {
+        self.entries().any(|(found, _)| found.standing != Standing::Live && found.number == number)
+    }
+
     /// Adds a name whose Parse goes into the pipeline.
     pub fn define(&mut self, name: &[u8], number: Number) -> Result<(), Full> {
         assert!(name.len() <= NAME_SIZE_MAX);
@@ -234,6 +244,16 @@ impl Prepared {
         let at = self.find(number);
         self.count += usize::from(self.slots[at].number != number);
         self.slots[at] = Slot { number, used_at: self.clock };
+    }
+
+    /// The server has it for certain; whether there was room to remember that.
+    pub fn confirm(&mut self, number: Number) -> bool {
+        let known = self.touch(number);
+        let room = self.count < self.count_max;
+        if !known && room {
+            self.insert(number);
+        }
+        known || room
     }
 
     /// The backend does not have it (any more).

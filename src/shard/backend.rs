@@ -53,6 +53,7 @@ impl<T: Transport> Shard<T> {
             process_id: 0,
             key: 0,
             cancels: 0,
+            reported: Vec::new(),
             addresses: Vec::new(),
             address: None,
             deadline: Some(now + self.settings.connect_timeout),
@@ -313,17 +314,8 @@ impl<T: Transport> Shard<T> {
         if backend.purpose == Purpose::Dedicated {
             return;
         }
-        let pool = backend.pool;
         let (Ok(name), Ok(value)) = (std::str::from_utf8(name), std::str::from_utf8(value)) else { return };
-        let parameters = &mut self.pools.get_mut(pool).parameters;
-        match parameters.iter_mut().find(|(known, _)| &**known == name) {
-            Some((_, known)) if &**known == value => return,
-            Some((_, known)) => *known = value.into(),
-            None => parameters.push((name.into(), value.into())),
-        }
-        if let Some((of, _)) = self.pools.get_mut(pool).greeting.take() {
-            self.vectors.let_go(of);
-        }
+        backend.reported.push((name.into(), value.into()));
     }
 
     fn pass_login_message(&mut self, id: BackendId, message: &Slice) {
@@ -352,6 +344,14 @@ impl<T: Transport> Shard<T> {
         backend.deadline = None;
         backend.used = now;
         let (pool, purpose, checks) = (backend.pool, backend.purpose, backend.checks.take());
+        // All of them at once: a client that comes meanwhile must not be told half.
+        let reported = std::mem::take(&mut backend.reported);
+        if !reported.is_empty() && self.pools.get(pool).parameters != reported {
+            self.pools.get_mut(pool).parameters = reported;
+            if let Some((of, _)) = self.pools.get_mut(pool).greeting.take() {
+                self.vectors.let_go(of);
+            }
+        }
         if self.pools.get_mut(pool).trouble.take().is_some() {
             log::info!("{}: connected again", self.pool_name(pool));
         }

@@ -154,8 +154,17 @@ impl<T: Transport> Shard<T> {
             self.write_error(connection, fault, Some(status));
             return;
         }
-        self.write_error(connection, fault, None);
+        // Behind half a message of the server's the error would be taken for the rest of it.
+        if !self.is_torn(id) {
+            self.write_error(connection, fault, None);
+        }
         self.dismiss(id);
+    }
+
+    /// Whether the client has got the beginning of a message of the server's, and not its end.
+    fn is_torn(&self, id: ClientId) -> bool {
+        let backend = self.backend_of(id).and_then(|id| self.backends.get(id.index, id.generation));
+        backend.is_some_and(|backend| !backend.framer.at_boundary() && !backend.dropping)
     }
 
     /// Answers the request that a client waits for with an error; the client stays.
@@ -262,9 +271,10 @@ impl<T: Transport> Shard<T> {
         if !matches!(backend.state, BackendState::Linked(_)) {
             return;
         }
-        // Part of a message is with the server: nothing else can be said to it.
         if mid_message {
-            backend.pipeline.doubt();
+            // Not even a Terminate can follow: the server would take it for the rest of the message.
+            self.close_backend(id, Close::Now);
+            return;
         }
         self.clean(id, ending == Ending::Lost);
     }

@@ -11,6 +11,7 @@ mod accept;
 mod backend;
 mod budget;
 mod cancel;
+pub mod census;
 mod clean;
 mod client;
 mod deadlines;
@@ -221,6 +222,8 @@ struct Backend {
     key: u32,
     /// Cancel connections under way for it.
     cancels: u32,
+    /// What the server reports during its login.
+    reported: Vec<(Box<str>, Box<str>)>,
     addresses: Vec<SocketAddr>,
     address: Option<SocketAddress>,
     deadline: Option<Instant>,
@@ -622,6 +625,15 @@ impl<T: Transport> Shard<T> {
 
     fn mode_of(&self, pool: PoolId) -> RelayMode {
         self.pools.get(pool).settings.mode
+    }
+}
+
+impl Backend {
+    /// The server has this statement for certain. Without room to count it, it is closed before it is prepared again.
+    fn confirm(&mut self, number: u32) {
+        if !self.prepared.confirm(number) && !self.stale.contains(&number) {
+            self.stale.push(number);
+        }
     }
 }
 

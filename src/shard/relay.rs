@@ -85,14 +85,17 @@ impl<T: Transport> Shard<T> {
                 self.fail(id, &Fault::NoMemory);
                 return;
             };
-            self.relay_whole(id, &begun);
-            let Some(client) = self.client(id) else { return };
-            if client.paused || matches!(client.state, ClientState::Waiting) {
-                if !bytes.is_empty() {
-                    self.hold_back(id, bytes);
-                }
+            // What follows waits at the front while the message is looked at: it may have to stay there.
+            if !bytes.is_empty() && !self.put_in_front(id, bytes) {
                 return;
             }
+            self.relay_whole(id, &begun);
+            let Some(client) = self.clients.get_mut(id.index, id.generation) else { return };
+            if client.paused || matches!(client.state, ClientState::Waiting) {
+                return;
+            }
+            let Some(rest) = client.pending.pop(&mut self.nodes) else { return };
+            bytes = rest;
         }
         if !bytes.is_empty() && self.client(id).is_some() {
             self.relay_whole(id, &bytes);
@@ -210,17 +213,23 @@ impl<T: Transport> Shard<T> {
         {
             return;
         }
-        // It was taken from the front of what is pending, so it goes back there.
+        let connection = client.connection;
+        self.io.receive(connection, false);
+        self.put_in_front(id, rest);
+    }
+
+    /// Puts back what was taken from the front of what is pending. `false`: there is no room, and the client is told.
+    fn put_in_front(&mut self, id: ClientId, bytes: Slice) -> bool {
+        let Some(client) = self.clients.get_mut(id.index, id.generation) else { return false };
         let mut behind = std::mem::take(&mut client.pending);
-        let mut full = client.pending.push(&mut self.nodes, rest, true).is_err();
+        let mut full = client.pending.push(&mut self.nodes, bytes, true).is_err();
         while let Some(slice) = behind.pop(&mut self.nodes) {
             full |= client.pending.push(&mut self.nodes, slice, true).is_err();
         }
-        let connection = client.connection;
-        self.io.receive(connection, false);
         if full {
             self.fail(id, &Fault::NoMemory);
         }
+        !full
     }
 
     /// One message of the client's. Whoever sends something of our own for it sends `run` first, and moves it on.
@@ -379,17 +388,23 @@ impl<T: Transport> Shard<T> {
     }
 
     /// The pipeline is full: answers must come first. A Flush makes the server send what it holds.
-    fn pause_for_answers(&mut self, id: ClientId, backend: BackendId) -> Verdict {
-        let client = self.client(id).expect("the caller has looked it up");
-        client.paused = true;
-        let source = client.connection;
-        self.io.receive(source, false);
+    pub(super) fn pause_for_answers(&mut self, id: ClientId, backend: BackendId) -> Verdict {
+        let verdict = self.pause(id);
         let link = self.backend(backend).expect("a linked backend is there");
         if link.pipeline.is_unsynced()
             && let Some(connection) = link.connection
         {
             self.write(connection, 8, |writer| writer.flush().expect("the room was asked for"));
         }
+        verdict
+    }
+
+    /// What is under way decides how the message is taken; the next answer has it looked at again.
+    pub(super) fn pause(&mut self, id: ClientId) -> Verdict {
+        let client = self.client(id).expect("the caller has looked it up");
+        client.paused = true;
+        let source = client.connection;
+        self.io.receive(source, false);
         Verdict::Pause
     }
 

@@ -135,15 +135,8 @@ impl<T: Transport> Shard<T> {
                         }
                         Pass::Gone => return,
                     }
-                    if self.has_virtual(id) {
-                        self.flush_answer(id, bytes, run, at);
-                        run = at;
-                        match self.client_of(id) {
-                            Some(client) => self.answer_virtual(client, id),
-                            None => {
-                                while self.backend(id).is_some_and(|link| link.pipeline.next_virtual().is_some()) {}
-                            }
-                        }
+                    if available == size as usize {
+                        self.flush_and_answer(id, bytes, &mut run, at);
                     }
                 }
                 Ok(Step::Rest { length, last }) => {
@@ -151,6 +144,9 @@ impl<T: Transport> Shard<T> {
                     if backend.dropping {
                         backend.dropping = !last;
                         run = at;
+                    }
+                    if last {
+                        self.flush_and_answer(id, bytes, &mut run, at);
                     }
                 }
                 Ok(Step::Incomplete { need }) => {
@@ -195,6 +191,20 @@ impl<T: Transport> Shard<T> {
             | BackendState::LoggingIn
             | BackendState::Idle
             | BackendState::Piped(_) => {}
+        }
+    }
+
+    /// Behind the last byte of a message: the replies whose turn has come and that the server does not give.
+    #[inline]
+    fn flush_and_answer(&mut self, id: BackendId, bytes: &Slice, run: &mut usize, at: usize) {
+        if !self.has_virtual(id) {
+            return;
+        }
+        self.flush_answer(id, bytes, *run, at);
+        *run = at;
+        match self.client_of(id) {
+            Some(client) => self.answer_virtual(client, id),
+            None => while self.backend(id).is_some_and(|link| link.pipeline.next_virtual().is_some()) {},
         }
     }
 
@@ -294,6 +304,12 @@ impl<T: Transport> Shard<T> {
     }
 
     fn accept(&mut self, id: BackendId, number: u32) {
+        let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
+        // An earlier batch that failed may have had it forgotten, after this Parse was sent.
+        if number & MARK_DUPLICATE == 0 && !backend.prepared.touch(number) {
+            backend.confirm(number);
+            self.count_pending(id);
+        }
         let Some(backend) = self.backends.get(id.index, id.generation) else { return };
         self.statements.accept(number, self.pools.get(backend.pool).serial);
     }
@@ -347,9 +363,28 @@ impl<T: Transport> Shard<T> {
                 backend.stale.push(entry.mark);
             }
         }
+        self.count_pending(id);
         match duplicate && code == Some(SqlState::DUPLICATE_STATEMENT) {
             true => Pass::Nobody,
             false => Pass::Client,
+        }
+    }
+
+    /// What is prepared and closed by requests still in the pipeline will be, whatever was forgotten for an error.
+    fn count_pending(&mut self, id: BackendId) {
+        let Some(backend) = self.backend(id) else { return };
+        for at in 0.. {
+            let Some(Entry { expect, mark }) = backend.pipeline.pending(at) else { break };
+            match expect {
+                Expect::Parse | Expect::OwnParse if mark & !MARK_DUPLICATE != 0 => {
+                    backend.confirm(mark & !MARK_DUPLICATE);
+                }
+                Expect::OwnClose if mark != 0 => backend.prepared.remove(mark),
+                Expect::Parse => backend.unnamed = Unnamed::Parsed,
+                Expect::Bind if mark == 0 && backend.unnamed == Unnamed::Parsed => backend.unnamed = Unnamed::Bound,
+                Expect::Query => backend.unnamed = Unnamed::Others,
+                _ => {}
+            }
         }
     }
 
@@ -389,7 +424,7 @@ impl<T: Transport> Shard<T> {
             // The server has not read it: the statement is still there.
             Expect::OwnClose if number != 0 => {
                 if let Some(backend) = self.backend(id) {
-                    backend.prepared.insert(number);
+                    backend.confirm(number);
                 }
             }
             _ => {}
@@ -458,6 +493,10 @@ impl<T: Transport> Shard<T> {
 
     /// Gives the replies whose turn has come and that the server does not give.
     pub(super) fn answer_virtual(&mut self, client: ClientId, id: BackendId) {
+        // Part of the answer before them is still to come.
+        if self.backend(id).is_none_or(|backend| !backend.framer.at_boundary()) {
+            return;
+        }
         while let Some(entry) = self.backend(id).and_then(|backend| backend.pipeline.next_virtual()) {
             let Some(connection) = self.client(client).map(|client| client.connection) else { return };
             let parse = entry.expect == Expect::VirtualParse;
@@ -493,13 +532,7 @@ impl<T: Transport> Shard<T> {
         let Some(backend) = self.backend(id) else { return };
         backend.prepared.clear();
         backend.stale.clear();
-        // What is prepared behind it in the pipeline is there afterwards.
-        for at in 0.. {
-            let Some(entry) = backend.pipeline.pending(at) else { break };
-            if matches!(entry.expect, Expect::Parse | Expect::OwnParse) && entry.mark & !MARK_DUPLICATE != 0 {
-                backend.prepared.insert(entry.mark & !MARK_DUPLICATE);
-            }
-        }
+        self.count_pending(id);
         let Some(client) = self.client_of(id) else { return };
         let mut numbers = Vec::new();
         self.with_names(client, |names| {

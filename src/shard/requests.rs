@@ -11,7 +11,7 @@ use crate::protocol::reader;
 use crate::protocol::tag::{TargetKind, frontend as tag};
 use crate::session::RelayMode;
 use crate::session::fault::Fault;
-use crate::session::pipeline::Expect;
+use crate::session::pipeline::{Entry, Expect};
 use crate::session::prepared::{self, NAME_SIZE_MAX, Names, Number};
 
 use super::relay::{Request, Verdict};
@@ -189,7 +189,13 @@ impl<T: Transport> Shard<T> {
 
     fn on_parse(&mut self, id: ClientId, backend: BackendId, message: &[u8]) -> Result<Verdict, Fault> {
         let parse = reader::parse(message).map_err(Fault::Malformed)?;
+        if self.is_name_undecided(id, backend, parse.name) {
+            return Ok(self.pause(id));
+        }
         if let Some(number) = self.find_name(id, parse.name) {
+            if self.is_statement_undecided(backend, number) {
+                return Ok(self.pause(id));
+            }
             // The server is made to say 42P05 by a name that it has; `replies` puts the client's name into the words.
             self.ensure(backend, number)?;
             self.ask(backend, Expect::Parse, MARK_DUPLICATE | number);
@@ -197,6 +203,10 @@ impl<T: Transport> Shard<T> {
         }
         let text = &message[crate::protocol::HEAD_SIZE + parse.name.len() + 1..];
         let number = self.statements.intern(text).map_err(|_full| Fault::NoRoom("prepared statements"))?;
+        if self.is_statement_undecided(backend, number) {
+            self.statements.let_go(number);
+            return Ok(self.pause(id));
+        }
         if let Err(fault) = self.define_name(id, parse.name, number) {
             self.statements.let_go(number);
             return Err(fault);
@@ -219,7 +229,34 @@ impl<T: Transport> Shard<T> {
         self.send_parse(backend, number, parse.query, parse.parameter_types)
     }
 
+    /// Whether what `name` means depends on how an earlier batch ends, which may fail without cutting this one off.
+    fn is_name_undecided(&mut self, id: ClientId, backend: BackendId, name: &[u8]) -> bool {
+        let mut open = false;
+        self.with_names(id, |names| open = names.is_open(name));
+        open && self.backend(backend).is_some_and(|backend| backend.pipeline.is_undecided())
+    }
+
+    /// Whether the backend has a statement depends on how an earlier batch ends, which may fail without cutting this one
+    /// off.
+    fn is_statement_undecided(&mut self, backend: BackendId, number: Number) -> bool {
+        let changes = |entry: Entry| match entry.expect {
+            Expect::Parse | Expect::OwnParse | Expect::OwnClose => entry.mark & !MARK_DUPLICATE == number,
+            _ => false,
+        };
+        self.backend(backend).is_some_and(|backend| backend.pipeline.has_undecided(changes))
+    }
+
     fn on_close(&mut self, id: ClientId, backend: BackendId, name: &[u8]) -> Result<Verdict, Fault> {
+        if self.is_name_undecided(id, backend, name) {
+            return Ok(self.pause(id));
+        }
+        // Answers tell names of one statement apart by what they do, so two at once could be mixed up.
+        let number = self.find_name(id, name).unwrap_or_default();
+        let mut open = false;
+        self.with_names(id, |names| open = names.is_number_open(number));
+        if number != 0 && open {
+            return Ok(self.pause_for_answers(id, backend));
+        }
         let number = self.close_name(id, name);
         // "It is not an error to issue Close against a nonexistent statement or portal name" (Close).
         self.ask(backend, Expect::VirtualClose, number);
@@ -238,9 +275,13 @@ impl<T: Transport> Shard<T> {
         end: usize,
         write: impl FnOnce(&mut crate::protocol::Writer<'_>, &[u8]),
     ) -> Result<Verdict, Fault> {
+        if self.is_name_undecided(id, backend, name) {
+            return Ok(self.pause(id));
+        }
         let mut room = [0; 16];
         let mut mark = 0;
         let own = match self.find_name(id, name) {
+            Some(number) if self.is_statement_undecided(backend, number) => return Ok(self.pause(id)),
             Some(number) => {
                 self.ensure(backend, number)?;
                 mark = number;

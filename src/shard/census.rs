@@ -1,0 +1,114 @@
+//! What must add up at any time, for the simulation: read only, all of it counted anew.
+
+use crate::ids::{BackendId, ClientId};
+use crate::io::Transport;
+use crate::session::RelayMode;
+
+use super::{BackendState, ClientState, Purpose, Shard, login};
+
+/// A shard's tables, counted.
+#[derive(Default, Debug)]
+pub struct Census {
+    /// Used slots.
+    pub clients: usize,
+    /// Used slots.
+    pub backends: usize,
+    /// Used slots.
+    pub cancels: usize,
+    /// Who has whom, as the clients say it.
+    pub clients_links: Vec<(ClientId, BackendId)>,
+    /// Who has whom, as the backends say it.
+    pub backends_links: Vec<(ClientId, BackendId)>,
+    /// Process ids of backends that a client in a mode which shares them has been given.
+    pub linked_processes: Vec<u32>,
+    /// Parts of pools.
+    pub pools: Vec<PoolCensus>,
+    /// Nodes of held-back requests in use.
+    pub nodes_used: usize,
+    /// Links broken and panics caught.
+    pub broken: u64,
+}
+
+/// A shard's part of one pool, counted.
+#[derive(Debug)]
+pub struct PoolCensus {
+    /// `database/user`.
+    pub name: String,
+    /// The server.
+    pub server: String,
+    /// As configured, over all shards.
+    pub size: u32,
+    /// This part's places.
+    pub permits: u32,
+    /// Places taken, as the part counts them.
+    pub open: u32,
+    /// Backends in the table that hold a place.
+    pub counted: u32,
+    /// Clients in the queue.
+    pub waiting: usize,
+    /// Clients of the table that wait.
+    pub waiting_counted: usize,
+    /// How long the first in the queue has waited.
+    pub oldest_wait: std::time::Duration,
+}
+
+impl<T: Transport> Shard<T> {
+    /// Counts everything; walks all tables.
+    pub fn census(&self) -> Census {
+        let mut census = Census {
+            clients: self.clients.len(),
+            backends: self.backends.len(),
+            cancels: self.cancels.len(),
+            nodes_used: self.settings.nodes_count - self.nodes.free_count(),
+            broken: self.counters.broken + self.counters.panics,
+            ..Census::default()
+        };
+        for (index, generation, client) in self.clients.iter() {
+            let id = ClientId { index, generation };
+            match &client.state {
+                ClientState::Linked(backend) | ClientState::Piped(backend) => census.clients_links.push((id, *backend)),
+                ClientState::Login(login) => {
+                    if let login::Stage::Applying(backend) = login.stage {
+                        census.clients_links.push((id, backend));
+                    }
+                }
+                ClientState::Startup | ClientState::Ready | ClientState::Waiting => {}
+            }
+        }
+        for (index, generation, backend) in self.backends.iter() {
+            if let BackendState::Linked(client) | BackendState::Piped(client) = backend.state {
+                census.backends_links.push((client, BackendId { index, generation }));
+                let shared = self.mode_of(backend.pool) != RelayMode::Session && backend.purpose != Purpose::Dedicated;
+                if shared {
+                    census.linked_processes.push(backend.process_id);
+                }
+            }
+        }
+        census.clients_links.sort_unstable_by_key(|(client, _)| client.index);
+        census.backends_links.sort_unstable_by_key(|(client, _)| client.index);
+        let now = self.io.now();
+        for id in self.pools.ids() {
+            let pool = self.pools.get(id);
+            let of_pool = self.backends.iter().filter(|(_, _, backend)| backend.pool == id);
+            let waits = |state: &ClientState| match state {
+                ClientState::Waiting => true,
+                ClientState::Login(login) => login.stage == login::Stage::Backend,
+                ClientState::Startup | ClientState::Ready | ClientState::Linked(_) | ClientState::Piped(_) => false,
+            };
+            let waiting = self.clients.iter().filter(|(_, _, client)| client.pool == Some(id) && waits(&client.state));
+            let oldest = pool.part.first_waiter(&self.waiters);
+            census.pools.push(PoolCensus {
+                name: format!("{}/{}", pool.key.database, pool.key.user),
+                server: pool.key.server.to_string(),
+                size: pool.settings.pool.size,
+                permits: pool.part.permits(),
+                open: pool.part.open(),
+                counted: of_pool.filter(|(_, _, backend)| backend.purpose == Purpose::Pool).count() as u32,
+                waiting: pool.part.waiting(),
+                waiting_counted: waiting.count(),
+                oldest_wait: oldest.map(|(_, since)| now.duration_since(since)).unwrap_or_default(),
+            });
+        }
+        census
+    }
+}

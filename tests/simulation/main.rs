@@ -1,0 +1,93 @@
+//! Shards, applications and a fake PostgreSQL on a virtual clock, from one seed: the code that runs is the code that
+//! ships; only sockets and time differ. A failure is a number.
+//!
+//! `SEED=n cargo test --test simulation replay -- --nocapture` runs one seed and prints its last lines;
+//! `scripts/simulate` runs many.
+
+mod application;
+mod coverage;
+mod dials;
+mod postgres;
+mod random;
+mod server;
+mod transport;
+mod wire;
+mod world;
+
+use std::time::{Duration, Instant};
+
+use coverage::Coverage;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text}")))
+}
+
+/// Runs one seed; when it fails, again with a trace, of which the last lines are printed.
+fn attempt(seed: u64) -> world::World {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| ()));
+    let (world, result) = world::run(seed, None, false);
+    std::panic::set_hook(hook);
+    if result.is_ok() {
+        return world;
+    }
+    let (world, result) = world::run(seed, None, true);
+    let lines = number("LINES").unwrap_or(60) as usize;
+    let trace = world.trace.as_ref().expect("it was asked for");
+    for line in trace.iter().skip(trace.len().saturating_sub(lines)) {
+        println!("{line}");
+    }
+    println!("{:?}", world.dials);
+    panic!("seed {seed} fails: {}", result.err().unwrap_or_else(|| "only without a trace".to_owned()));
+}
+
+/// Names the seeds that fail, up to so many, and why, without a word about how.
+fn survey(from: u64, count: u64, most: u64) {
+    std::panic::set_hook(Box::new(|_| ()));
+    let mut failures = 0;
+    for seed in from..from + count {
+        if let (_, Err(why)) = world::run(seed, None, false) {
+            println!("seed {seed}: {why}");
+            failures += 1;
+            if failures == most {
+                break;
+            }
+        }
+    }
+    println!("{failures} seeds of {count} failed");
+}
+
+#[test]
+fn seeds() {
+    let from = number("FROM").unwrap_or(1);
+    let count = number("SEEDS");
+    let seconds = Duration::from_secs(number("SECONDS").unwrap_or(60));
+    let started = Instant::now();
+    let mut coverage = Coverage::default();
+    let (mut steps, mut requests, mut seed) = (0, 0, from);
+    if let Some(most) = number("SURVEY") {
+        return survey(from, count.unwrap_or(1000), most);
+    }
+    while count.map_or(started.elapsed() < seconds, |count| seed < from + count) {
+        let world = attempt(seed);
+        steps += world.steps;
+        requests += world.requests;
+        coverage.add(&world.coverage);
+        seed += 1;
+    }
+    let count = seed - from;
+    let took = started.elapsed().as_secs_f64();
+    println!(
+        "{count} seeds from {from}: {steps} steps, {requests} actions, {:.0} seeds per second",
+        count as f64 / took
+    );
+    coverage.print();
+}
+
+#[test]
+fn replay() {
+    if let Some(seed) = number("SEED") {
+        attempt(seed);
+        println!("seed {seed} is clean");
+    }
+}
