@@ -220,6 +220,8 @@ struct Backend {
     unnamed: Unnamed,
     process_id: u32,
     key: u32,
+    /// A Flush of our own is on its way, and nothing has been answered since.
+    flushed: bool,
     /// Cancel connections under way for it.
     cancels: u32,
     /// What the server reports during its login.

@@ -391,7 +391,9 @@ impl<T: Transport> Shard<T> {
     pub(super) fn pause_for_answers(&mut self, id: ClientId, backend: BackendId) -> Verdict {
         let verdict = self.pause(id);
         let link = self.backend(backend).expect("a linked backend is there");
+        // One Flush is enough until something is answered.
         if link.pipeline.is_unsynced()
+            && !std::mem::replace(&mut link.flushed, true)
             && let Some(connection) = link.connection
         {
             self.write(connection, 8, |writer| writer.flush().expect("the room was asked for"));

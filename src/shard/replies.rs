@@ -115,6 +115,7 @@ impl<T: Transport> Shard<T> {
                         }
                     };
                     ready |= status.is_some();
+                    backend.flushed = false;
                     if tag == tag::ERROR_RESPONSE || own {
                         // What is said in its place must come behind what came before it.
                         self.flush_answer(id, bytes, run, at);
@@ -414,6 +415,12 @@ impl<T: Transport> Shard<T> {
             Expect::VirtualClose if number != 0 => {
                 if let Some(client) = client {
                     self.with_names(client, |names| names.unclose(number));
+                }
+            }
+            // The unnamed statement, brought along for its Bind.
+            Expect::OwnParse if number == 0 => {
+                if let Some(backend) = self.backend(id) {
+                    backend.unnamed = Unnamed::Others;
                 }
             }
             Expect::OwnParse => {
