@@ -70,7 +70,7 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     );
     check(
         "arena:\n  chunk_size: 5000",
-        "qcp.yaml:2: arena.chunk_size: found 5000: a multiple of 1024 from 4096 to 1048576 (bytes)",
+        "qcp.yaml:2: arena.chunk_size: found 5000: a multiple of 1024 from 16384 to 1048576 (bytes)",
     );
     check("arena: {total_size: 1 KB}", "qcp.yaml:1: arena.total_size: found 1 KB: from one chunk, 65 KB, to 1040 GB");
     check("arena: {chunks_count: 0}", "qcp.yaml:1: arena.chunks_count: found 0: a whole number from 1 to 16777216");

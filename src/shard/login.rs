@@ -412,8 +412,12 @@ impl<T: Transport> Shard<T> {
         asked
     }
 
-    /// A query of QCP's own. `false`: no memory, nothing was sent.
+    /// A query of QCP's own. `false`: no memory for it (or it is longer than a chunk), nothing was sent.
     pub(super) fn ask_own(&mut self, id: BackendId, sql: &[u8], mark: u32) -> bool {
+        // A startup packet may name thousands of settings, which are longer as SQL.
+        if sql.len() + 16 > self.io.arena().chunk_size() {
+            return false;
+        }
         let Some(backend) = self.backend(id) else { return true };
         let Some(connection) = backend.connection else { return true };
         if backend.pipeline.ask(Expect::OwnQuery, mark).is_err() {
