@@ -95,6 +95,8 @@ pub struct Pipeline {
     copy: Copy,
     /// Extended-protocol messages went out behind the last Sync.
     unsynced: bool,
+    /// They went out behind the last Flush, too: the server may keep its answers.
+    unflushed: bool,
     /// "The backend ... reads and discards messages until a Sync is reached" (Extended Query): the error is known, the
     /// Sync not yet sent.
     skipping: bool,
@@ -164,6 +166,7 @@ impl Pipeline {
             status: TransactionStatus::Idle,
             copy: Copy::None,
             unsynced: false,
+            unflushed: false,
             skipping: false,
             uncertain: false,
             syncs_ignored: 0,
@@ -195,6 +198,11 @@ impl Pipeline {
     /// Whether extended-protocol messages wait for a Sync, or the server discards everything until one.
     pub fn is_unsynced(&self) -> bool {
         self.unsynced || self.skipping
+    }
+
+    /// Whether the server may keep answers that a Flush would bring.
+    pub fn is_unflushed(&self) -> bool {
+        self.unflushed
     }
 
     /// Whether the server may be reading CopyData.
@@ -272,7 +280,11 @@ impl Pipeline {
             frontend::EXECUTE => self.ask(Expect::Execute, mark),
             frontend::CLOSE => self.ask(Expect::Close, mark),
             frontend::COPY_DONE | frontend::COPY_FAIL => self.end_copy(),
-            frontend::FLUSH | frontend::COPY_DATA | frontend::TERMINATE | frontend::PASSWORD => Ok(()),
+            frontend::FLUSH => {
+                self.unflushed = false;
+                Ok(())
+            }
+            frontend::COPY_DATA | frontend::TERMINATE | frontend::PASSWORD => Ok(()),
             // The framer refuses other tags.
             _ => {
                 self.uncertain = true;
@@ -292,12 +304,16 @@ impl Pipeline {
             }
             Expect::Sync => {
                 self.unsynced = false;
+                self.unflushed = false;
                 self.skipping = false;
             }
             // Discarded by the server: "reads and discards messages until a Sync is reached".
             _ if self.skipping => return Ok(()),
             // A simple query ends the implicit transaction of what went before, as a Sync does.
-            Expect::Query | Expect::FunctionCall | Expect::OwnQuery => self.unsynced = false,
+            Expect::Query | Expect::FunctionCall | Expect::OwnQuery => {
+                self.unsynced = false;
+                self.unflushed = false;
+            }
             Expect::CopyEnd => {}
             Expect::VirtualParse | Expect::VirtualClose => {}
             Expect::Parse
@@ -306,7 +322,10 @@ impl Pipeline {
             | Expect::Execute
             | Expect::Close
             | Expect::OwnParse
-            | Expect::OwnClose => self.unsynced = true,
+            | Expect::OwnClose => {
+                self.unsynced = true;
+                self.unflushed = true;
+            }
         }
         if self.copy == Copy::In {
             // The server will take this for an error in the copy; what it discards then is not ours to guess.

@@ -52,7 +52,6 @@ impl<T: Transport> Shard<T> {
             unnamed: Unnamed::Others,
             process_id: 0,
             key: 0,
-            flushed: false,
             cancels: 0,
             reported: Vec::new(),
             addresses: Vec::new(),

@@ -1,8 +1,9 @@
 //! What must add up at any time, for the simulation: read only, all of it counted anew.
 
+use std::time::{Duration, Instant};
+
 use crate::ids::{BackendId, ClientId};
 use crate::io::Transport;
-use crate::session::RelayMode;
 
 use super::{BackendState, ClientState, Purpose, Shard, login};
 
@@ -19,12 +20,12 @@ pub struct Census {
     pub clients_links: Vec<(ClientId, BackendId)>,
     /// Who has whom, as the backends say it.
     pub backends_links: Vec<(ClientId, BackendId)>,
-    /// Process ids of backends that a client in a mode which shares them has been given.
-    pub linked_processes: Vec<u32>,
     /// Parts of pools.
     pub pools: Vec<PoolCensus>,
     /// Nodes of held-back requests in use.
     pub nodes_used: usize,
+    /// Texts of prepared statements that are kept.
+    pub statements: usize,
     /// Links broken and panics caught.
     pub broken: u64,
 }
@@ -46,10 +47,10 @@ pub struct PoolCensus {
     pub counted: u32,
     /// Clients in the queue.
     pub waiting: usize,
-    /// Clients of the table that wait.
-    pub waiting_counted: usize,
     /// How long the first in the queue has waited.
-    pub oldest_wait: std::time::Duration,
+    pub oldest_wait: Duration,
+    /// Who waits and since when, by the clients' table.
+    pub queue: Vec<(ClientId, Instant)>,
 }
 
 impl<T: Transport> Shard<T> {
@@ -60,6 +61,7 @@ impl<T: Transport> Shard<T> {
             backends: self.backends.len(),
             cancels: self.cancels.len(),
             nodes_used: self.settings.nodes_count - self.nodes.free_count(),
+            statements: self.statements.count(),
             broken: self.counters.broken + self.counters.panics,
             ..Census::default()
         };
@@ -78,10 +80,6 @@ impl<T: Transport> Shard<T> {
         for (index, generation, backend) in self.backends.iter() {
             if let BackendState::Linked(client) | BackendState::Piped(client) = backend.state {
                 census.backends_links.push((client, BackendId { index, generation }));
-                let shared = self.mode_of(backend.pool) != RelayMode::Session && backend.purpose != Purpose::Dedicated;
-                if shared {
-                    census.linked_processes.push(backend.process_id);
-                }
             }
         }
         census.clients_links.sort_unstable_by_key(|(client, _)| client.index);
@@ -96,6 +94,10 @@ impl<T: Transport> Shard<T> {
                 ClientState::Startup | ClientState::Ready | ClientState::Linked(_) | ClientState::Piped(_) => false,
             };
             let waiting = self.clients.iter().filter(|(_, _, client)| client.pool == Some(id) && waits(&client.state));
+            let queue = waiting.filter_map(|(index, generation, _)| {
+                let client = ClientId { index, generation };
+                Some((client, self.waiters.since(client)?))
+            });
             let oldest = pool.part.first_waiter(&self.waiters);
             census.pools.push(PoolCensus {
                 name: format!("{}/{}", pool.key.database, pool.key.user),
@@ -105,8 +107,8 @@ impl<T: Transport> Shard<T> {
                 open: pool.part.open(),
                 counted: of_pool.filter(|(_, _, backend)| backend.purpose == Purpose::Pool).count() as u32,
                 waiting: pool.part.waiting(),
-                waiting_counted: waiting.count(),
                 oldest_wait: oldest.map(|(_, since)| now.duration_since(since)).unwrap_or_default(),
+                queue: queue.collect(),
             });
         }
         census

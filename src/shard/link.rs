@@ -126,6 +126,7 @@ impl<T: Transport> Shard<T> {
             && client.pending.is_empty()
             && self.io.queued(connection).0 == 0 // nothing unsent
             && backend.cancels == 0
+            && !backend.fatal // its end follows, and the client has been told so
             && backend.unnamed != Unnamed::Parsed; // the one pin there is so far
         if !whole && self.io.queued(connection).0 > 0 {
             self.io.notify_drained(connection);

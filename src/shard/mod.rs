@@ -220,8 +220,6 @@ struct Backend {
     unnamed: Unnamed,
     process_id: u32,
     key: u32,
-    /// A Flush of our own is on its way, and nothing has been answered since.
-    flushed: bool,
     /// Cancel connections under way for it.
     cancels: u32,
     /// What the server reports during its login.
@@ -633,7 +631,14 @@ impl<T: Transport> Shard<T> {
 impl Backend {
     /// The server has this statement for certain. Without room to count it, it is closed before it is prepared again.
     fn confirm(&mut self, number: u32) {
-        if !self.prepared.confirm(number) && !self.stale.contains(&number) {
+        if !self.prepared.confirm(number) {
+            self.expect_stale(number);
+        }
+    }
+
+    /// The server may have this statement: it is closed before it is prepared again.
+    fn expect_stale(&mut self, number: u32) {
+        if !self.stale.contains(&number) {
             self.stale.push(number);
         }
     }

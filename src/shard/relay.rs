@@ -391,11 +391,12 @@ impl<T: Transport> Shard<T> {
     pub(super) fn pause_for_answers(&mut self, id: ClientId, backend: BackendId) -> Verdict {
         let verdict = self.pause(id);
         let link = self.backend(backend).expect("a linked backend is there");
-        // One Flush is enough until something is answered.
-        if link.pipeline.is_unsynced()
-            && !std::mem::replace(&mut link.flushed, true)
+        // Once: the message is looked at again more often than answers come.
+        if link.pipeline.is_unflushed()
             && let Some(connection) = link.connection
         {
+            let counted = link.pipeline.on_frontend(tag::FLUSH, 0);
+            debug_assert!(counted.is_ok(), "a Flush takes no room");
             self.write(connection, 8, |writer| writer.flush().expect("the room was asked for"));
         }
         verdict

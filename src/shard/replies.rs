@@ -115,7 +115,6 @@ impl<T: Transport> Shard<T> {
                         }
                     };
                     ready |= status.is_some();
-                    backend.flushed = false;
                     if tag == tag::ERROR_RESPONSE || own {
                         // What is said in its place must come behind what came before it.
                         self.flush_answer(id, bytes, run, at);
@@ -428,10 +427,12 @@ impl<T: Transport> Shard<T> {
                     backend.prepared.remove(number);
                 }
             }
-            // The server has not read it: the statement is still there.
+            // The server has not read it, so the statement is still there, unless an earlier Close had been read by then.
+            // Another Close before it is prepared again is right in both cases.
             Expect::OwnClose if number != 0 => {
                 if let Some(backend) = self.backend(id) {
-                    backend.confirm(number);
+                    backend.prepared.remove(number);
+                    backend.expect_stale(number);
                 }
             }
             _ => {}

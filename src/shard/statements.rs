@@ -51,6 +51,11 @@ impl Statements {
         }
     }
 
+    /// Texts that are kept.
+    pub(super) fn count(&self) -> usize {
+        self.statements.len()
+    }
+
     /// The number of a text; the caller holds it.
     pub(super) fn intern(&mut self, text: &[u8]) -> Result<Number, Full> {
         let hash = self.hasher.hash_one(text);

@@ -511,6 +511,7 @@ impl Application {
     }
 
     fn call(&mut self) -> Vec<u8> {
+        self.unnamed = false;
         let value = self.mark().to_string();
         let mut body = 1u32.to_be_bytes().to_vec();
         body.extend_from_slice(&[0, 0, 0, 1]);

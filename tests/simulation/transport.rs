@@ -80,7 +80,6 @@ pub struct Pipes {
     /// Chunks that clients can never take.
     backend_reserve: usize,
     pub connect_errno: Option<Errno>,
-    pub starved: u64,
     pub late: u64,
 }
 
@@ -101,9 +100,16 @@ impl Pipes {
             listening: true,
             backend_reserve,
             connect_errno: None,
-            starved: 0,
             late: 0,
         }
+    }
+
+    /// Drops all connections and what they hold.
+    pub fn end(&mut self) {
+        while let Some((index, generation)) = self.connections.next_used(0) {
+            self.connections.remove(index, generation);
+        }
+        self.scratch.rest();
     }
 
     pub fn set_now(&mut self, now: Instant) {
@@ -230,7 +236,6 @@ impl Pipes {
         let connection = self.get(id).expect("looked at above");
         let reserve = SCRATCH_RESERVE + if connection.group == Group::Client { reserve } else { 0 };
         if free <= reserve {
-            self.starved += 1;
             return Err(());
         }
         let was_late = !connection.wanted;

@@ -6,14 +6,14 @@ use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use qcp::ids::{ConnectionId, ShardId};
 use qcp::io::doorbell::Doorbell;
 use qcp::io::{Errno, Event, SocketAddress};
 use qcp::memory::Arena;
-use qcp::shard::census::Census;
+use qcp::shard::census::{Census, PoolCensus};
 use qcp::shard::mailbox::{Address, mailboxes};
 use qcp::shard::{Mail, Settings, Shard};
 
@@ -89,6 +89,8 @@ struct Core {
     ring_planned: bool,
     busy_at: u64,
     stopped: bool,
+    /// As it was after the last event.
+    last: Census,
 }
 
 pub struct World {
@@ -168,7 +170,15 @@ impl World {
             };
             let pipes = Pipes::new(arena.clone(), base, dials.chunks / 4);
             let shard = Shard::new(pipes, settings, catalogue.clone(), mailbox, clients_all.clone());
-            cores.push(Core { shard, arena, doorbell, ring_planned: false, busy_at: 0, stopped: false });
+            cores.push(Core {
+                shard,
+                arena,
+                doorbell,
+                ring_planned: false,
+                busy_at: 0,
+                stopped: false,
+                last: Census::default(),
+            });
         }
         let applications = (0..dials.clients as u32).map(|id| Application::new(id, &dials, &mut random)).collect();
         let mut world = Self {
@@ -387,7 +397,7 @@ impl World {
         }
         // As the pump does: often while there is traffic, and for as long as somebody waits.
         let busy = self.now < self.cores[core].busy_at + 20 * MILLI;
-        let waits = self.cores[core].shard.census().pools.iter().any(|pool| pool.waiting > 0);
+        let waits = self.cores[core].last.pools.iter().any(|pool| pool.waiting > 0);
         self.plan(if busy || waits { 5 * MILLI } else { 100 * MILLI }, Action::Tick(core));
         self.feed(core, Event::Tick);
         self.look_at_waits();
@@ -945,7 +955,27 @@ impl World {
         for pool in &census.pools {
             assert!(pool.open <= pool.permits, "{pool:?}");
             assert_eq!(pool.open, pool.counted, "{pool:?}");
-            assert_eq!(pool.waiting, pool.waiting_counted, "{pool:?}");
+            assert_eq!(pool.waiting, pool.queue.len(), "{pool:?}");
+        }
+        self.look_at_order(core, &census);
+        self.cores[core].last = census;
+    }
+
+    /// Who waits longest in a shard's queue is served first.
+    fn look_at_order(&mut self, core: usize, census: &Census) {
+        for before in &self.cores[core].last.pools {
+            let same = |pool: &&PoolCensus| (&pool.name, &pool.server) == (&before.name, &before.server);
+            let Some(after) = census.pools.iter().find(same) else { continue };
+            if after.permits > before.permits {
+                self.coverage.note("mail: Give");
+            }
+            for (client, since) in &before.queue {
+                let served = census.clients_links.iter().any(|(linked, _)| linked == client);
+                let passed = after.queue.iter().find(|(_, other)| other < since);
+                if let (true, Some((older, _))) = (served, passed) {
+                    panic!("{client:?} is served before {older:?}, who has waited longer");
+                }
+            }
         }
     }
 
@@ -993,15 +1023,20 @@ impl World {
         for (index, core) in self.cores.iter_mut().enumerate() {
             let census = core.shard.census();
             assert!(core.stopped, "shard {index} has not stopped: {census:?}");
-            let left = (census.clients, census.backends, census.cancels, census.nodes_used);
-            assert_eq!((left.0, left.1, left.3), (0, 0, 0), "shard {index} keeps something: {census:?}");
-            let _ = &core.arena;
+            let left = (census.clients, census.backends, census.nodes_used);
+            assert_eq!(left, (0, 0, 0), "shard {index} keeps something: {census:?}");
+            // Texts of prepared statements stay, each in a block: what a client or a backend held has come back.
+            core.shard.io.end();
+            let kept = core.arena.chunk_count() - core.arena.free_count();
+            assert!(kept <= census.statements, "shard {index} keeps {kept} chunks: {census:?}");
         }
         for one in &self.applications {
             assert!(self.quitting.is_some() || one.stage == application::Stage::Gone);
         }
-        let starved: u64 = self.cores.iter().map(|core| core.shard.io.starved).sum();
-        let _ = (starved, Ordering::Relaxed);
+        let late: u64 = self.cores.iter().map(|core| core.shard.io.late).sum();
+        if late > 0 {
+            self.coverage.note("bytes after a stop");
+        }
     }
 }
 
