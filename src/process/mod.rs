@@ -106,6 +106,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
     let config = Arc::new(config);
     let clients_all = Arc::new(AtomicU32::new(0));
     let mut handles = Vec::new();
+    let (ended, ends) = mpsc::channel();
     let parts = listening.shards.into_iter().zip(doorbells).zip(boxes);
     for (at, ((listeners, doorbell), mailbox)) in parts.enumerate() {
         let start = shards::Start {
@@ -116,6 +117,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
             doorbell,
             mailbox,
             clients_all: clients_all.clone(),
+            ended: ended.clone(),
         };
         handles.push(shards::start(start).map_err(Error::Shard)?);
     }
@@ -133,9 +135,9 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
     info!("qcp {} listens on {} with {cores} cores", env!("CARGO_PKG_VERSION"), where_to.join(", "));
 
     let mut outcome = Ok(());
-    for handle in handles {
-        let ended = handle.join().map_err(|error| io::Error::other(error.to_string())).and_then(|ended| ended);
-        if let Err(error) = ended {
+    drop(ended);
+    for outcome_of_one in ends {
+        if let Err(error) = outcome_of_one {
             error!("a shard ended: {error}");
             // The others cannot serve its clients: the process ends, so that whoever watches it starts it anew.
             for address in &addresses {
@@ -143,6 +145,10 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
             }
             outcome = Err(Error::Shard(error));
         }
+    }
+    for handle in handles {
+        // How it ended has been told.
+        let _ = handle.join();
     }
     drop(listening.socket_files);
     info!("qcp has stopped");
