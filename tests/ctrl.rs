@@ -172,7 +172,7 @@ fn the_socket_is_found_by_the_configuration() {
     assert_eq!(ctrl(&file).code, 0);
     let missing = ctrl(&scratch.0.join("none.yaml"));
     assert_eq!(missing.code, 2);
-    assert!(missing.stderr.contains("none.yaml: No such file"), "{missing:?}");
+    assert!(missing.stderr.contains("none.yaml: cannot be read: No such file"), "{missing:?}");
     server.close().until_exit();
 }
 

@@ -2,12 +2,13 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
+use qcp::config::{self, Config, control_sockets};
 use qcp::control::client::{Connection, Failure};
 use qcp::control::command::{Command, Topic};
 use qcp::control::report::Draining;
@@ -106,34 +107,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn candidates(arguments: &Arguments) -> Result<Vec<PathBuf>, String> {
+fn candidates(arguments: &Arguments) -> Result<Vec<PathBuf>, config::Error> {
     if let Some(path) = &arguments.socket {
         return Ok(vec![path.clone()]);
     }
-    let configured = arguments.config.as_deref().map(configured_socket).transpose()?.flatten();
-    Ok(match configured {
-        Some(path) => vec![path],
-        None => {
-            let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-            qcp::control::default_paths(runtime_dir.as_deref())
-        }
-    })
-}
-
-/// REPLACE with `qcp::config::Config::load(path)?.0.control_socket` once `config` is there: this reads the one key and
-/// checks nothing else.
-fn configured_socket(path: &Path) -> Result<Option<PathBuf>, String> {
-    #[derive(Deserialize)]
-    struct Partial {
-        control: Option<Control>,
-    }
-    #[derive(Deserialize)]
-    struct Control {
-        socket: Option<PathBuf>,
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let partial: Partial = serde_yaml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
-    Ok(partial.control.and_then(|control| control.socket))
+    // Its warnings are for whoever starts the pooler.
+    let loaded = arguments.config.as_deref().map(Config::load).transpose()?;
+    let configured = loaded.and_then(|(config, _)| config.control_socket);
+    let runtime_directory = std::env::var_os("XDG_RUNTIME_DIR");
+    Ok(control_sockets(configured.as_deref(), runtime_directory.as_deref()))
 }
 
 fn run(candidates: &[PathBuf], request: &Request) -> Result<(), Failure> {

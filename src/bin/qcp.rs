@@ -25,6 +25,11 @@ struct Arguments {
     cores: Option<u16>,
 
     /// Check the configuration, log in to every server, say how it went, and exit: 0 if all is well, 1 if not
+    ///
+    /// Prints one line for each server and database: host reached, login accepted, database there, version, primary or
+    /// standby. The databases are those of `databases`, and for all others PGDATABASE (default: postgres); the user is
+    /// PGUSER (default: postgres). No password is sent: a server that asks for one is well with `auth: {method:
+    /// server}`, since clients answer it themselves. Each login may take reconnect.connect_timeout.
     #[arg(long)]
     check: bool,
 }

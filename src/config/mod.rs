@@ -167,19 +167,44 @@ impl Config {
         if listed.is_none() && self.databases_only {
             return None;
         }
-        let servers = listed.and_then(|listed| listed.servers.as_ref()).unwrap_or(&self.servers);
-        let server_database = listed.and_then(|listed| listed.dbname.as_deref()).unwrap_or(database);
+        let (servers, server_database) = self.place(database, listed);
         let mut settings = self.everyone.clone();
         for changes in listed.map(|listed| &listed.changes).into_iter().chain(self.users.get(user)) {
             settings = changes.over(settings);
         }
         Some(PoolConfig {
-            servers: servers.clone(),
+            servers: servers.to_owned(),
             server_database: server_database.to_owned(),
             relay_mode: settings.relay_mode,
             dedicated: self.dedicated_databases.contains(database) || self.dedicated_users.contains(user),
             pool: settings.pool,
         })
+    }
+
+    /// Each server that clients can get to, in the order in which the file comes to it, with the databases there.
+    /// `unlisted` stands for the databases that the file does not name.
+    pub fn destinations<'a>(&'a self, unlisted: &'a str) -> Vec<(&'a ServerAddress, Vec<&'a str>)> {
+        let unlisted = (!self.databases_only).then_some((unlisted, self.other_databases.as_ref()));
+        let listed = self.databases.iter().map(|(name, listed)| (name.as_str(), Some(listed)));
+        let mut destinations: Vec<(&ServerAddress, Vec<&str>)> = Vec::new();
+        for (database, listed) in unlisted.into_iter().chain(listed) {
+            let (servers, server_database) = self.place(database, listed);
+            for server in servers {
+                match destinations.iter_mut().find(|(known, _)| *known == server) {
+                    Some((_, there)) if there.contains(&server_database) => {}
+                    Some((_, there)) => there.push(server_database),
+                    None => destinations.push((server, vec![server_database])),
+                }
+            }
+        }
+        destinations
+    }
+
+    /// Where a database lives, and what it is called there.
+    fn place<'a>(&'a self, database: &'a str, listed: Option<&'a Database>) -> (&'a [ServerAddress], &'a str) {
+        let servers = listed.and_then(|listed| listed.servers.as_deref()).unwrap_or(&self.servers);
+        let server_database = listed.and_then(|listed| listed.dbname.as_deref()).unwrap_or(database);
+        (servers, server_database)
     }
 
     /// Refuses pools that have less than one backend for each shard, because a pool is split statically so far. This is

@@ -22,7 +22,8 @@ use crate::session::RelayMode;
 
 const LISTEN_PORT: u16 = 8080;
 const CHUNK_SIZE: u64 = 66_560;
-const CHUNK_SIZE_MIN: u64 = 4096;
+/// A startup packet (10,000 bytes) and what a server says in a login must fit.
+const CHUNK_SIZE_MIN: u64 = 16384;
 const CHUNK_SIZE_MAX: u64 = 1 << 20;
 const CHUNK_SIZE_UNIT: u64 = 1024;
 const CHUNKS_COUNT: u32 = 3150;

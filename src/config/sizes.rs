@@ -15,8 +15,7 @@ const SIZE_UNITS: [(&str, u64); 4] = [("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1
 /// More digits than this after the point of a size say nothing that a byte could show.
 const FRACTION_DIGITS_MAX: usize = 12;
 
-/// `10s`, `100ms`, `5m`, `1h`: a whole number and a unit. `None` if it is anything else or longer than
-/// [`DURATION_MAX`].
+/// `10s`, `100ms`, `5m`, `1h`: a whole number and a unit. `None` if it is anything else or longer than 366 days.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let (number, unit) = split_unit(text);
     let unit_ms = unit_named(&DURATION_UNITS, unit)?;

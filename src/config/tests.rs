@@ -70,7 +70,7 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     );
     check(
         "arena:\n  chunk_size: 5000",
-        "qcp.yaml:2: arena.chunk_size: found 5000: a multiple of 1024 from 4096 to 1048576 (bytes)",
+        "qcp.yaml:2: arena.chunk_size: found 5000: a multiple of 1024 from 16384 to 1048576 (bytes)",
     );
     check("arena: {total_size: 1 KB}", "qcp.yaml:1: arena.total_size: found 1 KB: from one chunk, 65 KB, to 1040 GB");
     check("arena: {chunks_count: 0}", "qcp.yaml:1: arena.chunks_count: found 0: a whole number from 1 to 16777216");
@@ -307,6 +307,23 @@ fn the_control_socket_is_where_it_was_put_or_in_one_of_two_places() {
     check(None, Some("not/absolute"), &["/run/qcp/control.sock"]);
     check(Some("/tmp/c"), Some("/run/user/7"), &["/tmp/c"]);
     assert_eq!(parse("control: {socket: /tmp/c}").control_socket, Some("/tmp/c".into()));
+}
+
+#[test]
+fn every_server_that_clients_get_to_is_a_destination() {
+    let check = |text: &str, expected: &[(&str, &[&str])]| {
+        let config = parse(text);
+        let found: Vec<_> = config.destinations("x").into_iter().map(|(to, there)| (to.to_string(), there)).collect();
+        let expected: Vec<_> = expected.iter().map(|(to, there)| (to.to_string(), there.to_vec())).collect();
+        assert_eq!(found, expected, "{text}");
+    };
+    check("", &[("127.0.0.1:5432", &["x"])]);
+    check("servers: [b, a]", &[("b:5432", &["x"]), ("a:5432", &["x"])]);
+    // A database that is called as the one that stands for all others does not hide their servers.
+    check("servers: [a]\ndatabases: {x: {servers: [b]}, y: {}}", &[("a:5432", &["x", "y"]), ("b:5432", &["x"])]);
+    check("servers: [a]\ndatabases: {y: {servers: [b, a], dbname: x}}", &[("a:5432", &["x"]), ("b:5432", &["x"])]);
+    check("servers: [a]\ndatabases: {\"*\": {servers: [b], dbname: z}}", &[("b:5432", &["z"])]);
+    check("databases_only: true\ndatabases: {y: {servers: [b]}}", &[("b:5432", &["y"])]);
 }
 
 /// Texts that are nearly configurations: keys and values of ours in any order and nesting.

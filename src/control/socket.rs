@@ -1,7 +1,7 @@
 //! The answering end of the control socket, in the process of the pooler.
 //!
 //! A plain thread serves one connection at a time, and each only so long: a peer that is silent delays the next one by
-//! [`PATIENCE`] at most. The file is for its owner only from the moment that it exists, at any time at most one process
+//! `PATIENCE` at most. The file is for its owner only from the moment that it exists, at any time at most one process
 //! holds it, and it is gone when the process ends; what a killed process left behind is told apart from what a living
 //! one holds by asking it.
 

@@ -3,8 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
 
-use glommio::io::BufferedFile;
 use super::doorbell::Doorbell;
+use glommio::io::BufferedFile;
 
 /// An eventfd that the ring signals while the shard is parked. Owned by one shard.
 pub struct Park {

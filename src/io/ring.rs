@@ -47,8 +47,8 @@ const VECTORS: usize = 128;
 const COALESCE_MAX: usize = 4096;
 /// Chunks left for messages of our own when the arena is nearly used up.
 const SCRATCH_RESERVE: usize = 2;
-/// A receive of at least this share of a chunk says that a large answer is under way.
-const BULK_SHARE: usize = 2;
+/// A smaller receive than this says that the large answer is through.
+const BULK_MIN: usize = 4096;
 /// How long a peer may take to accept what is sent before a close.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -59,7 +59,8 @@ pub struct Ring {
     buffers: [Buffers; 2],
     connections: Slab<Connection>,
     nodes: Nodes,
-    vectors: Vec<Box<Vector>>,
+    /// Never grows: the kernel reads them where they are.
+    vectors: Box<[Vector]>,
     vectors_free: Vec<u16>,
     arena: Arena,
     scratch: Scratch,
@@ -69,6 +70,8 @@ pub struct Ring {
     dirty: Vec<ConnectionId>,
     /// Connections whose receive found no buffer, for each group.
     starved: [VecDeque<ConnectionId>; 2],
+    /// Closing, with operations in flight that are cancelled at the end of the turn.
+    closing: Vec<ConnectionId>,
     lingering: Vec<(ConnectionId, Instant)>,
     /// Ended by [`Transport::abort`]; their owners have yet to hear of it.
     aborted: Vec<ConnectionId>,
@@ -102,7 +105,7 @@ struct Connection {
     wanted: bool,
     sending: Sending,
     connecting: Option<Box<SockaddrStorage>>,
-    /// The last receive was large: receive one chunk at a time.
+    /// A large answer is under way: receive one chunk at a time, as the reader takes it.
     bulk: bool,
     dirty: bool,
     notify: bool,
@@ -192,7 +195,7 @@ impl Ring {
         ];
         let vector = || {
             // SAFETY: all-zero is a valid value of both C structs.
-            Box::new(unsafe { std::mem::zeroed::<Vector>() })
+            unsafe { std::mem::zeroed::<Vector>() }
         };
         let resolver = Resolver::new(doorbell.clone());
         let mut this = Self {
@@ -211,6 +214,7 @@ impl Ring {
                 VecDeque::with_capacity(settings.connections_max),
                 VecDeque::with_capacity(settings.connections_max),
             ],
+            closing: Vec::new(),
             lingering: Vec::new(),
             aborted: Vec::new(),
             listeners: Vec::new(),
@@ -399,7 +403,7 @@ impl Ring {
         }
         let alive = connection.closing == Closing::No && !connection.ended;
         let event = if let Some(bytes) = bytes {
-            connection.bulk = bytes.len() >= self.arena.chunk_size() / BULK_SHARE;
+            connection.bulk &= bytes.len() >= BULK_MIN;
             alive.then_some(Event::Received { connection: id, bytes })
         } else {
             match -result {
@@ -558,11 +562,23 @@ impl Ring {
         connection.closing = Closing::Waiting;
         connection.wanted = false;
         if connection.operations > 0 {
+            self.closing.push(id);
+        }
+        self.finished_check(id);
+    }
+
+    /// Cancels what is still in flight of closing connections. Most often the peer's own end has come in the same turn,
+    /// and there is nothing to cancel.
+    fn cancel_closing(&mut self) {
+        while let Some(id) = self.closing.pop() {
+            let Some(connection) = self.connections.get_mut(id.index, id.generation) else { continue };
+            if connection.closing != Closing::Waiting || connection.operations == 0 {
+                continue;
+            }
             connection.operations += 1;
             let all = types::CancelBuilder::fd(types::Fd(connection.socket)).all();
             self.push(opcode::AsyncCancel2::new(all).build().user_data(user_data(Operation::Cancel, id)));
         }
-        self.finished_check(id);
     }
 
     fn insert(&mut self, socket: OwnedFd, group: Group, local: bool) -> Result<ConnectionId, OwnedFd> {
@@ -616,6 +632,7 @@ impl Ring {
             }
         }
         self.dirty.clear();
+        self.cancel_closing();
         self.scratch.rest();
         self.refill();
     }
@@ -663,7 +680,7 @@ impl Ring {
         let socket = types::Fd(connection.socket);
         let vector = if outbox.pieces() > 1 { self.vectors_free.pop() } else { None };
         let entry = if let Some(number) = vector {
-            let vector = &mut *self.vectors[number as usize];
+            let vector = &mut self.vectors[number as usize];
             let mut count = 0;
             for (slice, piece) in outbox.iter(&self.nodes).zip(&mut vector.pieces) {
                 *piece = libc::iovec { iov_base: slice.as_ptr().cast_mut().cast(), iov_len: slice.len() };
@@ -798,6 +815,8 @@ impl Transport for Ring {
             (true, Receive::Off) => self.arm_receive(id),
             (false, Receive::Armed) => {
                 connection.receive = Receive::Cancelling;
+                // More has come than the reader takes: from now on one chunk at a time, which needs no cancellation.
+                connection.bulk = true;
                 connection.operations += 1;
                 let entry = opcode::AsyncCancel::new(user_data(Operation::Receive, id)).build();
                 self.push(entry.user_data(user_data(Operation::Cancel, id)));

@@ -109,7 +109,9 @@ impl Part {
 
     /// A client needs a backend now. Waiters come first.
     pub fn checkout(&mut self, waiters: &mut Waiters, client: ClientId, now: Instant, queue_max: u32) -> Checkout {
-        if self.queue.is_empty() && let Some(backend) = self.idle.pop() {
+        if self.queue.is_empty()
+            && let Some(backend) = self.idle.pop()
+        {
             self.lent += 1;
             return Checkout::Ready(backend);
         }

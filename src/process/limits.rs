@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn locked_memory_grows_with_the_shards_unless_exempt() {
         assert_eq!(locked_memory_needed(1, false), 512 << 10);
-        assert_eq!(locked_memory_needed(64, false), 64 * 450 << 10);
+        assert_eq!(locked_memory_needed(64, false), (64 * 450) << 10);
         assert_eq!(locked_memory_needed(64, true), 512 << 10);
     }
 

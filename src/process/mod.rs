@@ -5,11 +5,11 @@ pub mod limits;
 pub mod listeners;
 pub mod log;
 
+mod check;
 mod shards;
 
 use std::fmt;
 use std::io;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
@@ -26,6 +26,8 @@ use crate::control::wire::Answer;
 use crate::ids::ShardId;
 use crate::io::doorbell::Doorbell;
 use crate::shard::mailbox::{Address, Mail, mailboxes};
+
+pub use check::check;
 
 /// Why the pooler did not start, or stopped.
 #[derive(Debug)]
@@ -104,6 +106,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
     let config = Arc::new(config);
     let clients_all = Arc::new(AtomicU32::new(0));
     let mut handles = Vec::new();
+    let (ended, ends) = mpsc::channel();
     let parts = listening.shards.into_iter().zip(doorbells).zip(boxes);
     for (at, ((listeners, doorbell), mailbox)) in parts.enumerate() {
         let start = shards::Start {
@@ -114,6 +117,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
             doorbell,
             mailbox,
             clients_all: clients_all.clone(),
+            ended: ended.clone(),
         };
         handles.push(shards::start(start).map_err(Error::Shard)?);
     }
@@ -131,9 +135,9 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
     info!("qcp {} listens on {} with {cores} cores", env!("CARGO_PKG_VERSION"), where_to.join(", "));
 
     let mut outcome = Ok(());
-    for handle in handles {
-        let ended = handle.join().map_err(|error| io::Error::other(error.to_string())).and_then(|ended| ended);
-        if let Err(error) = ended {
+    drop(ended);
+    for outcome_of_one in ends {
+        if let Err(error) = outcome_of_one {
             error!("a shard ended: {error}");
             // The others cannot serve its clients: the process ends, so that whoever watches it starts it anew.
             for address in &addresses {
@@ -141,6 +145,10 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
             }
             outcome = Err(Error::Shard(error));
         }
+    }
+    for handle in handles {
+        // How it ended has been told.
+        let _ = handle.join();
     }
     drop(listening.socket_files);
     info!("qcp has stopped");
@@ -194,8 +202,7 @@ impl Desk {
             Command::Quit { now } => {
                 self.quit(*now);
                 let timeout = if *now { Duration::ZERO } else { self.config.shutdown_timeout };
-                let draining =
-                    Draining { pid: std::process::id(), shutdown_timeout_ms: timeout.as_millis() as u64 };
+                let draining = Draining { pid: std::process::id(), shutdown_timeout_ms: timeout.as_millis() as u64 };
                 Ok(draining.reply())
             }
             Command::Status => Ok(self.status()?.reply()),
@@ -250,10 +257,4 @@ fn resident_bytes() -> Option<u64> {
     let line = statistics.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes << 10)
-}
-
-/// Logs in to every server and prints one line for each; success if all is well.
-pub fn check(_config: &Config) -> ExitCode {
-    eprintln!("qcp: --check is not built yet");
-    ExitCode::FAILURE
 }

@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
@@ -40,6 +41,22 @@ pub(super) struct Start {
     pub doorbell: Doorbell,
     pub mailbox: Mailbox,
     pub clients_all: Arc<AtomicU32>,
+    /// Told once, when the shard has ended, however that came about.
+    pub ended: Sender<io::Result<()>>,
+}
+
+/// Tells the end of a shard, also when its thread unwinds.
+struct Obituary {
+    ended: Sender<io::Result<()>>,
+    outcome: Option<io::Result<()>>,
+}
+
+impl Drop for Obituary {
+    fn drop(&mut self) {
+        let outcome = self.outcome.take().unwrap_or_else(|| Err(io::Error::other("its thread panicked")));
+        // Nobody listens any more only when the process ends anyway.
+        let _ = self.ended.send(outcome);
+    }
 }
 
 /// The configuration, as the shard asks for it.
@@ -63,7 +80,7 @@ impl Catalogue for Settings {
 }
 
 /// Starts one shard. The handle ends when it has drained.
-pub(super) fn start(start: Start) -> io::Result<ExecutorJoinHandle<io::Result<()>>> {
+pub(super) fn start(start: Start) -> io::Result<ExecutorJoinHandle<()>> {
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     let placement = match cores.get(start.id.0 as usize) {
         Some(core) => Placement::Fixed(core.id),
@@ -75,7 +92,10 @@ pub(super) fn start(start: Start) -> io::Result<ExecutorJoinHandle<io::Result<()
         .ring_depth(256)
         // Together with the tick task below: glommio 0.9 can park with runnable tasks when this is short.
         .preempt_timer(Duration::from_secs(10))
-        .spawn(move || run(start));
+        .spawn(move || async move {
+            let mut obituary = Obituary { ended: start.ended.clone(), outcome: None };
+            obituary.outcome = Some(run(start).await);
+        });
     executor.map_err(|error| io::Error::other(error.to_string()))
 }
 
@@ -136,7 +156,9 @@ fn turn(shard: &mut Shard<Ring>) -> (bool, bool) {
         let connection = connection_of(&event);
         if catch_unwind(AssertUnwindSafe(|| shard.on_event(event))).is_err() {
             log::error!("a panic was caught; the link that it happened on is closed");
-            shard.on_panic(connection);
+            if catch_unwind(AssertUnwindSafe(|| shard.on_panic(connection))).is_err() {
+                log::error!("closing it panicked too");
+            }
         }
     }
     (busy, ticked)
@@ -154,7 +176,7 @@ fn connection_of(event: &Event) -> Option<ConnectionId> {
 }
 
 fn build(start: Start) -> io::Result<Shard<Ring>> {
-    let Start { id, cores, config, listeners, doorbell, mailbox, clients_all } = start;
+    let Start { id, cores, config, listeners, doorbell, mailbox, clients_all, ended: _ } = start;
     let sums = Sums::new(&config, cores);
     let settings = ring::Settings {
         arena: Arena::new(config.arena.chunk_size, sums.chunks)?,

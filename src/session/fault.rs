@@ -17,8 +17,10 @@ pub enum Fault {
     Malformed(Malformed),
     /// A startup packet that PostgreSQL would not take either.
     Startup(Refused),
-    /// A message that has no place here.
+    /// Something else than an answer while a login is under way.
     Unexpected(u8),
+    /// A password after the login.
+    OutOfPlace(u8),
     /// No login within `limits.login_timeout`.
     LoginTimeout,
     /// A statement name beyond what is kept.
@@ -95,10 +97,13 @@ impl Fault {
         let answer = |severity, code, message: String, log| Answer { severity, code, message, hint: None, log };
         let hint = |answer: Answer, hint| Answer { hint: Some(hint), ..answer };
         match self {
+            Self::Malformed(Malformed::UnknownTag(tag)) | Self::OutOfPlace(tag) => {
+                answer(Fatal, SqlState::PROTOCOL_VIOLATION, format!("invalid frontend message type {tag}"), Info)
+            }
             Self::Malformed(what) => answer(Fatal, SqlState::PROTOCOL_VIOLATION, what.to_string(), Info),
             Self::Startup(what) => answer(Fatal, what.code(), what.to_string(), Info),
             Self::Unexpected(tag) => {
-                let text = format!("unexpected message type \"{}\"", char::from(*tag).escape_default());
+                let text = format!("expected password response, got message type {tag}");
                 answer(Fatal, SqlState::PROTOCOL_VIOLATION, text, Info)
             }
             Self::LoginTimeout => {
@@ -186,12 +191,9 @@ impl Fault {
                 answer(Fatal, SqlState::OUT_OF_MEMORY, "qcp's arena is used up".to_owned(), Warn),
                 "Raise arena.chunks_count or arena.total_size.",
             ),
-            Self::NoRoom(what) => answer(
-                Fatal,
-                SqlState::CONFIGURATION_LIMIT_EXCEEDED,
-                format!("qcp has no room for more {what}"),
-                Warn,
-            ),
+            Self::NoRoom(what) => {
+                answer(Fatal, SqlState::CONFIGURATION_LIMIT_EXCEEDED, format!("qcp has no room for more {what}"), Warn)
+            }
             Self::StatementTooLong(size) => hint(
                 answer(
                     Fatal,
@@ -204,9 +206,7 @@ impl Fault {
             Self::UnknownDatabase(name) => {
                 answer(Fatal, SqlState::INVALID_CATALOG_NAME, format!("database \"{name}\" does not exist"), Info)
             }
-            Self::ShuttingDown => {
-                answer(Fatal, SqlState::ADMIN_SHUTDOWN, "qcp is shutting down".to_owned(), Debug)
-            }
+            Self::ShuttingDown => answer(Fatal, SqlState::ADMIN_SHUTDOWN, "qcp is shutting down".to_owned(), Debug),
             Self::Broken => answer(
                 Fatal,
                 SqlState::INTERNAL_ERROR,

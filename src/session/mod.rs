@@ -13,7 +13,7 @@ pub enum RelayMode {
     Statement,
 }
 
-pub mod pipeline;
-pub mod parameters;
-pub mod prepared;
 pub mod fault;
+pub mod parameters;
+pub mod pipeline;
+pub mod prepared;

@@ -211,7 +211,8 @@ impl Vectors {
         let unsure = |setting: &&Setting| again && !TRACKED.contains(&&*setting.name);
         let changed =
             |setting: &&Setting| unsure(setting) || find(old, &setting.name).as_deref() != Some(&*setting.value);
-        for setting in new.iter().filter(|setting| !is_role(setting)).chain(new.iter().filter(is_role)).filter(changed) {
+        for setting in new.iter().filter(|setting| !is_role(setting)).chain(new.iter().filter(is_role)).filter(changed)
+        {
             write_set(setting, sql);
         }
     }

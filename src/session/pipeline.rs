@@ -253,6 +253,15 @@ impl Pipeline {
         (self.length > 0).then(|| self.at(0))
     }
 
+    /// Whether a Parse or Close with this mark is still undecided in an *earlier* batch: an error there takes it back,
+    /// but not what comes behind the Sync.
+    pub fn is_undecided_before_sync(&self, mark: u32) -> bool {
+        let names = |expect| matches!(expect, Expect::Parse | Expect::VirtualParse | Expect::VirtualClose);
+        let entries = || (0..self.length).map(|at| self.at(at));
+        let first = entries().position(|entry| entry.mark == mark && names(entry.expect));
+        first.is_some_and(|first| entries().skip(first).any(|entry| entry.expect == Expect::Sync))
+    }
+
     /// The request that is `at` places behind the head.
     pub fn pending(&self, at: usize) -> Option<Entry> {
         (at < self.length).then(|| self.at(at))
@@ -338,9 +347,7 @@ impl Pipeline {
                 Ok(())
             }
             // Without a COPY the server ignores it; with one of which it has not spoken yet, the order matters.
-            Copy::None | Copy::InEnded | Copy::Out if self.length > 0 && !self.skipping => {
-                self.ask(Expect::CopyEnd, 0)
-            }
+            Copy::None | Copy::InEnded | Copy::Out if self.length > 0 && !self.skipping => self.ask(Expect::CopyEnd, 0),
             Copy::None | Copy::InEnded | Copy::Out => Ok(()),
         }
     }
@@ -462,7 +469,11 @@ impl Pipeline {
         self.copy = Copy::None;
         match head.expect {
             Expect::Query | Expect::FunctionCall | Expect::Sync | Expect::OwnQuery => {
-                if head.expect.is_own() { Reply::Swallow } else { Reply::Forward }
+                if head.expect.is_own() {
+                    Reply::Swallow
+                } else {
+                    Reply::Forward
+                }
             }
             _ => {
                 let sync = (0..self.length).find(|&at| self.at(at).expect == Expect::Sync);

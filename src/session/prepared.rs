@@ -148,6 +148,12 @@ impl<'a> Names<'a> {
         Some(found.number)
     }
 
+    /// The statements that `name` stands for and that are not settled: a Parse or Close is in the pipeline.
+    pub fn unsettled(&self, name: &[u8]) -> impl Iterator<Item = Number> {
+        let entries = self.entries().filter(move |(found, entry)| *entry == name && found.standing != Standing::Live);
+        entries.map(|(found, _)| found.number)
+    }
+
     /// A name that stands for `number`.
     pub fn name_of(&self, number: Number) -> Option<&[u8]> {
         self.entries().find(|(found, _)| found.number == number).map(|(_, name)| name)

@@ -19,7 +19,8 @@ impl<T: Transport> Shard<T> {
         }
         let limit = self.settings.clients_max;
         let before = self.clients_all.fetch_add(1, Ordering::Relaxed);
-        let inserted = if before < limit { self.clients.insert(Client::new(connection, self.io.now())).ok() } else { None };
+        let inserted =
+            if before < limit { self.clients.insert(Client::new(connection, self.io.now())).ok() } else { None };
         let Some((index, generation)) = inserted else {
             self.clients_all.fetch_sub(1, Ordering::Relaxed);
             let fault = Fault::TooManyClients(limit);
@@ -61,7 +62,10 @@ impl<T: Transport> Shard<T> {
             }
             Ok(Some((Packet::CancelRequest(request), _))) => {
                 let shard = ShardId((request.process_id >> 24) as u16);
-                let mail = Mail::Cancel { slot: (request.process_id & 0xff_ffff).wrapping_sub(1), secret: request.key.to_vec() };
+                let mail = Mail::Cancel {
+                    slot: (request.process_id & 0xff_ffff).wrapping_sub(1),
+                    secret: request.key.to_vec(),
+                };
                 if shard == self.settings.id {
                     self.on_one_mail(mail);
                 } else {

@@ -24,7 +24,12 @@ const LOGIN_MESSAGE_MAX: usize = 16 * 1024;
 impl<T: Transport> Shard<T> {
     /// Begins to open a backend; its place in the pool (or beside it) has been taken. `None`: the table is full, and the
     /// place is given back.
-    pub(super) fn open_backend(&mut self, pool: PoolId, purpose: Purpose, checks: Option<ClientId>) -> Option<BackendId> {
+    pub(super) fn open_backend(
+        &mut self,
+        pool: PoolId,
+        purpose: Purpose,
+        checks: Option<ClientId>,
+    ) -> Option<BackendId> {
         let now = self.io.now();
         let backend = Backend {
             connection: None,
@@ -272,9 +277,7 @@ impl<T: Transport> Shard<T> {
                 }
                 return;
             }
-            if dedicated {
-                self.io.send(connection, message.clone());
-            }
+            self.io.send(connection, message.clone());
             return;
         }
         backend.challenged = true;
@@ -343,8 +346,11 @@ impl<T: Transport> Shard<T> {
         let (pool, purpose, checks) = (backend.pool, backend.purpose, backend.checks.take());
         // All of them at once: a client that comes meanwhile must not be told half.
         let reported = std::mem::take(&mut backend.reported);
-        if !reported.is_empty() {
+        if !reported.is_empty() && self.pools.get(pool).parameters != reported {
             self.pools.get_mut(pool).parameters = reported;
+            if let Some((of, _)) = self.pools.get_mut(pool).greeting.take() {
+                self.vectors.let_go(of);
+            }
         }
         if self.pools.get_mut(pool).trouble.take().is_some() {
             log::info!("{}: connected again", self.pool_name(pool));
@@ -420,7 +426,8 @@ impl<T: Transport> Shard<T> {
                 backend.blamed = true;
                 self.note_trouble(pool, why);
                 if let Some(client) = checks {
-                    self.fail(client, &Fault::NoServer(why.to_owned()));
+                    let server = &self.pools.get(pool).key.server;
+                    self.fail(client, &Fault::NoServer(format!("{server}: {why}")));
                 }
             }
             BackendState::Idle | BackendState::Cleaning(_) => {
@@ -536,5 +543,4 @@ impl<T: Transport> Shard<T> {
         let lifetime = self.pools.get(backend.pool).settings.pool.lifetime;
         lifetime > Duration::ZERO && self.io.now().duration_since(backend.born) >= lifetime
     }
-
 }

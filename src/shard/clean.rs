@@ -6,10 +6,12 @@ use crate::ids::BackendId;
 use crate::io::{Close, Transport};
 use crate::protocol::TransactionStatus;
 use crate::protocol::tag::frontend;
+use crate::protocol::writer::NO_PARAMETERS;
 use crate::session::RelayMode;
 use crate::session::parameters::VectorId;
 use crate::session::pipeline::Expect;
 
+use super::requests::NOBODYS_NAME;
 use super::{BackendState, Shard};
 
 /// How far the cleaning is.
@@ -45,7 +47,7 @@ impl<T: Transport> Shard<T> {
         backend.deadline = Some(deadline);
         backend.paused = false;
         let Some(connection) = backend.connection else { return self.close_backend(id, Close::Now) };
-        if backend.pipeline.is_uncertain() || !backend.pipeline.has_room(2) {
+        if backend.pipeline.is_uncertain() || !backend.pipeline.has_room(3) {
             self.close_backend(id, Close::Flushed);
             return;
         }
@@ -55,8 +57,11 @@ impl<T: Transport> Shard<T> {
         if fail_copy {
             let _ = backend.pipeline.on_frontend(frontend::COPY_FAIL, 0);
         }
+        // What was not synced is not to be committed: the implicit transaction is made to fail first, by a Bind that
+        // cannot succeed.
         let sync = backend.pipeline.is_unsynced();
         if sync {
+            let _ = backend.pipeline.ask(Expect::Bind, 0);
             let _ = backend.pipeline.ask(Expect::Sync, 0);
         }
         self.io.receive(connection, true);
@@ -66,6 +71,7 @@ impl<T: Transport> Shard<T> {
                     writer.copy_fail(b"the client is gone").expect("the room was asked for");
                 }
                 if sync {
+                    writer.bind(b"", NOBODYS_NAME, NO_PARAMETERS).expect("the room was asked for");
                     writer.sync().expect("the room was asked for");
                 }
             });

@@ -239,6 +239,7 @@ impl<T: Transport> Shard<T> {
         let mid_message = !client.framer.at_boundary();
         client.pending.clear(&mut self.nodes);
         client.stash.clear();
+        client.unnamed.clear();
         if let Some(mut names) = client.names.take() {
             let mut names = Names::new(names.bytes_mut(), client.names_used as usize);
             while let Some(number) = names.take_any() {

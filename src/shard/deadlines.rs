@@ -14,7 +14,9 @@ const SCAN_EVERY: Duration = Duration::from_millis(250);
 impl<T: Transport> Shard<T> {
     pub(super) fn on_tick(&mut self) {
         let now = self.io.now();
-        for pool in self.pools.ids() {
+        let mut from = 0;
+        while let Some(pool) = self.pools.next_used(from) {
+            from = pool.0 + 1;
             self.expire_waiters(pool);
             if self.pools.get(pool).part.waiting() > 0 {
                 self.refill(pool);
@@ -46,7 +48,7 @@ impl<T: Transport> Shard<T> {
             }
             let Some((client, _)) = pool.part.pop_waiter(waiters) else { return };
             let fault = match (&pool.trouble, pool.part.lent()) {
-                (Some(why), 0) => Fault::NoServer(why.clone()),
+                (Some(why), 0) => Fault::NoServer(format!("{}: {why}", pool.key.server)),
                 _ => Fault::QueueTimeout {
                     pool: format!("{}/{}", pool.key.database, pool.key.user),
                     waiting: pool.part.waiting(),
@@ -105,7 +107,9 @@ impl<T: Transport> Shard<T> {
 
     /// Keeps `min_size`, and forgets pools that nobody uses.
     fn scan_pools(&mut self) {
-        for id in self.pools.ids() {
+        let mut from = 0;
+        while let Some(id) = self.pools.next_used(from) {
+            from = id.0 + 1;
             self.refill(id);
             self.return_places(id);
             for (raw, made) in self.pools.remove_if_unused(id) {
@@ -136,9 +140,7 @@ impl<T: Transport> Shard<T> {
                 ClientState::Startup | ClientState::Login(_) | ClientState::Ready | ClientState::Waiting => true,
                 ClientState::Piped(_) => false,
                 // In Session mode a client keeps its backend; it goes when nothing is under way.
-                ClientState::Linked(backend) => {
-                    self.backend(backend).is_none_or(|backend| backend.pipeline.is_whole())
-                }
+                ClientState::Linked(backend) => self.backend(backend).is_none_or(|backend| backend.pipeline.is_whole()),
             };
             if idle || at_once {
                 self.fail(id, &Fault::ShuttingDown);

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::ids::{BackendId, ClientId};
+use crate::ids::{BackendId, ClientId, PoolId};
 use crate::io::{Close, Transport};
 use crate::memory::Slice;
 use crate::pool::Refill;
@@ -17,7 +17,10 @@ use crate::session::parameters::{self, Setting, VectorId};
 use crate::session::pipeline::Expect;
 
 use super::pools::{Key, PROVEN_MAX};
-use super::{ClientState, Purpose, Shard};
+use super::{ClientState, Purpose, SECRET_SIZE, Shard};
+
+/// Secrets for clients' cancel keys that are fetched at once.
+const SECRETS_FETCHED: usize = 64;
 
 /// How long "no challenge" is believed.
 const TRUST_FOR: Duration = Duration::from_secs(30);
@@ -86,8 +89,7 @@ impl<T: Transport> Shard<T> {
         self.pools.get_mut(pool).clients += 1;
 
         let version = startup.version.negotiate().expect("other versions are refused");
-        let mut secret = [0; super::SECRET_SIZE];
-        getrandom::fill(&mut secret).expect("the kernel has random numbers");
+        let secret = self.next_secret();
         let client = self.client(id).expect("the caller has looked it up");
         client.pool = Some(pool);
         client.secret = secret;
@@ -242,7 +244,8 @@ impl<T: Transport> Shard<T> {
                 }
                 Ok(Step::Incomplete { .. }) => {
                     let arena = self.io.arena().clone();
-                    let kept = self.client(id).is_some_and(|client| client.stash.add_spare(&arena, &bytes[at..]).is_ok());
+                    let kept =
+                        self.client(id).is_some_and(|client| client.stash.add_spare(&arena, &bytes[at..]).is_ok());
                     if !kept {
                         self.fail(id, &Fault::NoMemory);
                         return;
@@ -262,7 +265,9 @@ impl<T: Transport> Shard<T> {
 
     /// The client is who it says. Its settings are tried where they are not known to be good.
     pub(super) fn admit(&mut self, id: ClientId) {
-        let Some(pool) = self.client(id).and_then(|client| client.pool) else { return };
+        let Some(client) = self.client(id) else { return };
+        let (connection, Some(pool)) = (client.connection, client.pool) else { return };
+        self.write(connection, 16, |writer| writer.authentication_ok().expect("the room was asked for"));
         if self.is_proven(id) && !self.pools.get(pool).parameters.is_empty() {
             self.complete_login(id);
             return;
@@ -333,7 +338,7 @@ impl<T: Transport> Shard<T> {
         self.give_back(backend);
     }
 
-    /// AuthenticationOk to ReadyForQuery, all of it QCP's own.
+    /// ParameterStatus to ReadyForQuery, all of it QCP's own.
     pub(super) fn complete_login(&mut self, id: ClientId) {
         let Some(client) = self.client(id) else { return };
         let (connection, wanted, secret, long_key) = (client.connection, client.wanted, client.secret, client.long_key);
@@ -344,21 +349,16 @@ impl<T: Transport> Shard<T> {
         client.framer = Framer::new(Direction::Frontend);
         self.vectors.let_go(login.raw);
         let process_id = self.process_id(id);
-        let (pools, vectors) = (&self.pools, &self.vectors);
-        let parameters = &pools.get(pool).parameters;
-        let size: usize = parameters.iter().map(|(name, value)| name.len() + value.len() + 16).sum();
-        let own: usize = vectors.settings(wanted).iter().map(|setting| setting.value.len()).sum();
-        let room = (size + own + 128).min(self.io.arena().chunk_size());
-        let written = self.io.scratch().write(room, |free| {
+        self.greet(pool, wanted);
+        let (_, greeting) = self.pools.get(pool).greeting.as_ref().expect("just made");
+        let written = self.io.scratch().write(greeting.len() + 64, |free| {
             let mut writer = crate::protocol::Writer::new(free);
-            let _ = writer.authentication_ok();
-            for (name, value) in parameters {
-                let lower = name.to_ascii_lowercase();
-                let value = vectors.get(wanted, &lower).unwrap_or(value);
-                let _ = writer.parameter_status(name.as_bytes(), value.as_bytes());
-            }
-            let _ = writer.backend_key_data(process_id, if long_key { &secret } else { &secret[..4] });
-            let _ = writer.ready_for_query(TransactionStatus::Idle);
+            let key = if long_key { &secret[..] } else { &secret[..4] };
+            let written = writer
+                .raw(greeting)
+                .and_then(|()| writer.backend_key_data(process_id, key))
+                .and_then(|()| writer.ready_for_query(TransactionStatus::Idle));
+            written.expect("the room was asked for");
             writer.written_size()
         });
         match written {
@@ -367,6 +367,30 @@ impl<T: Transport> Shard<T> {
                 self.resume_client(id);
             }
             None => self.fail(id, &Fault::NoMemory),
+        }
+    }
+
+    /// Makes the pool's greeting that of clients with these settings. Most clients of a pool have the same.
+    fn greet(&mut self, pool: PoolId, wanted: VectorId) {
+        let entry = self.pools.get(pool);
+        if entry.greeting.as_ref().is_some_and(|(of, _)| *of == wanted) {
+            return;
+        }
+        let parameters = &entry.parameters;
+        let own: usize = self.vectors.settings(wanted).iter().map(|setting| setting.value.len()).sum();
+        let size: usize = parameters.iter().map(|(name, value)| name.len() + value.len() + 16).sum();
+        // What does not fit into a chunk beside the key is left out: clients need none of it to go on.
+        let mut room = vec![0; (size + own).min(self.io.arena().chunk_size() - 64)];
+        let mut writer = crate::protocol::Writer::new(&mut room);
+        for (name, value) in parameters {
+            let value = self.vectors.get(wanted, &name.to_ascii_lowercase()).unwrap_or(value);
+            let _ = writer.parameter_status(name.as_bytes(), value.as_bytes());
+        }
+        let greeting = writer.written().into();
+        let wanted = self.vectors.hold(wanted);
+        let old = self.pools.get_mut(pool).greeting.replace((wanted, greeting));
+        if let Some((old, _)) = old {
+            self.vectors.let_go(old);
         }
     }
 
@@ -388,8 +412,12 @@ impl<T: Transport> Shard<T> {
         asked
     }
 
-    /// A query of QCP's own. `false`: no memory, nothing was sent.
+    /// A query of QCP's own. `false`: no memory for it (or it is longer than a chunk), nothing was sent.
     pub(super) fn ask_own(&mut self, id: BackendId, sql: &[u8], mark: u32) -> bool {
+        // A startup packet may name thousands of settings, which are longer as SQL.
+        if sql.len() + 16 > self.io.arena().chunk_size() {
+            return false;
+        }
         let Some(backend) = self.backend(id) else { return true };
         let Some(connection) = backend.connection else { return true };
         if backend.pipeline.ask(Expect::OwnQuery, mark).is_err() {
@@ -417,6 +445,19 @@ impl<T: Transport> Shard<T> {
                 (0..count).min_by_key(|&at| load(&settings.servers[at])).expect("there are several")
             }
         }
+    }
+
+    /// A new secret, of the kernel's random numbers, which are fetched for many at a time.
+    fn next_secret(&mut self) -> [u8; SECRET_SIZE] {
+        if self.secrets.is_empty() {
+            let mut fetched = [0; SECRET_SIZE * SECRETS_FETCHED];
+            getrandom::fill(&mut fetched).expect("the kernel has random numbers");
+            let secrets = fetched
+                .chunks_exact(SECRET_SIZE)
+                .map(|secret| <[u8; SECRET_SIZE]>::try_from(secret).expect("of this size"));
+            self.secrets.extend(secrets);
+        }
+        self.secrets.pop().expect("just fetched")
     }
 
     /// Ends a login's hold on what it waited for; the client is going.

@@ -5,6 +5,7 @@
 //! road is in `relay`: a client's bytes, `link` (checkout, replay), the server's answer, `link` again (checkin).
 //!
 //! Invariant: a backend is linked to one client at most, and that client to it. Only `link` writes either side.
+#![forbid(unsafe_code)]
 
 mod accept;
 mod backend;
@@ -152,8 +153,12 @@ struct Client {
     /// Its prepared statements' names, packed by `session::prepared`.
     names: Option<Block>,
     names_used: u32,
-    /// Of a relayed login: told NegotiateProtocolVersion, long cancel keys.
+    /// Speaks protocol 3.2, which has longer cancel keys.
     long_key: bool,
+    /// Said Terminate while answers were due: it ends when it has them.
+    terminating: bool,
+    /// What its last Parse of the unnamed statement said, until that is bound.
+    unnamed: Stash,
     /// When the login ends at the latest; later, since when it is connected.
     since: Instant,
 }
@@ -237,8 +242,10 @@ struct Backend {
 enum Unnamed {
     /// Nobody's that is still linked.
     Others,
-    /// The linked client's, not yet bound.
+    /// The linked client's, not yet bound, and too large to be remembered: the client keeps its backend.
     Parsed,
+    /// The linked client's, not yet bound; the client remembers what it said.
+    Kept,
     /// The linked client's.
     Bound,
 }
@@ -305,14 +312,17 @@ pub struct Shard<T: Transport> {
     /// Clean backends to be handed on; so that a chain of hand-overs is a loop.
     returned: VecDeque<BackendId>,
     random: u64,
+    /// Secrets that no client has been given yet.
+    secrets: Vec<[u8; SECRET_SIZE]>,
     counters: Counters,
     running: Running,
     scan_at: Instant,
     started: Instant,
 }
 
-/// Bytes queued for a peer above which its source is not read.
-const QUEUED_CHUNKS_MAX: usize = 4;
+/// Bytes queued for a peer above which its source is not read: what streams is then read a chunk at a time, and costs
+/// fewer and larger receives.
+const QUEUED_MAX: usize = 16 * 1024;
 /// Pieces queued for a peer above which its source is not read.
 const QUEUED_PIECES_MAX: usize = 64;
 /// Requests up to this size wait in a block rather than in the chunk they came in.
@@ -378,6 +388,7 @@ impl<T: Transport> Shard<T> {
             awake: VecDeque::new(),
             returned: VecDeque::with_capacity(settings.backends_max),
             random: settings.seed | 1,
+            secrets: Vec::new(),
             counters: Counters::default(),
             running: Running::Yes,
             scan_at: now,
@@ -557,8 +568,7 @@ impl<T: Transport> Shard<T> {
         let arena = self.io.arena();
         let (free, count) = (arena.free_count(), arena.chunk_count());
         let allowed = match () {
-            () if free * 2 >= count => QUEUED_CHUNKS_MAX * arena.chunk_size(),
-            () if free * 4 >= count => arena.chunk_size(),
+            () if free * 4 >= count => QUEUED_MAX,
             () => 0,
         };
         bytes > allowed || pieces >= QUEUED_PIECES_MAX
@@ -652,6 +662,8 @@ impl Client {
             names: None,
             names_used: 0,
             long_key: false,
+            terminating: false,
+            unnamed: Stash::default(),
             since: now,
         }
     }

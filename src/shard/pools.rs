@@ -52,6 +52,8 @@ pub(super) struct Pool {
     pub askers: Vec<ClientId>,
     /// Settings that the server took: as given, and as it reports them.
     pub proven: Vec<(VectorId, VectorId)>,
+    /// What a client with these settings is told at the end of its login, but for its key.
+    pub greeting: Option<(VectorId, Box<[u8]>)>,
     /// Clients that belong to it.
     pub clients: u32,
     /// Backends of any purpose.
@@ -108,6 +110,7 @@ impl Pools {
             asking: false,
             askers: Vec::new(),
             proven: Vec::new(),
+            greeting: None,
             clients: 0,
             backends: 0,
             trouble: None,
@@ -150,13 +153,21 @@ impl Pools {
         let pool = self.slots[id.0 as usize].take().expect("looked at above");
         self.by_key.remove(&pool.key);
         self.vacant.push(id.0);
-        pool.proven
+        let mut held = pool.proven;
+        held.extend(pool.greeting.map(|(of, _)| (of, VectorId::NEUTRAL)));
+        held
     }
 
-    pub(super) fn ids(&self) -> impl Iterator<Item = PoolId> + use<> {
-        let used: Vec<u32> =
-            (0..self.slots.len() as u32).filter(|&index| self.slots[index as usize].is_some()).collect();
-        used.into_iter().map(PoolId)
+    pub(super) fn ids(&self) -> impl Iterator<Item = PoolId> {
+        let used = self.slots.iter().enumerate().filter(|(_, slot)| slot.is_some());
+        used.map(|(index, _)| PoolId(index as u32))
+    }
+
+    /// The first pool in a slot at or behind `index`: for walks that change the table on the way.
+    pub(super) fn next_used(&self, index: u32) -> Option<PoolId> {
+        let slots = self.slots.get(index as usize..)?;
+        let offset = slots.iter().position(Option::is_some)?;
+        Some(PoolId(index + offset as u32))
     }
 
     /// The next in turn of `count` servers.

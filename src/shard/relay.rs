@@ -109,7 +109,7 @@ impl<T: Transport> Shard<T> {
         loop {
             let Some(client) = self.clients.get_mut(id.index, id.generation) else { return };
             let mode = client.pool.map_or(RelayMode::Smart, |pool| self.pools.get(pool).settings.mode);
-            let before = client.framer.clone();
+            let before = client.framer;
             match client.framer.next(&bytes[at..], |tag, size| need(mode, tag, size)) {
                 Ok(Step::Message { tag, size, available }) => {
                     match self.on_request(id, Request { tag, size, at, available }, bytes, &mut run) {
@@ -182,7 +182,8 @@ impl<T: Transport> Shard<T> {
             return;
         }
         let Some(backend) = self.backend_of(id) else { return };
-        let Some(connection) = self.backends.get(backend.index, backend.generation).and_then(|backend| backend.connection)
+        let Some(connection) =
+            self.backends.get(backend.index, backend.generation).and_then(|backend| backend.connection)
         else {
             return;
         };
@@ -208,7 +209,8 @@ impl<T: Transport> Shard<T> {
             }
             return;
         }
-        if client.stash.is_empty() && rest.len() <= STASH_MAX && client.stash.add_spare(self.io.arena(), &rest).is_ok() {
+        if client.stash.is_empty() && rest.len() <= STASH_MAX && client.stash.add_spare(self.io.arena(), &rest).is_ok()
+        {
             return;
         }
         let connection = client.connection;
@@ -248,7 +250,7 @@ impl<T: Transport> Shard<T> {
         if client.discard != Discard::No {
             return self.discard_request(id, tag);
         }
-        if client.paused {
+        if client.paused || client.terminating {
             return Verdict::Pause;
         }
         let ready = matches!(client.state, ClientState::Ready);
@@ -270,11 +272,11 @@ impl<T: Transport> Shard<T> {
         match tag {
             tag::TERMINATE => {
                 self.flush_run(id, bytes, *run, request.at);
-                self.terminate(id);
+                self.on_terminate(id, backend);
                 return Verdict::Gone;
             }
             tag::PASSWORD => {
-                self.fail(id, &Fault::Unexpected(tag));
+                self.fail(id, &Fault::OutOfPlace(tag));
                 return Verdict::Gone;
             }
             _ => {}
@@ -301,6 +303,7 @@ impl<T: Transport> Shard<T> {
                 // "a simple Query message also destroys the unnamed statement" (Extended Query).
                 link.unnamed = Unnamed::Others;
                 self.counters.queries += 1;
+                self.client(id).expect("looked up above").unnamed.clear();
             }
             tag::SYNC | tag::FUNCTION_CALL => self.counters.queries += 1,
             tag::PARSE | tag::BIND | tag::DESCRIBE | tag::CLOSE => {
@@ -318,6 +321,20 @@ impl<T: Transport> Shard<T> {
         Verdict::Forward
     }
 
+    /// What was asked before is still answered, as on a direct connection; what was not synced has no effect.
+    fn on_terminate(&mut self, id: ClientId, backend: BackendId) {
+        let link = self.backend(backend).expect("a linked backend is there");
+        if link.pipeline.is_busy() && !link.pipeline.is_unsynced() {
+            let client = self.client(id).expect("the caller has looked it up");
+            client.terminating = true;
+            client.paused = true;
+            let source = client.connection;
+            self.io.receive(source, false);
+        } else {
+            self.terminate(id);
+        }
+    }
+
     /// The first message of a request: the client needs a backend.
     fn begin_request(&mut self, id: ClientId, tag: u8) -> Result<BackendId, Verdict> {
         match tag {
@@ -329,7 +346,7 @@ impl<T: Transport> Shard<T> {
             // waits for it.
             tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL | tag::FLUSH => return Err(Verdict::Drop),
             tag::PASSWORD => {
-                self.fail(id, &Fault::Unexpected(tag));
+                self.fail(id, &Fault::OutOfPlace(tag));
                 return Err(Verdict::Gone);
             }
             _ => {}

@@ -6,7 +6,7 @@ use crate::io::Transport;
 use crate::memory::Slice;
 use crate::protocol::error::{Severity, field};
 use crate::protocol::tag::backend as tag;
-use crate::protocol::{ErrorFields, SqlState, Step, TransactionStatus, reader};
+use crate::protocol::{ErrorFields, HEAD_SIZE, SqlState, Step, TransactionStatus, reader};
 use crate::session::RelayMode;
 use crate::session::fault::Fault;
 use crate::session::parameters;
@@ -16,6 +16,9 @@ use super::link::MARK_REPLAY;
 use super::login::MARK_APPLY;
 use super::requests::MARK_DUPLICATE;
 use super::{BackendState, ClientState, Shard, Unnamed};
+
+/// How a statement's name on backends begins where an error quotes it.
+const BACKEND_NAME: &[u8] = b"\"qcp_";
 
 /// Mark of the ROLLBACK of Statement mode.
 const MARK_STATEMENT_MODE: u32 = 5;
@@ -170,6 +173,12 @@ impl<T: Transport> Shard<T> {
         match backend.state {
             BackendState::Cleaning(_) => self.go_on_cleaning(id),
             BackendState::Linked(client) => {
+                if ready && self.client(client).is_some_and(|client| client.terminating) {
+                    if self.backend(id).is_some_and(|backend| !backend.pipeline.is_busy()) {
+                        self.dismiss(client);
+                    }
+                    return;
+                }
                 if self.client(client).is_some_and(|client| client.paused) {
                     self.resume_if_room(client, id);
                 }
@@ -245,12 +254,21 @@ impl<T: Transport> Shard<T> {
             }
             _ => {}
         }
-        match reply {
+        let pass = match reply {
             Reply::Forward => Pass::Client,
             Reply::Swallow => Pass::Nobody,
             Reply::Answered(entry) => self.on_answered(id, entry, message),
             Reply::Failed(entry) => self.on_failed(id, entry, message),
+        };
+        let names_statement = || memchr::memmem::find(message, BACKEND_NAME).is_some();
+        if tag == tag::ERROR_RESPONSE
+            && matches!(pass, Pass::Client)
+            && message.len() == size as usize
+            && names_statement()
+        {
+            return self.say_in_clients_words(id, message);
         }
+        pass
     }
 
     #[inline]
@@ -398,6 +416,12 @@ impl<T: Transport> Shard<T> {
                     self.with_names(client, |names| names.unclose(number));
                 }
             }
+            // The unnamed statement, brought along for its Bind.
+            Expect::OwnParse if number == 0 => {
+                if let Some(backend) = self.backend(id) {
+                    backend.unnamed = Unnamed::Others;
+                }
+            }
             Expect::OwnParse => {
                 if let Some(backend) = self.backend(id) {
                     backend.prepared.remove(number);
@@ -430,6 +454,42 @@ impl<T: Transport> Shard<T> {
         self.write(connection, text.len() + 128, |writer| {
             writer.error_response(&fields).expect("the room was asked for");
         });
+    }
+
+    /// An error that names a prepared statement as the backend knows it, with the client's names instead.
+    fn say_in_clients_words(&mut self, id: BackendId, message: &[u8]) -> Pass {
+        let Some(client) = self.client_of(id) else { return Pass::Nobody };
+        let mut text = Vec::with_capacity(message.len());
+        let mut rest = &message[HEAD_SIZE..];
+        while let Some(at) = memchr::memmem::find(rest, BACKEND_NAME) {
+            let (before, found) = rest.split_at(at + BACKEND_NAME.len());
+            let digits = found.iter().take_while(|byte| byte.is_ascii_digit()).count();
+            let number = std::str::from_utf8(&found[..digits]).ok().and_then(|digits| digits.parse().ok());
+            let mut own = None;
+            if let Some(number) = number {
+                self.with_names(client, |names| own = names.name_of(number).map(<[u8]>::to_vec));
+            }
+            match own {
+                Some(name) => {
+                    text.extend_from_slice(&before[..at + 1]);
+                    text.extend_from_slice(&name);
+                }
+                None => {
+                    text.extend_from_slice(before);
+                    text.extend_from_slice(&found[..digits]);
+                }
+            }
+            rest = &found[digits..];
+        }
+        text.extend_from_slice(rest);
+        let Some(connection) = self.client(client).map(|client| client.connection) else { return Pass::Nobody };
+        let length = (text.len() as u32 + 4).to_be_bytes();
+        self.write(connection, text.len() + HEAD_SIZE, |writer| {
+            let head = writer.raw(&[tag::ERROR_RESPONSE]).and_then(|()| writer.raw(&length));
+            // Longer than a chunk only with hundreds of names in it; then the connection is better closed than confused.
+            let _ = head.and_then(|()| writer.raw(&text));
+        });
+        Pass::Nobody
     }
 
     #[inline]
@@ -581,7 +641,8 @@ impl<T: Transport> Shard<T> {
             self.on_own_error(id);
             return Pass::Nobody;
         };
-        let text = String::from_utf8_lossy(reader::fields(message).get(field::MESSAGE).unwrap_or_default()).into_owned();
+        let text =
+            String::from_utf8_lossy(reader::fields(message).get(field::MESSAGE).unwrap_or_default()).into_owned();
         if mark == MARK_APPLY {
             // As on a direct connection: the server's own words, but fatal. The backend is as it was: what several
             // statements in one query set, their error has undone.

@@ -1,10 +1,10 @@
 //! What there is, for people: rows of plain data that `control` merges and prints.
 
+pub use crate::control::report::ShardReport;
 use crate::control::report::{
     BackendRow, BackendState as ReportedBackend, ClientRow, ClientState as ReportedClient, Counters, MemoryReport,
     PoolRow, RelayMode as ReportedMode,
 };
-pub use crate::control::report::ShardReport;
 use crate::ids::ClientId;
 use crate::io::Transport;
 use crate::session::RelayMode;

@@ -6,8 +6,8 @@
 use crate::ids::{BackendId, ClientId};
 use crate::io::Transport;
 use crate::memory::Slice;
-use crate::protocol::reader;
 use crate::protocol::TransactionStatus;
+use crate::protocol::reader;
 use crate::protocol::tag::{TargetKind, frontend as tag};
 use crate::session::RelayMode;
 use crate::session::fault::Fault;
@@ -22,7 +22,7 @@ use super::{Shard, Unnamed};
 pub(super) const MARK_DUPLICATE: u32 = 1 << 31;
 
 /// A name that no statement on a backend has.
-const NOBODYS_NAME: &[u8] = b"qcp_unknown";
+pub(super) const NOBODYS_NAME: &[u8] = b"qcp_unknown";
 
 impl<T: Transport> Shard<T> {
     /// Parse, Bind, Describe or Close, in a mode that shares backends. There is room for four requests.
@@ -36,11 +36,23 @@ impl<T: Transport> Shard<T> {
     ) -> Verdict {
         let message = &bytes[request.at..request.at + request.available];
         let whole = request.available == request.size as usize;
+        if self.is_unsettled(id, backend, request.tag, message) {
+            // What the name stands for depends on whether the batch before succeeds: its answer resumes.
+            let client = self.client(id).expect("the caller has looked it up");
+            client.paused = true;
+            return Verdict::Pause;
+        }
         let verdict = match request.tag {
             tag::PARSE => match reader::parse_name(message) {
                 Ok(Some(name)) if name.is_empty() => {
+                    let text = &message[name.end + 1..];
+                    let client = self.clients.get_mut(id.index, id.generation).expect("the caller has looked it up");
+                    client.unnamed.clear();
+                    // Without room for it, the backend stays until it is bound.
+                    let kept = whole && client.unnamed.add_spare(self.io.arena(), text).is_ok();
                     self.ask(backend, Expect::Parse, 0);
-                    self.backend(backend).expect("a linked backend is there").unnamed = Unnamed::Parsed;
+                    let link = self.backend(backend).expect("a linked backend is there");
+                    link.unnamed = if kept { Unnamed::Kept } else { Unnamed::Parsed };
                     Ok(Verdict::Forward)
                 }
                 Ok(Some(name)) if name.len() > NAME_SIZE_MAX => Err(Fault::NameTooLong),
@@ -84,7 +96,7 @@ impl<T: Transport> Shard<T> {
                     let name = &message[target.name.clone()];
                     match (request.tag == tag::CLOSE, name.is_empty()) {
                         (true, true) => {
-                            self.backend(backend).expect("a linked backend is there").unnamed = Unnamed::Others;
+                            self.forget_unnamed(id, backend);
                             self.ask(backend, Expect::Close, 0);
                             Ok(Verdict::Forward)
                         }
@@ -148,10 +160,13 @@ impl<T: Transport> Shard<T> {
             _ => {
                 let Ok(parse) = reader::parse(message) else { return false };
                 let text = &message[crate::protocol::HEAD_SIZE + parse.name.len() + 1..];
-                if parse.name.is_empty() || parse.name.len() > NAME_SIZE_MAX || self.find_name(id, parse.name).is_some() {
+                if parse.name.is_empty() || parse.name.len() > NAME_SIZE_MAX || self.find_name(id, parse.name).is_some()
+                {
                     return false;
                 }
-                let Some(number) = self.statements.find_accepted(text, self.pools.get(pool).serial) else { return false };
+                let Some(number) = self.statements.find_accepted(text, self.pools.get(pool).serial) else {
+                    return false;
+                };
                 if self.define_name(id, parse.name, number).is_err() {
                     self.statements.let_go(number);
                     return false;
@@ -296,9 +311,10 @@ impl<T: Transport> Shard<T> {
     ) -> Result<Verdict, Fault> {
         let link = self.backend(backend).expect("a linked backend is there");
         match link.unnamed {
-            Unnamed::Parsed | Unnamed::Bound => {
+            Unnamed::Parsed | Unnamed::Kept | Unnamed::Bound => {
                 if expect == Expect::Bind {
                     link.unnamed = Unnamed::Bound;
+                    self.client(id).expect("the caller has looked it up").unnamed.clear();
                 }
                 self.ask(backend, expect, 0);
                 return Ok(Verdict::Forward);
@@ -307,6 +323,26 @@ impl<T: Transport> Shard<T> {
         }
         self.flush_run(id, bytes, *run, request.at);
         *run = request.at;
+        let client = self.clients.get_mut(id.index, id.generation).expect("the caller has looked it up");
+        if !client.unnamed.is_empty() {
+            // Parsed on another backend: it comes along.
+            let text = client.unnamed.bytes();
+            let written = self.io.scratch().write(text.len() + 16, |free| {
+                let mut writer = crate::protocol::Writer::new(free);
+                writer.parse_head(b"", text.len()).and_then(|()| writer.raw(text)).expect("the room was asked for");
+                writer.written_size()
+            });
+            if expect == Expect::Bind {
+                client.unnamed.clear();
+            }
+            self.ask(backend, Expect::OwnParse, 0);
+            self.ask(backend, expect, 0);
+            let link = self.backend(backend).expect("a linked backend is there");
+            link.unnamed = if expect == Expect::Bind { Unnamed::Bound } else { Unnamed::Kept };
+            let (Some(bytes), Some(connection)) = (written, link.connection) else { return Err(Fault::NoMemory) };
+            self.io.send(connection, bytes);
+            return Ok(Verdict::Forward);
+        }
         // Closed first, so that the server itself says that there is none.
         self.ask(backend, Expect::OwnClose, 0);
         self.ask(backend, expect, 0);
@@ -314,6 +350,16 @@ impl<T: Transport> Shard<T> {
             writer.close(TargetKind::Statement, b"").expect("the room was asked for");
         });
         if closed { Ok(Verdict::Forward) } else { Err(Fault::NoMemory) }
+    }
+
+    /// The client has no unnamed statement any more.
+    pub(super) fn forget_unnamed(&mut self, id: ClientId, backend: BackendId) {
+        if let Some(client) = self.client(id) {
+            client.unnamed.clear();
+        }
+        if let Some(backend) = self.backend(backend) {
+            backend.unnamed = Unnamed::Others;
+        }
     }
 
     /// Prepares a statement on the backend if it is not there.
@@ -378,6 +424,24 @@ impl<T: Transport> Shard<T> {
             writer.close(TargetKind::Statement, name).expect("the room was asked for");
         });
         if sent { Ok(()) } else { Err(Fault::NoMemory) }
+    }
+
+    /// Whether the statement name in a message stands for something that an earlier batch has yet to decide.
+    fn is_unsettled(&mut self, id: ClientId, backend: BackendId, tag: u8, message: &[u8]) -> bool {
+        let Some(link) = self.backends.get(backend.index, backend.generation) else { return false };
+        if !link.pipeline.is_busy() {
+            return false;
+        }
+        let Some(client) = self.clients.get_mut(id.index, id.generation) else { return false };
+        let Some(block) = client.names.as_mut() else { return false };
+        let names = Names::new(block.bytes_mut(), client.names_used as usize);
+        let range = match tag {
+            tag::PARSE => reader::parse_name(message).ok().flatten(),
+            tag::BIND => reader::bind_names(message).ok().flatten().map(|names| names.statement),
+            _ => reader::target(message).ok().flatten().map(|target| target.name),
+        };
+        let Some(name) = range.map(|range| &message[range]) else { return false };
+        names.unsettled(name).any(|number| link.pipeline.is_undecided_before_sync(number))
     }
 
     fn find_name(&mut self, id: ClientId, name: &[u8]) -> Option<Number> {

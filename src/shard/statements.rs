@@ -67,9 +67,9 @@ impl Statements {
             }
         }
         let block = loop {
-            let room = self.bytes + text.len() <= self.bytes_max;
-            let block = if room { self.arena.spare_block(text.len()) } else { None };
-            match block {
+            // What counts is the block, which may be larger than the text.
+            let block = self.arena.spare_block(text.len());
+            match block.filter(|block| self.bytes + block.size() <= self.bytes_max) {
                 Some(block) => break block,
                 None => self.drop_oldest().then_some(()).ok_or(Full)?,
             }

@@ -415,7 +415,8 @@ impl Application {
             let mut known = named || self.unnamed;
             if random.below(if named { 3 } else { 2 }) == 0 || !known {
                 // Mostly one name means one text, as in an application.
-                let at = if random.below(4) == 0 { random.below(TEXTS.len()) } else { name.len() + self.id as usize % 2 };
+                let at =
+                    if random.below(4) == 0 { random.below(TEXTS.len()) } else { name.len() + self.id as usize % 2 };
                 messages.push(message(b'P', format!("{name}\0{}\0\0\0", TEXTS[at]).as_bytes()));
                 known = true;
                 self.unnamed |= !named;

@@ -71,9 +71,9 @@ impl Coverage {
     pub fn missing(&self) -> Vec<String> {
         let is_missing = |what: &String| !self.0.keys().any(|reached| reached.starts_with(&**what));
         #[cfg(debug_assertions)]
-        let transitions = TRANSITIONS.iter().flat_map(|(expect, tags)| {
-            tags.chars().map(move |tag| format!("pipeline: {expect} {tag}"))
-        });
+        let transitions = TRANSITIONS
+            .iter()
+            .flat_map(|(expect, tags)| tags.chars().map(move |tag| format!("pipeline: {expect} {tag}")));
         #[cfg(not(debug_assertions))]
         let transitions = std::iter::empty();
         REQUIRED.iter().map(|what| (*what).to_owned()).chain(transitions).filter(is_missing).collect()

@@ -80,7 +80,10 @@ fn seeds() {
     }
     let count = seed - from;
     let took = started.elapsed().as_secs_f64();
-    println!("{count} seeds from {from}: {steps} steps, {requests} actions, {:.0} seeds per second", count as f64 / took);
+    println!(
+        "{count} seeds from {from}: {steps} steps, {requests} actions, {:.0} seeds per second",
+        count as f64 / took
+    );
     #[cfg(debug_assertions)]
     coverage.take_transitions();
     coverage.print();

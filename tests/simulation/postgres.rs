@@ -31,8 +31,15 @@ enum Mode {
     Ready,
     /// "reads and discards messages until a Sync is reached".
     Skipping,
-    CopyIn { by: By, rows: usize },
-    Sleeping { by: By, mark: Option<Mark>, ms: u64 },
+    CopyIn {
+        by: By,
+        rows: usize,
+    },
+    Sleeping {
+        by: By,
+        mark: Option<Mark>,
+        ms: u64,
+    },
 }
 
 /// What a statement was started by.
@@ -381,7 +388,11 @@ impl Session {
             types.extend_from_slice(&25u32.to_be_bytes()[..4 * count as usize]);
             put(&mut self.out, b't', &types);
         }
-        if returns_rows(&text) { self.put_row_description() } else { put(&mut self.out, b'n', b"") }
+        if returns_rows(&text) {
+            self.put_row_description()
+        } else {
+            put(&mut self.out, b'n', b"")
+        }
         Ok(())
     }
 

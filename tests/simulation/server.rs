@@ -48,7 +48,10 @@ pub enum Arrived {
     Answer(Vec<u8>),
     /// It is answered, and the connection is closed.
     Refused(Vec<u8>),
-    Cancel { process_id: u32, key: u32 },
+    Cancel {
+        process_id: u32,
+        key: u32,
+    },
 }
 
 /// What a server's owner has turned on.

@@ -18,18 +18,34 @@ pub type Peer = u32;
 
 /// What the shard did that the world has to act upon.
 pub enum Wish {
-    Connect { connection: ConnectionId, address: SocketAddress },
+    Connect {
+        connection: ConnectionId,
+        address: SocketAddress,
+    },
     /// There is something to send.
-    Wrote { connection: ConnectionId },
+    Wrote {
+        connection: ConnectionId,
+    },
     /// It wants to receive.
-    Receives { connection: ConnectionId },
+    Receives {
+        connection: ConnectionId,
+    },
     /// Closed, after what was sent before; the slot is gone.
-    Closed { peer: Peer },
+    Closed {
+        peer: Peer,
+    },
     /// Closed when what is queued has left.
-    Closing { connection: ConnectionId },
+    Closing {
+        connection: ConnectionId,
+    },
     /// Given up: its owner is to hear that it has ended.
-    Aborted { connection: ConnectionId },
-    Resolve { ticket: u64, port: u16 },
+    Aborted {
+        connection: ConnectionId,
+    },
+    Resolve {
+        ticket: u64,
+        port: u16,
+    },
 }
 
 struct Connection {

@@ -143,7 +143,8 @@ impl World {
         let drawn = Dials::new(&mut random);
         let dials = dials.unwrap_or(drawn);
         let base = Instant::now();
-        let doorbells: Vec<Doorbell> = (0..dials.shards).map(|_| Doorbell::new().expect("descriptors are left")).collect();
+        let doorbells: Vec<Doorbell> =
+            (0..dials.shards).map(|_| Doorbell::new().expect("descriptors are left")).collect();
         let (addresses, boxes) = mailboxes(&doorbells);
         let clients_all = Arc::new(AtomicU32::new(0));
         let catalogue = Rc::new(Everything(dials.clone()));
@@ -169,7 +170,15 @@ impl World {
             };
             let pipes = Pipes::new(arena.clone(), base, dials.chunks / 4);
             let shard = Shard::new(pipes, settings, catalogue.clone(), mailbox, clients_all.clone());
-            cores.push(Core { shard, arena, doorbell, ring_planned: false, busy_at: 0, stopped: false, last: Census::default() });
+            cores.push(Core {
+                shard,
+                arena,
+                doorbell,
+                ring_planned: false,
+                busy_at: 0,
+                stopped: false,
+                last: Census::default(),
+            });
         }
         let applications = (0..dials.clients as u32).map(|id| Application::new(id, &dials, &mut random)).collect();
         let mut world = Self {
@@ -466,7 +475,10 @@ impl World {
                 trace!(self, "client {index}: closed by the pooler");
                 let excused = told || self.dials.has_faults() || self.quitting.is_some();
                 assert!(excused, "client {index} was closed without a word");
-                assert!(!half || self.dials.has_faults() || self.quitting.is_some(), "client {index} got half a message");
+                assert!(
+                    !half || self.dials.has_faults() || self.quitting.is_some(),
+                    "client {index} got half a message"
+                );
             }
             Peer::Server(index) => {
                 self.servers[index].left = true;
@@ -541,7 +553,8 @@ impl World {
         if one.held.is_empty() && !settled {
             if one.cancels < 3 && random.in_thousand(dials.cancels) {
                 self.cancel(index);
-            } else if one.is_copying() || one.alone || one.sent_size() > 30_000 || !random.in_thousand(dials.pipelining) {
+            } else if one.is_copying() || one.alone || one.sent_size() > 30_000 || !random.in_thousand(dials.pipelining)
+            {
                 self.plan(5 * MILLI, Action::Act(index));
                 return;
             }
@@ -893,8 +906,8 @@ impl World {
         }
         if let Some(holder) = self.servers[index].holder {
             let one = &self.applications[holder as usize];
-            let wanted = one.cancels > 0 || one.stage == application::Stage::Gone
-                || one.stage == application::Stage::Dismissed;
+            let wanted =
+                one.cancels > 0 || one.stage == application::Stage::Gone || one.stage == application::Stage::Dismissed;
             assert!(wanted, "client {holder} is hit by a cancel that is not its own");
         }
         self.coverage.note("cancel reached the server");
@@ -972,7 +985,8 @@ impl World {
             return;
         }
         let parts: Vec<Census> = self.cores.iter().map(|core| core.shard.census()).collect();
-        let mut names: Vec<_> = parts.iter().flat_map(|part| &part.pools).map(|pool| (&pool.name, &pool.server)).collect();
+        let mut names: Vec<_> =
+            parts.iter().flat_map(|part| &part.pools).map(|pool| (&pool.name, &pool.server)).collect();
         names.sort();
         names.dedup();
         for (name, server) in names {

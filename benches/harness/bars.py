@@ -1,0 +1,111 @@
+"""The bars that QCP has to clear, judged by the ratios of one run.
+
+A bar is *passed*, *failed* or *not measured*; what was measured in fewer than ROUNDS_MIN rounds, or against a floor that
+does not count, is not measured, whatever it shows.
+"""
+
+from dataclasses import dataclass
+
+ROUNDS_MIN = 5
+MODES = ("simple", "extended", "prepared")
+PASSED, FAILED, UNMEASURED = "passed", "FAILED", "not measured"
+
+
+@dataclass
+class Verdict:
+    bar: str
+    state: str
+    measured: str
+
+
+class Judge:
+    def __init__(self, results, rss_per_idle_client, cpus_count):
+        self.results = results
+        self.rss = rss_per_idle_client
+        self.cpus_count = cpus_count
+        self.verdicts = []
+        self.floor_counts = False
+
+    def judge(self):
+        self.judge_floor()
+        for mode in MODES:
+            self.judge_against_floor(f"{mode}-64", 1.3 if mode == "prepared" else 1.15)
+        self.at_most("simple-64: CPU, of PgBouncer's", 0.65, self.ratio("cpu_us", "simple-64", "qcp-1", "pgbouncer"))
+        self.at_most("extended-64: CPU, of PgBouncer's", 0.75, self.ratio("cpu_us", "extended-64", "qcp-1", "pgbouncer"))
+        for mode in MODES:
+            for clients in (1, 16, 256, 1_024):
+                name = f"{mode}-{clients}"
+                self.judge_against_floor(name, 1.25)
+                if mode != "prepared":
+                    self.at_most(f"{name}: CPU, of PgBouncer's", 1.0, self.ratio("cpu_us", name, "qcp-1", "pgbouncer"))
+        idle = self.quotient(self.value("cpu_us", "idle-64", "qcp-1"), self.value("cpu_us", "simple-64", "qcp-1"))
+        self.at_most("idle-64: CPU, of simple-64's", 1.05, idle)
+        self.at_most("simple-1: p50, of PgBouncer's", 1.1, self.ratio("p50_us", "simple-1", "qcp-1", "pgbouncer"))
+        self.at_most("simple-64: p99, of PgBouncer's", 0.9, self.ratio("p99_us", "simple-64", "qcp-1", "pgbouncer"))
+        self.at_most("2 shards: CPU, of 1 shard's", 1.05, self.ratio("cpu_us", "stub-simple-64", "qcp-2", "qcp-1"))
+        self.judge_throughput_of_two_shards()
+        self.at_most("result: CPU per GB, of haproxy's", 1.0, self.ratio("cpu_us", "result", "qcp-1", "haproxy"))
+        self.at_most("result: CPU per GB, of PgBouncer's", 1 / 3, self.ratio("cpu_us", "result", "qcp-1", "pgbouncer"))
+        self.at_least("result: throughput, of haproxy's", 0.95, self.ratio("per_second", "result", "qcp-1", "haproxy"))
+        self.at_most("churn: CPU, of PgBouncer's", 0.75, self.ratio("cpu_us", "churn", "qcp-1", "pgbouncer"))
+        self.at_most("RSS per idle client, bytes", 512, self.rss.get("qcp-1"))
+        self.at_most("simple-64: system calls", 0.5, self.system_calls("simple-64"))
+        self.at_most("simple-1: system calls", 4.5, self.system_calls("simple-1"))
+        self.note("heap allocations per transaction: 0", UNMEASURED, "by the library's own tests, not here")
+        return self.verdicts
+
+    def judge_floor(self):
+        """An honest floor is worth more than a flattering one: otherwise no bar is measured against it."""
+        before = len(self.verdicts)
+        self.at_most("the floor counts: CPU, of haproxy's", 0.65, self.ratio("cpu_us", "simple-64", "floor-ring", "haproxy"))
+        epoll = self.ratio("cpu_us", "simple-64", "floor-ring", "floor-epoll")
+        self.at_most("the floor counts: CPU, of the epoll floor's", 0.78, epoll)
+        self.floor_counts = all(verdict.state == PASSED for verdict in self.verdicts[before:])
+
+    def judge_against_floor(self, workload, limit):
+        ratio = self.ratio("cpu_us", workload, "qcp-1", "floor-ring")
+        bar = f"{workload}: CPU, of the ring floor's"
+        if ratio is not None and not self.floor_counts:
+            self.note(f"{bar} <= {limit}", UNMEASURED, f"{ratio:.3f}, but the floor does not count in this run")
+        else:
+            self.at_most(bar, limit, ratio)
+
+    def judge_throughput_of_two_shards(self):
+        ratio = self.ratio("per_second", "stub-simple-64", "qcp-2", "qcp-1")
+        bar = "2 shards: throughput, of 1 shard's"
+        if self.cpus_count >= 4:
+            self.at_least(bar, 1.85, ratio)
+        else:
+            shown = "" if ratio is None else f"{ratio:.3f}, "
+            self.note(f"{bar} >= 1.85", UNMEASURED, f"{shown}reported only: it takes 4 cores to judge")
+
+    def at_most(self, bar, limit, measured):
+        self.compare(f"{bar} <= {limit:.3g}", measured, measured is not None and measured <= limit)
+
+    def at_least(self, bar, limit, measured):
+        self.compare(f"{bar} >= {limit:.3g}", measured, measured is not None and measured >= limit)
+
+    def compare(self, bar, measured, holds):
+        if measured is None:
+            self.note(bar, UNMEASURED, "")
+        else:
+            self.note(bar, PASSED if holds else FAILED, f"{measured:.3f}")
+
+    def note(self, bar, state, measured):
+        self.verdicts.append(Verdict(bar, state, measured))
+
+    def ratio(self, key, workload, ours, theirs):
+        return self.quotient(self.value(key, workload, ours), self.value(key, workload, theirs))
+
+    @staticmethod
+    def quotient(ours, theirs):
+        return ours / theirs if ours is not None and theirs else None
+
+    def value(self, key, workload, contestant):
+        found = self.results.get(workload, {}).get(contestant, {})
+        if found.get("rounds", 0) < ROUNDS_MIN or key not in found:
+            return None
+        return found[key]["median"]
+
+    def system_calls(self, workload):
+        return self.results.get(workload, {}).get("qcp-1", {}).get("system_calls")

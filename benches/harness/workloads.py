@@ -1,0 +1,67 @@
+"""What is measured."""
+
+from dataclasses import dataclass
+
+POSTGRES = "postgres"
+STUB = "stub"
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    server: str
+    mode: str
+    clients: int
+    work: str = "select-1"
+    idle: int = 0
+    # Of workloads that run once instead of for a time; their costs are counted per GB.
+    size: int = 0
+
+    @property
+    def unit(self):
+        return "GB" if self.size else "transaction"
+
+    def is_for(self, contestant):
+        """Whether the contestant can take part at all; what it cannot do for another reason shows as its error."""
+        needs_our_statement = self.mode == "prepared" and self.work != "select-1"
+        if needs_our_statement and "prepared" in contestant.facts:
+            return False
+        return self.clients + self.idle <= contestant.clients_max
+
+    def arguments(self, contestant, quick):
+        arguments = ["--mode", self.mode, "--work", self.work, "--clients", str(self.clients), "--idle", str(self.idle)]
+        if self.size:
+            arguments += ["--size", str(self.size // 10 if quick else self.size)]
+        if self.mode == "prepared" and "prepared" in contestant.facts:
+            arguments += ["--skip-parse", "true"]
+        return arguments
+
+
+def workloads():
+    listed = []
+    for mode in ("simple", "extended", "prepared"):
+        listed += [Workload(f"{mode}-{clients}", POSTGRES, mode, clients) for clients in (1, 16, 64, 256, 1_024)]
+    for mode in ("simple", "extended", "prepared"):
+        listed.append(Workload(f"accounts-{mode}-64", POSTGRES, mode, 64, work="account"))
+    listed += [
+        Workload("idle-64", POSTGRES, "simple", 64, idle=10_000),
+        Workload("churn", POSTGRES, "churn", 16),
+        Workload("result", POSTGRES, "result", 1, size=1_000_000_000),
+        Workload("copy-in", POSTGRES, "copy-in", 1, size=200_000_000),
+        Workload("pipeline-16", POSTGRES, "pipeline", 16),
+    ]
+    for mode in ("simple", "extended", "prepared"):
+        listed += [Workload(f"stub-{mode}-{clients}", STUB, mode, clients) for clients in (1, 16, 64, 256, 1_024)]
+    listed += [Workload(f"stub-simple-{clients}", STUB, "simple", clients) for clients in (4_096, 10_000)]
+    listed += [
+        Workload("stub-idle-64", STUB, "simple", 64, idle=10_000),
+        Workload("stub-churn", STUB, "churn", 16),
+        Workload("stub-result", STUB, "result", 1, size=1_000_000_000),
+        Workload("stub-copy-in", STUB, "copy-in", 1, size=200_000_000),
+        Workload("stub-pipeline-16", STUB, "pipeline", 16),
+    ]
+    return listed
+
+
+QUICK = ("simple-1", "simple-64", "extended-64", "prepared-64", "churn", "result")
+QUICK_CONTESTANTS = ("qcp-1", "pgbouncer", "haproxy", "floor-ring", "floor-epoll")

@@ -1,0 +1,410 @@
+//! `qcp --check`: logs in to every server that clients can get to, and says in one line each how that went.
+//!
+//! Runs instead of the shards, on plain blocking sockets. No step is without an end: whoever does not answer within
+//! `reconnect.connect_timeout` has not answered.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::ToSocketAddrs;
+use std::os::fd::AsRawFd;
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{
+    AddressFamily, SetSockOpt, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, connect, setsockopt,
+    socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use crate::config::{AuthMethod, Config, ServerAddress, format_duration};
+use crate::io::Errno;
+use crate::protocol::error::field;
+use crate::protocol::reader::{self, Authentication};
+use crate::protocol::startup::Version;
+use crate::protocol::tag::backend as tag;
+use crate::protocol::writer::Full;
+use crate::protocol::{Direction, Framer, Malformed, Step, Writer};
+
+/// The user to log in as, and the database that stands for those the file does not name, where `PGUSER` and
+/// `PGDATABASE` say nothing.
+const NAME_DEFAULT: &str = "postgres";
+
+/// Longest message of a server's that is waited for.
+const MESSAGE_SIZE_MAX: usize = 64 * 1024;
+/// A startup packet with the longest names that a configuration and an environment are likely to have.
+const REQUEST_SIZE_MAX: usize = 8 * 1024;
+
+const RECOVERY_QUERY: &[u8] = b"SELECT pg_catalog.pg_is_in_recovery()";
+
+/// What a server that is well says.
+enum Welcome {
+    /// It lets this user in without a challenge.
+    In { version: String, is_standby: bool },
+    /// It asks for something first, by this method; whether the database is there, it says only after that.
+    Asks(String),
+}
+
+/// Why a login was not a success.
+enum Failure {
+    HostNotFound(String),
+    Unreachable(Errno),
+    /// Whether the connection was made by then.
+    TimedOut {
+        connected: bool,
+        after: Duration,
+    },
+    /// It closed the connection without a word.
+    Closed,
+    /// What it sends is no answer to a login.
+    Unexpected(u8),
+    Malformed(Malformed),
+    MessageTooLong(usize),
+    NameTooLong,
+    /// In the server's own words.
+    Refused(String),
+    /// It asks for something by this method, and `auth` has nobody who could answer.
+    NobodyToAnswer(String),
+}
+
+/// What came of one login, or of a server that no login can get to: one line.
+struct Finding<'a> {
+    server: &'a ServerAddress,
+    user: &'a str,
+    database: &'a str,
+    outcome: Result<Welcome, Failure>,
+}
+
+/// How a login goes about it; the same for all.
+#[derive(Clone, Copy)]
+struct Attempt<'a> {
+    user: &'a str,
+    method: AuthMethod,
+    timeout: Duration,
+}
+
+/// Success if all is well.
+pub fn check(config: &Config) -> ExitCode {
+    let named = |variable| std::env::var(variable).ok().filter(|name| !name.is_empty());
+    let user = named("PGUSER").unwrap_or_else(|| NAME_DEFAULT.to_owned());
+    let database = named("PGDATABASE").unwrap_or_else(|| NAME_DEFAULT.to_owned());
+    let attempt = Attempt { user: &user, method: config.auth.method, timeout: config.reconnect.connect_timeout };
+
+    let destinations = config.destinations(&database);
+    let mut all_well = true;
+    // Servers side by side, so that several dead ones do not add up; each has one login at a time.
+    thread::scope(|scope| {
+        let start = |(server, databases)| scope.spawn(move || check_server(server, databases, attempt));
+        let threads: Vec<_> = destinations.into_iter().map(start).collect();
+        for thread in threads {
+            for finding in thread.join().expect("a check does not panic") {
+                all_well &= finding.outcome.is_ok();
+                // The exit code is there for whoever has closed the other end.
+                let _ = writeln!(io::stdout(), "{finding}");
+            }
+        }
+    });
+    if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// One login for each database, as long as the server answers.
+fn check_server<'a>(server: &'a ServerAddress, databases: Vec<&'a str>, attempt: Attempt<'a>) -> Vec<Finding<'a>> {
+    let mut findings = Vec::new();
+    for database in databases {
+        let outcome = log_in(server, database, attempt);
+        let goes_on = outcome.as_ref().err().is_none_or(Failure::is_of_the_login);
+        findings.push(Finding { server, user: attempt.user, database, outcome });
+        if !goes_on {
+            break;
+        }
+    }
+    findings
+}
+
+fn log_in(server: &ServerAddress, database: &str, attempt: Attempt<'_>) -> Result<Welcome, Failure> {
+    let mut conversation = Conversation::open(server, attempt.timeout)?;
+    conversation.send(|writer| {
+        let parameters = [(&b"user"[..], attempt.user.as_bytes()), (b"database", database.as_bytes())];
+        writer.startup_message(Version::V3_0, parameters)
+    })?;
+    if let Some(asked) = conversation.first_word()? {
+        return match attempt.method {
+            AuthMethod::Server => Ok(Welcome::Asks(asked)),
+            AuthMethod::Trust => Err(Failure::NobodyToAnswer(asked)),
+        };
+    }
+    let version = conversation.greeting()?;
+    conversation.send(|writer| writer.query(RECOVERY_QUERY))?;
+    let is_standby = conversation.value()?.as_deref() == Some(b"t");
+    // The server would log a connection that is only dropped.
+    let _ = conversation.send(|writer| writer.terminate());
+    Ok(Welcome::In { version, is_standby })
+}
+
+/// A connection to a server, and what came over it and was not looked at yet.
+struct Conversation {
+    socket: File,
+    timeout: Duration,
+    until: Instant,
+    framer: Framer,
+    received: Vec<u8>,
+}
+
+impl Conversation {
+    fn open(server: &ServerAddress, timeout: Duration) -> Result<Self, Failure> {
+        let until = Instant::now() + timeout;
+        let mut failure = Failure::HostNotFound("it has no address".to_owned());
+        for address in addresses(server)? {
+            match dial(&*address, until) {
+                Ok(socket) => {
+                    let framer = Framer::new(Direction::Backend);
+                    return Ok(Self { socket, timeout, until, framer, received: Vec::new() });
+                }
+                Err(error) => failure = Failure::from_io(&error, false, timeout),
+            }
+        }
+        Err(failure)
+    }
+
+    fn send(&mut self, write: impl FnOnce(&mut Writer<'_>) -> Result<(), Full>) -> Result<(), Failure> {
+        let mut room = [0; REQUEST_SIZE_MAX];
+        let mut writer = Writer::new(&mut room);
+        write(&mut writer).map_err(|Full| Failure::NameTooLong)?;
+        let sent = self.socket.write_all(writer.written());
+        sent.map_err(|error| Failure::from_io(&error, true, self.timeout))
+    }
+
+    /// What the server asks for, if it does.
+    fn first_word(&mut self) -> Result<Option<String>, Failure> {
+        loop {
+            let (tag, message) = self.next()?;
+            match tag {
+                tag::AUTHENTICATION => {
+                    let authentication = reader::authentication(&message).map_err(Failure::Malformed)?;
+                    return method_of(&authentication).ok_or(Failure::Unexpected(tag));
+                }
+                tag::NEGOTIATE_PROTOCOL_VERSION | tag::NOTICE_RESPONSE => {}
+                _ => return Err(Failure::Unexpected(tag)),
+            }
+        }
+    }
+
+    /// The server's version, from what it says between the login and ReadyForQuery.
+    fn greeting(&mut self) -> Result<String, Failure> {
+        let mut version = "of an unknown version".to_owned();
+        loop {
+            let (tag, message) = self.next()?;
+            match tag {
+                tag::PARAMETER_STATUS => {
+                    let status = reader::parameter_status(&message).map_err(Failure::Malformed)?;
+                    if status.name == b"server_version" {
+                        version = text(status.value);
+                    }
+                }
+                tag::BACKEND_KEY_DATA | tag::NOTICE_RESPONSE => {}
+                tag::READY_FOR_QUERY => return Ok(version),
+                _ => return Err(Failure::Unexpected(tag)),
+            }
+        }
+    }
+
+    /// The first value of a query's last row.
+    fn value(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+        let mut value = None;
+        loop {
+            let (tag, message) = self.next()?;
+            match tag {
+                tag::DATA_ROW => {
+                    let mut values = reader::data_row(&message).map_err(Failure::Malformed)?;
+                    value = values.next().flatten().map(<[u8]>::to_vec);
+                }
+                tag::ROW_DESCRIPTION | tag::COMMAND_COMPLETE | tag::PARAMETER_STATUS | tag::NOTICE_RESPONSE => {}
+                tag::READY_FOR_QUERY => return Ok(value),
+                _ => return Err(Failure::Unexpected(tag)),
+            }
+        }
+    }
+
+    /// The next message, whole. An error of the server's is a failure wherever it comes.
+    fn next(&mut self) -> Result<(u8, Vec<u8>), Failure> {
+        loop {
+            match self.framer.next(&self.received, |_, size| size as usize).map_err(Failure::Malformed)? {
+                Step::Message { tag, available, .. } => {
+                    let message: Vec<u8> = self.received.drain(..available).collect();
+                    if tag == tag::ERROR_RESPONSE {
+                        return Err(Failure::Refused(words(&message)));
+                    }
+                    return Ok((tag, message));
+                }
+                Step::Incomplete { need } if need > MESSAGE_SIZE_MAX => return Err(Failure::MessageTooLong(need)),
+                Step::Incomplete { .. } | Step::End => self.receive()?,
+                Step::Rest { .. } => unreachable!("messages are asked for whole"),
+            }
+        }
+    }
+
+    fn receive(&mut self) -> Result<(), Failure> {
+        let mut piece = [0; 4096];
+        let left = self.until.saturating_duration_since(Instant::now());
+        let read = match left.is_zero() {
+            true => Err(io::ErrorKind::TimedOut.into()),
+            false => limit(&self.socket, sockopt::ReceiveTimeout, left).and_then(|()| self.socket.read(&mut piece)),
+        };
+        match read {
+            Ok(0) => Err(Failure::Closed),
+            Ok(count) => {
+                self.received.extend_from_slice(&piece[..count]);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(Failure::from_io(&error, true, self.timeout)),
+        }
+    }
+}
+
+fn addresses(server: &ServerAddress) -> Result<Vec<Box<dyn SockaddrLike>>, Failure> {
+    match server {
+        ServerAddress::Unix { path } => {
+            let address = UnixAddr::new(path).map_err(|error| Failure::Unreachable(Errno(error as i32)))?;
+            Ok(vec![Box::new(address)])
+        }
+        ServerAddress::Tcp { host, port } => match (host.as_str(), *port).to_socket_addrs() {
+            Ok(found) => Ok(found.map(|address| Box::new(SockaddrStorage::from(address)) as _).collect()),
+            Err(error) => {
+                let reason = error.to_string();
+                let of_std = "failed to lookup address information: ";
+                Err(Failure::HostNotFound(reason.strip_prefix(of_std).unwrap_or(&reason).to_owned()))
+            }
+        },
+    }
+}
+
+/// As the `connect` of std, but with an end for a socket file as well, where a full backlog makes it wait.
+fn dial(address: &dyn SockaddrLike, until: Instant) -> io::Result<File> {
+    let left = until.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    let family = address.family().unwrap_or(AddressFamily::Unspec);
+    let socket = File::from(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?);
+    limit(&socket, sockopt::SendTimeout, left)?;
+    connect(socket.as_raw_fd(), address)?;
+    Ok(socket)
+}
+
+/// Lets `what` of a socket take no longer than `left`. Nothing at all would mean without an end.
+fn limit(socket: &File, what: impl SetSockOpt<Val = TimeVal>, left: Duration) -> io::Result<()> {
+    let microseconds = i64::try_from(left.as_micros()).unwrap_or(i64::MAX).max(1);
+    Ok(setsockopt(socket, what, &TimeVal::microseconds(microseconds))?)
+}
+
+/// By its name in `pg_hba.conf`; `None` for what cannot be the first word of a login. Inside: nothing is asked.
+fn method_of(authentication: &Authentication<'_>) -> Option<Option<String>> {
+    let method = match authentication {
+        Authentication::Ok => return Some(None),
+        Authentication::CleartextPassword => "password".to_owned(),
+        Authentication::Md5Password { .. } => "md5".to_owned(),
+        // Best first, and the plain one is what goes through a pooler.
+        Authentication::Sasl { mechanisms } if mechanisms.offers(b"SCRAM-SHA-256") => "scram-sha-256".to_owned(),
+        Authentication::Sasl { mechanisms } => text(mechanisms.iter().next().unwrap_or_default()).to_lowercase(),
+        Authentication::Gss => "gss".to_owned(),
+        Authentication::Sspi => "sspi".to_owned(),
+        Authentication::Other { code } => format!("authentication method {code}"),
+        Authentication::SaslContinue { .. } | Authentication::SaslFinal { .. } | Authentication::GssContinue { .. } => {
+            return None;
+        }
+    };
+    Some(Some(method))
+}
+
+/// What an ErrorResponse says.
+fn words(message: &[u8]) -> String {
+    let fields = reader::fields(message);
+    // Not localized if there is such a one (9.6 and later).
+    let severity = fields.get(field::SEVERITY).or_else(|| fields.get(field::SEVERITY_LOCALIZED));
+    format!("{}: {}", text(severity.unwrap_or(b"ERROR")), text(fields.message().unwrap_or_default()))
+}
+
+/// For one line of output, whatever a server sends.
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).replace(char::is_control, " ")
+}
+
+impl Failure {
+    fn from_io(error: &io::Error, connected: bool, after: Duration) -> Failure {
+        match (error.kind(), error.raw_os_error()) {
+            // What a socket's time limit ends with: the last of them a `connect`.
+            (io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock, _) | (_, Some(libc::EINPROGRESS)) => {
+                Failure::TimedOut { connected, after }
+            }
+            (io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe, _) if connected => Failure::Closed,
+            (_, code) => Failure::Unreachable(Errno(code.unwrap_or(libc::EIO))),
+        }
+    }
+
+    /// Whether another login at the same server may do better.
+    fn is_of_the_login(&self) -> bool {
+        match self {
+            Failure::Refused(_) | Failure::NobodyToAnswer(_) | Failure::NameTooLong => true,
+            Failure::HostNotFound(_)
+            | Failure::Unreachable(_)
+            | Failure::TimedOut { .. }
+            | Failure::Closed
+            | Failure::Unexpected(_)
+            | Failure::Malformed(_)
+            | Failure::MessageTooLong(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for Finding<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { server, user, database, outcome } = self;
+        match outcome {
+            Ok(welcome) => write!(f, "{server}: ok: database {database}, user {user}: {welcome}"),
+            Err(failure) if failure.is_of_the_login() => {
+                write!(f, "{server}: failed: database {database}, user {user}: {failure}")
+            }
+            Err(failure) => write!(f, "{server}: failed: {failure}"),
+        }
+    }
+}
+
+impl fmt::Display for Welcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Welcome::In { version, is_standby } => {
+                let role = if *is_standby { "standby" } else { "primary" };
+                write!(f, "let in without a password; PostgreSQL {version}, {role}")
+            }
+            Welcome::Asks(method) => write!(f, "reachable; asks for {method}; logins are checked by the server"),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::HostNotFound(reason) => write!(f, "host not found: {reason}"),
+            Failure::Unreachable(errno) => errno.fmt(f),
+            Failure::TimedOut { connected, after } => {
+                let what = if *connected { "connected, but the login timed out" } else { "timed out" };
+                let after = format_duration(*after);
+                write!(f, "{what} after {after} (reconnect.connect_timeout)")
+            }
+            Failure::Closed => f.write_str("the server closed the connection without a word"),
+            Failure::Unexpected(tag) => {
+                let tag = char::from(*tag).escape_default();
+                write!(f, "a message of type \"{tag}\" is no answer to a login: is it PostgreSQL?")
+            }
+            Failure::Malformed(malformed) => write!(f, "{malformed}: is it PostgreSQL?"),
+            Failure::MessageTooLong(size) => write!(f, "a message of {size} bytes: is it PostgreSQL?"),
+            Failure::NameTooLong => f.write_str("the name of the user or of the database is too long"),
+            Failure::Refused(words) => f.write_str(words),
+            Failure::NobodyToAnswer(method) => {
+                write!(f, "asks for {method}, and with auth: {{method: trust}} there is nobody to answer")
+            }
+        }
+    }
+}
