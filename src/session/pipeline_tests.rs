@@ -237,6 +237,7 @@ proptest! {
                 let status = (answer == "ZI").then_some(TransactionStatus::Idle);
                 if pipeline.on_backend(answer.as_bytes()[0], status).is_err() {
                     // Only where the copy's Syncs could not be told apart may the counting fail, and it says so.
+                    assert!(pipeline.is_uncertain(), "an answer was not expected, and nothing was doubted");
                     return false;
                 }
                 while pipeline.take_skipped().is_some() {}

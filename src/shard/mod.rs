@@ -644,6 +644,20 @@ impl Backend {
     }
 }
 
+impl Backend {
+    /// Has a statement closed before it is prepared again. Past `stale_max` of them the backend is closed instead of lent.
+    fn mark_stale(&mut self, number: u32, stale_max: usize) {
+        if self.stale.contains(&number) {
+            return;
+        }
+        if self.stale.len() < stale_max {
+            self.stale.push(number);
+        } else {
+            self.tainted = true;
+        }
+    }
+}
+
 impl Client {
     fn new(connection: ConnectionId, now: Instant) -> Self {
         Self {

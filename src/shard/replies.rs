@@ -335,6 +335,7 @@ impl<T: Transport> Shard<T> {
     /// An error cut off an extended request and what came behind it: nothing of that has had an effect.
     fn on_failed(&mut self, id: BackendId, entry: Entry, message: &[u8]) -> Pass {
         let code = reader::fields(message).code();
+        let stale_max = self.settings.statements_max;
         // Undone in reverse, as they were done. Errors are rare enough for a list.
         let mut skipped = Vec::new();
         while let Some(entry) = self.backend(id).and_then(|backend| backend.pipeline.take_skipped()) {
@@ -352,7 +353,7 @@ impl<T: Transport> Shard<T> {
                 // "cached plan must not change result type": prepared anew the next time.
                 if let Some(backend) = self.backend(id) {
                     backend.prepared.remove(entry.mark);
-                    backend.stale.push(entry.mark);
+                    backend.mark_stale(entry.mark, stale_max);
                 }
             } else if code == Some(SqlState::DUPLICATE_STATEMENT)
                 && matches!(entry.expect, Expect::Parse | Expect::OwnParse)
@@ -360,7 +361,7 @@ impl<T: Transport> Shard<T> {
                 && let Some(backend) = self.backend(id)
             {
                 // Something else stands there under this name: it is closed first the next time.
-                backend.stale.push(entry.mark);
+                backend.mark_stale(entry.mark, stale_max);
             }
         }
         self.count_pending(id);
