@@ -8,6 +8,7 @@ pub mod doorbell;
 pub mod park;
 pub mod resolve;
 pub mod ring;
+pub mod tls;
 
 use std::time::Instant;
 
@@ -77,6 +78,13 @@ pub enum Event {
     Drained {
         /// The connection.
         connection: ConnectionId,
+    },
+    /// A handshake that [`Transport::secure`] began is over.
+    Secured {
+        /// The connection; what is received from now on was encrypted.
+        connection: ConnectionId,
+        /// Why it failed; then its owner closes it.
+        error: Option<String>,
     },
     /// A host name was looked up.
     Resolved {
@@ -149,4 +157,15 @@ pub trait Transport {
 
     /// Has a host name looked up away from the shard; [`Event::Resolved`] brings the answer under `ticket`.
     fn resolve(&mut self, host: &str, port: u16, ticket: u64);
+
+    /// Begins TLS on a connection on which all that was agreed on in plaintext has been said; [`Event::Secured`] says how
+    /// that ended. Only for transports that have it.
+    fn secure(&mut self, _connection: ConnectionId, _how: tls::Secure) {
+        unreachable!("this transport has no TLS, and none is configured for it");
+    }
+
+    /// What the handshake has found out. `None`: the connection is not encrypted.
+    fn facts(&self, _connection: ConnectionId) -> Option<&tls::Facts> {
+        None
+    }
 }

@@ -170,6 +170,7 @@ fn connection_of(event: &Event) -> Option<ConnectionId> {
         | Event::Connected { connection, .. }
         | Event::Received { connection, .. }
         | Event::Ended { connection, .. }
+        | Event::Secured { connection, .. }
         | Event::Drained { connection } => Some(*connection),
         Event::Resolved { .. } | Event::Rung | Event::Tick => None,
     }

@@ -446,6 +446,12 @@ impl<T: Transport> Shard<T> {
                 Some(Owner::Cancel(index, generation)) => self.on_cancel_ended(index, generation),
                 None => self.io.close(connection, Close::Now),
             },
+            Event::Secured { connection, error } => match self.owner(connection) {
+                Some(Owner::Client(id)) => self.on_client_secured(id, error),
+                Some(Owner::Backend(id)) => self.on_backend_secured(id, error),
+                Some(Owner::Cancel(index, generation)) => self.on_cancel_secured(index, generation, error.is_some()),
+                None => self.io.close(connection, Close::Now),
+            },
             Event::Resolved { ticket, addresses } => self.on_resolved(ticket, addresses),
             Event::Rung => self.on_mail(),
             Event::Tick => self.on_tick(),

@@ -214,6 +214,11 @@ impl Channel {
         self.due != Due::Nothing
     }
 
+    /// Whether [`Self::seal_control`] has something to seal before more data is.
+    pub(super) fn wants_control(&self) -> bool {
+        self.is_due() || self.sealer.is_worn()
+    }
+
     /// Where data stands in a record that is to be sealed.
     pub(super) fn content_at(&self) -> usize {
         self.sealer.content_at()

@@ -9,18 +9,19 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
-use rustls::{ClientConfig, ProtocolVersion};
+use rustls::ProtocolVersion;
 
+use super::certificate;
 use super::channel::{Channel, Kernel};
 use super::record::{Opener, RECORD_SIZE_MAX, Sealer, alert};
-use super::settings::{ALPN, Acceptor};
+use super::settings::{ALPN, Acceptor, Connector};
 
 /// Bytes of a handshake that are kept, at most: a client's certificates are the longest of it.
 pub(super) const HANDSHAKE_SIZE_MAX: usize = 32 * 1024;
 
 enum Side {
     Server { connection: UnbufferedServerConnection, acceptor: Arc<Acceptor>, demands_alpn: bool },
-    Client { connection: UnbufferedClientConnection, demands_alpn: bool },
+    Client { connection: UnbufferedClientConnection, verifies: bool, demands_alpn: bool },
 }
 
 /// A handshake under way.
@@ -46,8 +47,9 @@ pub struct Facts {
     pub peer_certificate: Option<Box<[u8]>>,
     /// Whether that certificate was checked against the configured authorities.
     pub verified: bool,
-    /// Of the certificate that this side has shown, for channel binding `tls-server-end-point`; empty on the client's side.
-    pub own_end_point: Box<[u8]>,
+    /// Of the server's certificate (on a client's connection QCP's own), for channel binding `tls-server-end-point`; empty
+    /// where there is none.
+    pub end_point: Box<[u8]>,
 }
 
 /// How far a step came.
@@ -121,37 +123,37 @@ fn encode(mut encode: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>, outgo
 
 impl Handshake {
     /// As the one who is spoken to. `demands_alpn`: the client began with TLS at once, and has to name the protocol.
-    pub(super) fn accept(acceptor: Arc<Acceptor>, demands_alpn: bool) -> Result<Self, rustls::Error> {
-        let connection = UnbufferedServerConnection::new(acceptor.config.clone())?;
+    pub(super) fn accept(acceptor: Arc<Acceptor>, demands_alpn: bool) -> Result<Self, String> {
+        let connection = UnbufferedServerConnection::new(acceptor.config.clone()).map_err(|error| describe(&error))?;
         Ok(Self::new(Side::Server { connection, acceptor, demands_alpn }))
     }
 
-    /// As the one who speaks first.
-    pub(super) fn connect(
-        config: Arc<ClientConfig>,
-        name: ServerName<'static>,
-        demands_alpn: bool,
-    ) -> Result<Self, rustls::Error> {
-        let connection = UnbufferedClientConnection::new(config, name)?;
-        Ok(Self::new(Side::Client { connection, demands_alpn }))
+    /// As the one who speaks first, to `host`.
+    pub(super) fn connect(connector: &Connector, host: String, demands_alpn: bool) -> Result<Self, String> {
+        let name = ServerName::try_from(host).map_err(|_| "its name is no host name".to_owned())?;
+        let connection = UnbufferedClientConnection::new(connector.config.clone(), name);
+        let connection = connection.map_err(|error| describe(&error))?;
+        Ok(Self::new(Side::Client { connection, verifies: connector.verifies, demands_alpn }))
     }
 
     fn new(side: Side) -> Self {
         Self { side: Some(side), incoming: Vec::new(), plaintext: Vec::new(), queued: false, shown: None }
     }
 
-    /// Bytes of the peer's, for the next step. `false`: too many.
-    pub(super) fn add(&mut self, bytes: &[u8]) -> bool {
-        if self.incoming.len() + bytes.len() > HANDSHAKE_SIZE_MAX {
-            return false;
-        }
+    /// Bytes of the peer's, for the next step; they have room.
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        assert!(bytes.len() <= self.room());
         self.incoming.extend_from_slice(bytes);
-        true
     }
 
-    /// Whether all of `bytes` could be added.
+    /// Bytes that can be added now.
     pub(super) fn room(&self) -> usize {
         HANDSHAKE_SIZE_MAX - self.incoming.len()
+    }
+
+    /// Whether the first step needs nothing of the peer's.
+    pub(super) fn speaks_first(&self) -> bool {
+        matches!(self.side, Some(Side::Client { .. }))
     }
 
     /// Goes as far as what has come allows; what is to be sent is appended to `outgoing`.
@@ -196,13 +198,14 @@ impl Handshake {
         let (facts, has_alpn, demands_alpn, converted) = match side {
             Side::Server { connection, acceptor, demands_alpn } => {
                 let mut facts = facts(&connection, acceptor.verifies);
-                facts.own_end_point = self.shown.map(|at| acceptor.end_point(at)).unwrap_or_default();
+                facts.end_point = self.shown.map(|at| acceptor.end_point(at)).unwrap_or_default();
                 let has_alpn = connection.alpn_protocol() == Some(ALPN);
                 let converted = connection.dangerous_into_kernel_connection();
                 (facts, has_alpn, demands_alpn, converted.map(|(secrets, kernel)| (secrets, Kernel::Server(kernel))))
             }
-            Side::Client { connection, demands_alpn } => {
-                let facts = facts(&connection, true);
+            Side::Client { connection, verifies, demands_alpn } => {
+                let mut facts = facts(&connection, verifies);
+                facts.end_point = facts.peer_certificate.as_deref().map(certificate::end_point).unwrap_or_default();
                 let has_alpn = connection.alpn_protocol() == Some(ALPN);
                 let converted = connection.dangerous_into_kernel_connection();
                 (facts, has_alpn, demands_alpn, converted.map(|(secrets, kernel)| (secrets, Kernel::Client(kernel))))
@@ -247,7 +250,7 @@ fn facts(connection: &rustls::CommonState, verified: bool) -> Facts {
             .unwrap_or_default(),
         peer_certificate: certificate.map(|certificate| certificate.as_ref().into()),
         verified: verified && certificate.is_some(),
-        own_end_point: Box::default(),
+        end_point: Box::default(),
     }
 }
 

@@ -211,6 +211,7 @@ impl Opener {
     /// Opens a whole record into `room`, which has [`Self::room`] bytes: the content's kind and size.
     pub(super) fn open(&mut self, record: &[u8], room: &mut [u8]) -> Result<(u8, usize), Wrong> {
         let Keys { key, form, .. } = &self.0;
+        let form = *form;
         let mut nonce = self.0.nonce();
         let at = match form {
             Form::Explicit => {
@@ -221,7 +222,7 @@ impl Opener {
         };
         let (content, tag) = record[at..].split_at(record.len() - at - TAG_SIZE);
         let of_12 = self.0.additional(record[0], content.len());
-        let additional = if *form == Form::Hidden { &record[..HEADER_SIZE] } else { &of_12[..] };
+        let additional = if form == Form::Hidden { &record[..HEADER_SIZE] } else { &of_12[..] };
         let nonce = Nonce::assume_unique_for_key(nonce);
         let opened = key.open_separate_gather(nonce, Aad::from(additional), content, tag, room);
         if opened.is_err() {

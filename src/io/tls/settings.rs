@@ -192,6 +192,8 @@ impl Shown {
 /// How QCP speaks TLS to servers. One for all shards and for all servers with the same settings.
 pub struct Connector {
     pub(super) config: Arc<ClientConfig>,
+    /// Servers' certificates are checked against an authority.
+    pub(super) verifies: bool,
 }
 
 impl fmt::Debug for Connector {
@@ -251,7 +253,7 @@ impl Connector {
         config.resumption = Resumption::disabled();
         config.enable_sni = sni;
         config.enable_secret_extraction = true;
-        Ok(Self { config: Arc::new(config) })
+        Ok(Self { config: Arc::new(config), verifies: trust != Trust::Blind })
     }
 }
 
@@ -337,9 +339,10 @@ impl ServerCertVerifier for ServerCheck {
 }
 
 fn versions(allowed: Allowed<'_>) -> &'static [&'static SupportedProtocolVersion] {
+    static BOTH: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
     match allowed.minimum_version {
-        Version::V1_2 => &[&TLS13, &TLS12],
-        Version::V1_3 => &[&TLS13],
+        Version::V1_2 => &BOTH,
+        Version::V1_3 => &BOTH[..1],
     }
 }
 
