@@ -13,6 +13,7 @@ use serde::de::{self, Deserializer, MapAccess, Unexpected, Visitor};
 
 use super::address::{ListenAddress, ServerAddress};
 use super::problem::{KeyPath, Segment};
+use super::tls::{Negotiation, TlsMode, TlsVersion};
 use super::values::{Count, FromText, Name, OneOrMany, Parsed, Size, Wait};
 use super::{AuthMethod, LogOutput, SessionState};
 use crate::pool::Schedule;
@@ -33,6 +34,7 @@ pub(super) struct File {
     pub limits: Limits,
     pub reconnect: Reconnect,
     pub auth: Auth,
+    pub tls: Tls,
     pub databases_only: Option<bool>,
     pub databases: Option<BTreeMap<String, Database>>,
     pub users: Option<BTreeMap<String, User>>,
@@ -94,6 +96,7 @@ pub(super) struct Database {
     pub dbname: Option<Name>,
     pub relay_mode: Option<Parsed<RelayMode>>,
     pub pool: Pool,
+    pub tls: Option<ServerTls>,
 }
 
 #[derive(Deserialize, Default, Debug)]
@@ -101,6 +104,47 @@ pub(super) struct Database {
 pub(super) struct User {
     pub relay_mode: Option<Parsed<RelayMode>>,
     pub pool: Pool,
+}
+
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct Tls {
+    pub client: ClientTls,
+    pub server: ServerTls,
+}
+
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct ClientTls {
+    pub mode: Option<Parsed<TlsMode>>,
+    pub certificate: Option<Parsed<PathBuf>>,
+    pub key: Option<Parsed<PathBuf>>,
+    pub certificates: Option<Vec<Pair>>,
+    pub ca: Option<Parsed<PathBuf>>,
+    pub minimum_version: Option<Parsed<TlsVersion>>,
+    pub ciphers: Option<Vec<String>>,
+    pub curves: Option<Vec<String>>,
+}
+
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map with certificate and key")]
+pub(super) struct Pair {
+    pub certificate: Option<Parsed<PathBuf>>,
+    pub key: Option<Parsed<PathBuf>>,
+}
+
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct ServerTls {
+    pub mode: Option<Parsed<TlsMode>>,
+    pub ca: Option<Parsed<PathBuf>>,
+    pub certificate: Option<Parsed<PathBuf>>,
+    pub key: Option<Parsed<PathBuf>>,
+    pub sni: Option<bool>,
+    pub negotiation: Option<Parsed<Negotiation>>,
+    pub minimum_version: Option<Parsed<TlsVersion>>,
+    pub ciphers: Option<Vec<String>>,
+    pub curves: Option<Vec<String>>,
 }
 
 #[derive(Deserialize, Default, Debug)]
@@ -192,7 +236,6 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
         [] => &[
             "transparency",
             "hold_prepared_transactions",
-            "tls",
             "proxy_protocol_from",
             "tcp",
             "dns_ttl",
@@ -223,7 +266,7 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
         ],
         ["auth"] => &["query", "auth_query", "users", "admin_users", "stats_users", "hba_file"],
         ["servers", _] | ["databases", _, "servers", _] => &["weight", "tls"],
-        ["databases", _] => &["limits", "session_state", "transparency", "auth", "tls", "route", "slow_query"],
+        ["databases", _] => &["limits", "session_state", "transparency", "auth", "route", "slow_query"],
         ["users", _] => &["limits", "session_state", "transparency", "route", "slow_query"],
         _ => &[],
     };

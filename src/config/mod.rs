@@ -11,6 +11,7 @@ mod problem;
 mod resolve;
 mod sizes;
 pub mod sums;
+mod tls;
 mod values;
 mod yaml;
 
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 pub use address::{Listen, SERVER_PORT_DEFAULT, ServerAddress};
 pub use problem::{Error, KeyPath, Problem, Segment, Warning};
+pub use tls::{ClientTls, Negotiation, ServerTls, TLS_CHUNK_SIZE_MIN, TlsAllowed, TlsMode, TlsVersion};
 pub use sizes::{format_duration, format_size, parse_duration, parse_size};
 
 use crate::pool;
@@ -45,6 +47,7 @@ pub struct Config {
     pub login_timeout: Duration,
     pub reconnect: Reconnect,
     pub auth: Auth,
+    pub tls_client: ClientTls,
     /// As configured; [`control_sockets`] says where it is otherwise.
     pub control_socket: Option<PathBuf>,
     /// How long `quit` waits for transactions to end; zero is not at all.
@@ -52,6 +55,7 @@ pub struct Config {
 
     // What `pool` chooses from. In order, so that of several faults the same one is always named.
     servers: Vec<ServerAddress>,
+    tls_server: ServerTls,
     everyone: Everyone,
     databases: BTreeMap<String, Database>,
     /// What `databases` has under `*`: for those it does not name.
@@ -123,6 +127,7 @@ enum SessionState {
 struct Database {
     servers: Option<Vec<ServerAddress>>,
     dbname: Option<String>,
+    tls: Option<ServerTls>,
     changes: Override,
 }
 
@@ -136,6 +141,8 @@ pub struct PoolConfig {
     pub relay_mode: RelayMode,
     /// Not pooled: each client has a backend of its own for as long as it is there.
     pub dedicated: bool,
+    /// Which of [`Config::server_tls`].
+    pub tls: usize,
     pub pool: pool::Settings,
 }
 
@@ -177,8 +184,38 @@ impl Config {
             server_database: server_database.to_owned(),
             relay_mode: settings.relay_mode,
             dedicated: self.dedicated_databases.contains(database) || self.dedicated_users.contains(user),
+            tls: self.tls_of(database),
             pool: settings.pool,
         })
+    }
+
+    /// Each `tls` for servers with its path: the one for all first, then those of databases.
+    pub fn server_tls(&self) -> Vec<(KeyPath, &ServerTls)> {
+        let of_databases = self.databases_with_tls().map(|(name, tls)| (KeyPath::of(["databases", name, "tls"]), tls));
+        std::iter::once((KeyPath::of(["tls", "server"]), &self.tls_server)).chain(of_databases).collect()
+    }
+
+    /// Which of [`Self::server_tls`] is for a database.
+    fn tls_of(&self, database: &str) -> usize {
+        let name = if self.databases.contains_key(database) { database } else { "*" };
+        self.databases_with_tls().position(|(with, _)| with == name).map_or(0, |at| at + 1)
+    }
+
+    fn databases_with_tls(&self) -> impl Iterator<Item = (&str, &ServerTls)> {
+        let others = self.other_databases.iter().map(|database| ("*", database));
+        let databases = self.databases.iter().map(|(name, database)| (name.as_str(), database)).chain(others);
+        databases.filter_map(|(name, database)| Some((name, database.tls.as_ref()?)))
+    }
+
+    /// Whether any connection may be encrypted.
+    pub fn has_tls(&self) -> bool {
+        let servers = self.server_tls().iter().any(|(_, tls)| tls.mode != TlsMode::Disable);
+        servers || self.tls_client.mode != TlsMode::Disable
+    }
+
+    /// A complaint about a key, with its place in the file.
+    pub fn error(&self, key: KeyPath, problem: Problem) -> Error {
+        self.source.error(key, problem)
     }
 
     /// Each server that clients can get to, in the order in which the file comes to it, with the databases there.

@@ -19,12 +19,12 @@ impl KeyPath {
     }
 
     /// The path of what is below this map.
-    pub(super) fn join<'a>(&self, keys: impl IntoIterator<Item = &'a str>) -> KeyPath {
+    pub fn join<'a>(&self, keys: impl IntoIterator<Item = &'a str>) -> KeyPath {
         KeyPath(self.0.iter().cloned().chain(KeyPath::of(keys).0).collect())
     }
 
     /// The path of an element of this list.
-    pub(super) fn element(&self, index: usize) -> KeyPath {
+    pub fn element(&self, index: usize) -> KeyPath {
         KeyPath(self.0.iter().cloned().chain([Segment::Index(index)]).collect())
     }
 }
@@ -74,6 +74,8 @@ pub enum Problem {
     LaterKey,
     DuplicateKey,
     MissingKey(&'static str),
+    /// The file that a key names does not do; in whole words.
+    File(String),
     /// The two cannot both be there.
     Excludes {
         other: String,
@@ -110,6 +112,7 @@ impl fmt::Display for Error {
             Problem::LaterKey => write!(f, "known, comes later"),
             Problem::DuplicateKey => write!(f, "is there twice"),
             Problem::MissingKey(key) => write!(f, "lacks the key {key}"),
+            Problem::File(text) => f.write_str(text),
             Problem::Excludes { other } => write!(f, "cannot be given together with {other}"),
         }
     }

@@ -16,6 +16,7 @@ use super::problem::{Error, KeyPath, Problem, Warning};
 use super::sizes::{format_duration, format_size};
 use super::values::{FromText, Name, OneOrMany, Parsed, Size};
 use super::yaml::{self, Fault};
+use super::tls::{self, TLS_CHUNK_SIZE_MIN};
 use super::{Arena, Auth, Config, Database, Log, LogOutput, Reconnect, SERVER_PORT_DEFAULT};
 use crate::pool;
 use crate::session::RelayMode;
@@ -166,6 +167,8 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
             method: file.auth.method.map(|method| method.0).unwrap_or_default(),
             check_connections: file.auth.check_connections.map_or(CHECK_CONNECTIONS, |count| count.0),
         },
+        tls_client: tls::client(&source, file.tls.client)?,
+        tls_server: tls::server(&source, &KeyPath::of(["tls", "server"]), file.tls.server)?,
         control_socket: file.control.socket.map(|path| path.0),
         shutdown_timeout: file.shutdown_timeout.map_or(SHUTDOWN_TIMEOUT, |wait| wait.0.0),
         servers: servers.unwrap_or_else(|| {
@@ -186,6 +189,11 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
     if config.databases_only && config.other_databases.is_some() {
         let problem = Problem::Excludes { other: "databases.*, which lists every database".to_owned() };
         return Err(config.source.error(KeyPath::of(["databases_only"]), problem));
+    }
+    if config.has_tls() && config.arena.chunk_size < TLS_CHUNK_SIZE_MIN {
+        let allowed = format!("at least {TLS_CHUNK_SIZE_MIN} (bytes) with tls: a chunk has to hold a whole record");
+        let problem = Problem::value(config.arena.chunk_size, allowed);
+        return Err(config.source.error(KeyPath::of(["arena", "chunk_size"]), problem));
     }
     check_min_sizes(&config)?;
     Ok((config, warnings))
@@ -292,6 +300,12 @@ fn databases(source: &Source, written: Entries<file::Database>) -> Result<BTreeM
         let database = Database {
             servers: servers(source, entry.servers, &path)?,
             dbname: entry.dbname.map(|name| name.0),
+            tls: match entry.tls {
+                Some(written) => {
+                    Some(tls::server(source, &KeyPath::of(["databases", name.as_str(), "tls"]), written)?)
+                }
+                None => None,
+            },
             changes: Override { relay_mode: entry.relay_mode, pool: entry.pool },
         };
         databases.insert(name, database);

@@ -22,6 +22,8 @@ pub struct Sums {
     pub ready_chunks: usize,
     /// Chunks that clients can never take.
     pub backend_chunks: usize,
+    /// Connections that may be encrypted: all, or none where TLS is off.
+    pub tls_connections: usize,
     /// Bytes of clients' settings.
     pub settings_bytes: usize,
     /// Bytes of prepared statements' texts, within the arena.
@@ -62,6 +64,7 @@ impl Sums {
             request_nodes,
             ready_chunks: (chunks / 4).clamp(2, 64),
             backend_chunks: (chunks / 4).clamp(2, 64),
+            tls_connections: if config.has_tls() { connections_max } else { 0 },
             settings_bytes: 64 * clients_max + (256 << 10),
             statement_bytes: chunks / 4 * config.arena.chunk_size,
         }
@@ -87,6 +90,12 @@ impl Sums {
             terms.push(term(name, count, each, "sockets and what is to be sent"));
         }
         let node = crate::memory::Nodes::node_size();
+        if self.tls_connections > 0 {
+            for (name, count, each, what) in crate::io::tls::table_sizes(self.tls_connections) {
+                terms.push(term(name, count, each, what));
+            }
+            terms.push(term("TLS pieces", self.send_nodes, node, "what is to be encrypted, or decrypted"));
+        }
         terms.push(term("pieces held back", self.request_nodes, node, "requests that wait for a backend"));
         terms.push(term("settings", 1, self.settings_bytes, "at most; clients' own settings, each value once"));
         terms

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Unexpected, Visitor};
 
 use super::sizes::{DURATION_MAX, format_duration, parse_duration, parse_size};
+use super::tls::{Negotiation, TlsMode, TlsVersion};
 use super::{AuthMethod, SessionState};
 use crate::pool::Schedule;
 use crate::session::RelayMode;
@@ -80,6 +81,26 @@ impl Word for AuthMethod {
 
 impl Word for SessionState {
     const WORDS: &'static [(&'static str, Self)] = &[("none", SessionState::None)];
+}
+
+impl Word for TlsMode {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("disable", TlsMode::Disable),
+        ("allow", TlsMode::Allow),
+        ("prefer", TlsMode::Prefer),
+        ("require", TlsMode::Require),
+        ("verify-ca", TlsMode::VerifyCa),
+        ("verify-full", TlsMode::VerifyFull),
+    ];
+}
+
+impl Word for TlsVersion {
+    const WORDS: &'static [(&'static str, Self)] = &[("TLSv1.2", TlsVersion::V1_2), ("TLSv1.3", TlsVersion::V1_3)];
+}
+
+impl Word for Negotiation {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("postgres", Negotiation::Postgres), ("direct", Negotiation::Direct)];
 }
 
 impl<T: Word> FromText for T {

@@ -86,6 +86,10 @@ struct Attempt<'a> {
 
 /// Success if all is well.
 pub fn check(config: &Config) -> ExitCode {
+    if let Err(error) = super::tls::load(config, None) {
+        eprintln!("qcp: {error}");
+        return ExitCode::FAILURE;
+    }
     let named = |variable| std::env::var(variable).ok().filter(|name| !name.is_empty());
     let user = named("PGUSER").unwrap_or_else(|| NAME_DEFAULT.to_owned());
     let database = named("PGDATABASE").unwrap_or_else(|| NAME_DEFAULT.to_owned());

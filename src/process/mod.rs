@@ -7,6 +7,7 @@ pub mod log;
 
 mod check;
 mod shards;
+mod tls;
 
 use std::fmt;
 use std::io;
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use ::log::{error, info, warn};
+use ::log::{error, info};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::config::{Config, control_sockets, sums};
@@ -25,6 +26,7 @@ use crate::control::socket::{BindFault, Bound};
 use crate::control::wire::Answer;
 use crate::ids::ShardId;
 use crate::io::doorbell::Doorbell;
+use crate::shard::TlsSettings;
 use crate::shard::mailbox::{Address, Mail, mailboxes};
 
 pub use check::check;
@@ -49,6 +51,8 @@ pub enum Error {
     },
     /// A shard could not be started, or ended by itself.
     Shard(io::Error),
+    /// A file that the configuration names does not do.
+    Config(crate::config::Error),
     /// Anything else that the kernel refused.
     Io(&'static str, io::Error),
 }
@@ -66,6 +70,7 @@ impl fmt::Display for Error {
                 write!(f, "the arena has {chunks} chunks, and these cores need {needed} at least: raise ")?;
                 write!(f, "arena.chunks_count or arena.total_size, lower arena.chunk_size, or use fewer cores")
             }
+            Error::Config(error) => error.fmt(f),
             Error::Shard(error) => write!(f, "a shard could not run: {error}"),
             Error::Io(what, error) => write!(f, "{what}: {error}"),
         }
@@ -87,6 +92,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
     // Pools are made as clients ask for them; the default database and user stand for what a pool needs.
     let backends = config.pool("", "").map_or(0, |pool| u64::from(pool.pool.size));
     limits::check_open_files(cores, u64::from(config.max_clients), backends).map_err(Error::Refusal)?;
+    let tls = Arc::new(tls::load(&config, None).map_err(Error::Config)?);
     let needed = sums::CHUNKS_MIN * cores;
     if config.arena.chunks_count < needed {
         return Err(Error::ArenaTooSmall { chunks: config.arena.chunks_count, needed });
@@ -113,6 +119,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
             id: ShardId(at as u16),
             cores,
             config: config.clone(),
+            tls: tls.clone(),
             listeners,
             doorbell,
             mailbox,
@@ -123,6 +130,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
     }
     let desk = Desk {
         config: config.clone(),
+        tls: Arc::new(std::sync::Mutex::new(tls)),
         addresses: addresses.clone(),
         clients_all,
         started: Instant::now(),
@@ -165,7 +173,9 @@ fn wait_for_signals(signals: SigSet, desk: Desk) -> Result<(), Error> {
         while let Ok(signal) = signals.wait() {
             match signal {
                 Signal::SIGTERM => desk.quit(false),
-                Signal::SIGHUP => warn!("reload is not there yet: restart qcp to apply a changed configuration"),
+                Signal::SIGHUP => {
+                    let _ = desk.reload();
+                }
                 _ => desk.quit(true),
             }
         }
@@ -178,6 +188,8 @@ fn wait_for_signals(signals: SigSet, desk: Desk) -> Result<(), Error> {
 #[derive(Clone)]
 struct Desk {
     config: Arc<Config>,
+    /// What the shards use now.
+    tls: Arc<std::sync::Mutex<Arc<TlsSettings>>>,
     addresses: Vec<Address>,
     clients_all: Arc<AtomicU32>,
     started: Instant,
@@ -194,6 +206,26 @@ impl Desk {
         info!("stopping{}", if now { " now" } else { ": transactions may finish" });
         for address in &self.addresses {
             address.send(Mail::Quit(within));
+        }
+    }
+
+    /// Reads the files that `tls` names again. Connections that are there keep what they have; of the configuration itself
+    /// nothing is read again yet.
+    fn reload(&self) -> Result<(), String> {
+        let mut current = self.tls.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match tls::load(&self.config, Some(&current)) {
+            Ok(tls) => {
+                *current = Arc::new(tls);
+                for address in &self.addresses {
+                    address.send(Mail::Tls(current.clone()));
+                }
+                info!("reloaded the certificates; for a changed configuration, restart qcp");
+                Ok(())
+            }
+            Err(error) => {
+                error!("nothing was reloaded: {error}");
+                Err(error.to_string())
+            }
         }
     }
 

@@ -19,9 +19,10 @@ use crate::ids::{ConnectionId, ShardId};
 use crate::io::doorbell::Doorbell;
 use crate::io::park::Park;
 use crate::io::ring::{self, Ring};
+use crate::io::tls::Tls;
 use crate::io::{Event, Transport};
 use crate::memory::Arena;
-use crate::shard::{self, Catalogue, Mailbox, PoolSettings, Server, Shard};
+use crate::shard::{self, Catalogue, Mailbox, PoolSettings, Server, Shard, TlsSettings};
 
 use super::listeners::Listener;
 
@@ -37,6 +38,7 @@ pub(super) struct Start {
     pub id: ShardId,
     pub cores: usize,
     pub config: Arc<Config>,
+    pub tls: Arc<TlsSettings>,
     pub listeners: Vec<Listener>,
     pub doorbell: Doorbell,
     pub mailbox: Mailbox,
@@ -74,6 +76,7 @@ impl Catalogue for Settings {
             server_database: found.server_database,
             mode: found.relay_mode,
             dedicated: found.dedicated,
+            tls: found.tls,
             pool: found.pool,
         })
     }
@@ -147,7 +150,7 @@ async fn run(start: Start) -> io::Result<()> {
 }
 
 /// Handles all that has happened; whether there was traffic, and whether a tick.
-fn turn(shard: &mut Shard<Ring>) -> (bool, bool) {
+fn turn(shard: &mut Shard<Tls<Ring>>) -> (bool, bool) {
     let (mut busy, mut ticked) = (false, false);
     while let Some(event) = shard.io.next_event() {
         let tick = matches!(event, Event::Tick);
@@ -176,8 +179,8 @@ fn connection_of(event: &Event) -> Option<ConnectionId> {
     }
 }
 
-fn build(start: Start) -> io::Result<Shard<Ring>> {
-    let Start { id, cores, config, listeners, doorbell, mailbox, clients_all, ended: _ } = start;
+fn build(start: Start) -> io::Result<Shard<Tls<Ring>>> {
+    let Start { id, cores, config, tls, listeners, doorbell, mailbox, clients_all, ended: _ } = start;
     let sums = Sums::new(&config, cores);
     let settings = ring::Settings {
         arena: Arena::new(config.arena.chunk_size, sums.chunks)?,
@@ -186,7 +189,8 @@ fn build(start: Start) -> io::Result<Shard<Ring>> {
         backend_reserve: sums.backend_chunks,
         ready_max: sums.ready_chunks,
     };
-    let mut ring = Ring::new(settings, doorbell)?;
+    let ring = Ring::new(settings, doorbell)?;
+    let mut ring = Tls::new(ring, sums.tls_connections, sums.send_nodes);
     for listener in listeners {
         let local = matches!(listener.address, Listen::Unix { .. });
         ring.listen(listener.socket, local);
@@ -208,6 +212,7 @@ fn build(start: Start) -> io::Result<Shard<Ring>> {
         statement_bytes: sums.statement_bytes,
         statements_max: STATEMENTS_MAX,
         seed: u64::from_le_bytes(seed),
+        tls,
         memory_terms: sums.terms(),
     };
     Ok(Shard::new(ring, settings, Rc::new(Settings(config)), mailbox, clients_all))

@@ -29,6 +29,9 @@ pub const TLS_ACCEPTED: u8 = b'S';
 pub const GSS_ACCEPTED: u8 = b'G';
 pub const ENCRYPTION_REFUSED: u8 = b'N';
 
+/// An SSLRequest, whole.
+pub const SSL_REQUEST_PACKET: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+
 const CANCEL_REQUEST: u32 = 80_877_102;
 const SSL_REQUEST: u32 = 80_877_103;
 const GSSENC_REQUEST: u32 = 80_877_104;

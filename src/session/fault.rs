@@ -29,6 +29,14 @@ pub enum Fault {
     NameNotText,
     /// Let in by the server without a password, but from another machine.
     TrustFromAfar,
+    /// Another SSLRequest behind the first handshake.
+    EncryptedTwice,
+    /// In plaintext, where `tls.client.mode` demands TLS.
+    TlsRequired,
+    /// `tls.client.mode: verify-full`, and the certificate is not this user's.
+    CertificateOfAnother(String),
+    /// Both legs are TLS, and what binds a login to one cannot be passed on to the other.
+    BindingNotRelayed,
     /// In Statement mode, a transaction over several queries.
     TransactionInStatementMode,
     // A server's.
@@ -128,6 +136,34 @@ impl Fault {
                     Warn,
                 ),
                 "To let clients in from anywhere without a password, configure auth: {method: trust}.",
+            ),
+            Self::EncryptedTwice => {
+                let text = "an SSLRequest on a connection that is encrypted".to_owned();
+                answer(Fatal, SqlState::PROTOCOL_VIOLATION, text, Info)
+            }
+            Self::TlsRequired => hint(
+                answer(
+                    Fatal,
+                    SqlState::INVALID_AUTHORIZATION,
+                    "connections without TLS are not allowed (tls.client.mode)".to_owned(),
+                    Info,
+                ),
+                "Connect with sslmode=require, or better.",
+            ),
+            Self::CertificateOfAnother(user) => answer(
+                Fatal,
+                SqlState::INVALID_AUTHORIZATION,
+                format!("certificate authentication failed for user \"{user}\""),
+                Info,
+            ),
+            Self::BindingNotRelayed => hint(
+                answer(
+                    Fatal,
+                    SqlState::INVALID_AUTHORIZATION,
+                    "the server would bind this login to its own TLS connection, which qcp cannot pass on".to_owned(),
+                    Info,
+                ),
+                "Let qcp check logins itself (auth in its configuration), or connect with channel_binding=disable.",
             ),
             Self::TransactionInStatementMode => hint(
                 answer(

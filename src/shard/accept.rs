@@ -12,7 +12,7 @@ use super::mailbox::Mail;
 use super::{Client, Owner, Running, Shard};
 
 impl<T: Transport> Shard<T> {
-    pub(super) fn on_accepted(&mut self, connection: ConnectionId) {
+    pub(super) fn on_accepted(&mut self, connection: ConnectionId, unix: bool) {
         if self.running != Running::Yes {
             self.io.close(connection, Close::Now);
             return;
@@ -20,7 +20,7 @@ impl<T: Transport> Shard<T> {
         let limit = self.settings.clients_max;
         let before = self.clients_all.fetch_add(1, Ordering::Relaxed);
         let inserted =
-            if before < limit { self.clients.insert(Client::new(connection, self.io.now())).ok() } else { None };
+            if before < limit { self.clients.insert(Client::new(connection, unix, self.io.now())).ok() } else { None };
         let Some((index, generation)) = inserted else {
             self.clients_all.fetch_sub(1, Ordering::Relaxed);
             let fault = Fault::TooManyClients(limit);
@@ -37,6 +37,10 @@ impl<T: Transport> Shard<T> {
     pub(super) fn on_startup_bytes(&mut self, id: ClientId, bytes: Slice) {
         let Some(client) = self.client(id) else { return };
         let connection = client.connection;
+        let begins = client.stash.is_empty() && bytes.first() == Some(&startup::TLS_HANDSHAKE);
+        if begins && self.on_direct_tls(id, &bytes) {
+            return;
+        }
         let Some(bytes) = self.whole_so_far(id, bytes) else {
             self.fail(id, &Fault::NoMemory);
             return;
@@ -49,14 +53,16 @@ impl<T: Transport> Shard<T> {
                     self.fail(id, &Fault::NoMemory);
                 }
             }
-            Ok(Some((Packet::SslRequest | Packet::GssEncRequest, size))) => {
+            Ok(Some((packet @ (Packet::SslRequest | Packet::GssEncRequest), size))) => {
                 // Bytes behind the request would be plaintext that the client believes to be encrypted.
                 if bytes.len() > size {
                     log::info!("{}: bytes behind an encryption request; closing", self.io.peer(connection));
                     self.leave(id);
                     return;
                 }
-                if let Some(answer) = self.io.scratch().copy(&[startup::ENCRYPTION_REFUSED]) {
+                if packet == Packet::SslRequest {
+                    self.on_ssl_request(id);
+                } else if let Some(answer) = self.io.scratch().copy(&[startup::ENCRYPTION_REFUSED]) {
                     self.io.send(connection, answer);
                 }
             }
@@ -66,7 +72,9 @@ impl<T: Transport> Shard<T> {
                     slot: (request.process_id & 0xff_ffff).wrapping_sub(1),
                     secret: request.key.to_vec(),
                 };
-                if shard == self.settings.id {
+                if self.check_encryption(id).is_err() {
+                    log::info!("{}: a cancel request without TLS, which tls.client.mode demands", self.io.peer(connection));
+                } else if shard == self.settings.id {
                     self.on_one_mail(mail);
                 } else {
                     self.mailbox.send(shard, mail);

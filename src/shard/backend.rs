@@ -56,6 +56,7 @@ impl<T: Transport> Shard<T> {
             reported: Vec::new(),
             addresses: Vec::new(),
             address: None,
+            leg: super::tls::Leg::default(),
             deadline: Some(now + self.settings.connect_timeout),
             born: now,
             used: now,
@@ -105,7 +106,7 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    fn connect(&mut self, id: BackendId, address: SocketAddress) {
+    pub(super) fn connect(&mut self, id: BackendId, address: SocketAddress) {
         match self.io.connect(&address) {
             Ok(connection) => {
                 self.io.set_owner(connection, Owner::Backend(id).pack());
@@ -125,6 +126,14 @@ impl<T: Transport> Shard<T> {
             self.connect_next(id, &error.to_string());
             return;
         }
+        if !self.begin_encryption(id) {
+            self.begin_backend_login(id);
+        }
+    }
+
+    /// The connection is as it is to be: the login begins.
+    pub(super) fn begin_backend_login(&mut self, id: BackendId) {
+        let Some(backend) = self.backend(id) else { return };
         backend.state = BackendState::LoggingIn;
         let connection = backend.connection.expect("it has just been connected");
         let (pool, checks, purpose) = (backend.pool, backend.checks, backend.purpose);
@@ -160,7 +169,8 @@ impl<T: Transport> Shard<T> {
             BackendState::Linked(_) | BackendState::Cleaning(_) => self.relay_answer(id, bytes),
             BackendState::Piped(client) => self.pipe_answer(id, client, bytes),
             BackendState::LoggingIn | BackendState::Idle => self.on_whole_messages(id, bytes),
-            BackendState::Resolving | BackendState::Connecting => {}
+            BackendState::Connecting => self.on_ssl_reply(id, &bytes),
+            BackendState::Resolving => {}
         }
     }
 
@@ -302,6 +312,9 @@ impl<T: Transport> Shard<T> {
             self.write(connection, 64, |writer| {
                 writer.authentication_sasl(&[b"SCRAM-SHA-256"]).expect("the room was asked for");
             });
+            if let Some(login) = client.and_then(|client| self.login(client)) {
+                login.unbound = true;
+            }
             return;
         }
         if let Some(connection) = self.checked_client(id) {
@@ -389,6 +402,10 @@ impl<T: Transport> Shard<T> {
     fn on_refused(&mut self, id: BackendId, message: &Slice) {
         let fields = reader::fields(message);
         let text = String::from_utf8_lossy(fields.get(field::MESSAGE).unwrap_or_default()).into_owned();
+        let backend = self.backend(id).expect("the caller has looked it up");
+        if !backend.challenged && self.try_other_way(id) {
+            return;
+        }
         let backend = self.backend(id).expect("the caller has looked it up");
         let checks = backend.checks.take();
         if let Some(client) = checks {

@@ -54,18 +54,27 @@ impl<T: Transport> Shard<T> {
         // "to the very address of that backend" (not another one that the name resolves to by now).
         let address = self.backend(id).and_then(|backend| backend.address.clone());
         let Some(Ok(connection)) = address.map(|address| self.io.connect(&address)) else { return };
-        let cancel = Cancel { connection, backend: id, deadline };
+        let encryption = super::tls::Encryption::None;
+        let cancel = Cancel { connection, backend: id, encryption, deadline };
         let Ok((index, generation)) = self.cancels.insert(cancel) else { unreachable!("checked above") };
         self.io.set_owner(connection, Owner::Cancel(index, generation).pack());
         self.backend(id).expect("looked up above").cancels += 1;
     }
 
     pub(super) fn on_cancel_connected(&mut self, index: u32, generation: u32, failed: bool) {
+        if failed {
+            self.end_cancel(index, generation, true);
+        } else if !self.begin_cancel_encryption(index, generation) {
+            self.send_cancel(index, generation);
+        }
+    }
+
+    /// Says what is to be cancelled; the connection is as its backend's is.
+    pub(super) fn send_cancel(&mut self, index: u32, generation: u32) {
         let Some(cancel) = self.cancels.get(index, generation) else { return };
         let (connection, id) = (cancel.connection, cancel.backend);
-        let key = self.backend(id).map(|backend| (backend.process_id, backend.key));
-        let (Some((process_id, key)), false) = (key, failed) else {
-            self.end_cancel(index, generation, failed);
+        let Some((process_id, key)) = self.backend(id).map(|backend| (backend.process_id, backend.key)) else {
+            self.end_cancel(index, generation, false);
             return;
         };
         self.write(connection, 32, |writer| {

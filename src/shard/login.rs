@@ -22,6 +22,9 @@ use super::{ClientState, Purpose, SECRET_SIZE, Shard};
 /// Secrets for clients' cancel keys that are fetched at once.
 const SECRETS_FETCHED: usize = 64;
 
+/// How much of a client's answer has to be here before it is passed on: SASL's mechanism, and whether it binds the channel.
+const PASSWORD_PREFIX: usize = 64;
+
 /// How long "no challenge" is believed.
 const TRUST_FOR: Duration = Duration::from_secs(30);
 
@@ -32,6 +35,8 @@ pub(super) struct Login {
     pub raw: VectorId,
     /// Challenges of the server that the client has yet to answer.
     pub answers_due: u32,
+    /// The server has offered channel binding, and the client was not told.
+    pub unbound: bool,
     /// For a backend of its own, the packet as it goes to the server.
     pub packet: Option<Box<[u8]>>,
 }
@@ -71,7 +76,9 @@ impl<T: Transport> Shard<T> {
 
     fn try_begin_login(&mut self, id: ClientId, startup: &StartupMessage<'_>) -> Result<(), Fault> {
         let text = |bytes| std::str::from_utf8(bytes).map_err(|_| Fault::NameNotText);
+        self.check_encryption(id)?;
         let (user, database) = (text(startup.user())?, text(startup.database())?);
+        self.check_certificate(id, user)?;
         let Some(settings) = self.catalogue.pool(database, user) else {
             return Err(Fault::UnknownDatabase(database.to_owned()));
         };
@@ -94,7 +101,7 @@ impl<T: Transport> Shard<T> {
         client.pool = Some(pool);
         client.secret = secret;
         client.long_key = version == Version::V3_2;
-        client.state = ClientState::Login(Box::new(Login { stage: Stage::Answer, raw, answers_due: 0, packet }));
+        client.state = ClientState::Login(Box::new(Login { stage: Stage::Answer, raw, answers_due: 0, unbound: false, packet }));
         let connection = client.connection;
         if version != startup.version || startup.protocol_options().next().is_some() {
             self.write(connection, 512, |writer| {
@@ -225,8 +232,13 @@ impl<T: Transport> Shard<T> {
         let mut at = 0;
         loop {
             let Some(client) = self.client(id) else { return };
-            match client.framer.next(&bytes[at..], |_, _| 0) {
+            match client.framer.next(&bytes[at..], |_, size| PASSWORD_PREFIX.min(size as usize)) {
                 Ok(Step::Message { tag: frontend::PASSWORD, available, .. }) => {
+                    let unbound = self.login(id).is_some_and(|login| std::mem::take(&mut login.unbound));
+                    if unbound && super::tls::could_have_bound(&bytes[at..at + available]) {
+                        self.fail(id, &Fault::BindingNotRelayed);
+                        return;
+                    }
                     at += available;
                     // More answers than questions would reach the server when the backend is another client's.
                     let due = self.login(id).and_then(|login| login.answers_due.checked_sub(1));

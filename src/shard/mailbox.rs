@@ -1,6 +1,7 @@
 //! Messages to a shard: from other shards and from the control thread. A lock-free queue and a doorbell; nothing is
 //! shared but what is handed over.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
@@ -9,11 +10,14 @@ use crate::io::doorbell::Doorbell;
 
 use super::pools::Key;
 use super::report::ShardReport;
+use super::tls::TlsSettings;
 
 /// What a shard can be told.
 pub enum Mail {
     /// Let transactions finish, then end; at the latest after this time.
     Quit(Duration),
+    /// Certificates were reloaded: what connects from now on is handled so.
+    Tls(Arc<TlsSettings>),
     /// Say what there is.
     Report(Sender<ShardReport>),
     /// A cancel request that came to another shard.

@@ -24,6 +24,7 @@ mod replies;
 pub mod report;
 mod requests;
 mod statements;
+pub mod tls;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -47,6 +48,7 @@ pub use mailbox::{Mail, Mailbox};
 pub use pools::PoolSettings;
 use pools::Pools;
 use statements::Statements;
+pub use tls::TlsSettings;
 
 /// A server of the configuration.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -103,6 +105,8 @@ pub struct Settings {
     pub statements_max: usize,
     /// Seed for what may be predictable (backoff, schedule).
     pub seed: u64,
+    /// TLS with clients and servers.
+    pub tls: Arc<TlsSettings>,
     /// What the tables take, for `show memory`.
     pub memory_terms: Vec<crate::control::report::Term>,
 }
@@ -159,6 +163,8 @@ struct Client {
     terminating: bool,
     /// What its last Parse of the unnamed statement said, until that is bound.
     unnamed: Stash,
+    /// Came over a Unix socket.
+    unix: bool,
     /// When the login ends at the latest; later, since when it is connected.
     since: Instant,
 }
@@ -226,6 +232,7 @@ struct Backend {
     reported: Vec<(Box<str>, Box<str>)>,
     addresses: Vec<SocketAddr>,
     address: Option<SocketAddress>,
+    leg: tls::Leg,
     deadline: Option<Instant>,
     born: Instant,
     used: Instant,
@@ -253,6 +260,7 @@ enum Unnamed {
 struct Cancel {
     connection: ConnectionId,
     backend: BackendId,
+    encryption: tls::Encryption,
     deadline: Instant,
 }
 
@@ -314,6 +322,7 @@ pub struct Shard<T: Transport> {
     random: u64,
     /// Secrets that no client has been given yet.
     secrets: Vec<[u8; SECRET_SIZE]>,
+    tls_failures: tls::Failures,
     counters: Counters,
     running: Running,
     scan_at: Instant,
@@ -389,6 +398,7 @@ impl<T: Transport> Shard<T> {
             returned: VecDeque::with_capacity(settings.backends_max),
             random: settings.seed | 1,
             secrets: Vec::new(),
+            tls_failures: tls::Failures::default(),
             counters: Counters::default(),
             running: Running::Yes,
             scan_at: now,
@@ -431,7 +441,7 @@ impl<T: Transport> Shard<T> {
         match event {
             Event::Received { connection, bytes } => self.on_received(connection, bytes),
             Event::Drained { connection } => self.on_drained(connection),
-            Event::Accepted { connection, local: _ } => self.on_accepted(connection),
+            Event::Accepted { connection, local } => self.on_accepted(connection, local),
             Event::Connected { connection, error } => match self.owner(connection) {
                 Some(Owner::Backend(id)) => self.on_backend_connected(id, error),
                 Some(Owner::Cancel(index, generation)) => self.on_cancel_connected(index, generation, error.is_some()),
@@ -480,8 +490,8 @@ impl<T: Transport> Shard<T> {
                 self.counters.bytes_out += bytes.len() as u64;
                 self.on_backend_bytes(id, bytes);
             }
-            // A cancel connection brings nothing but its end.
-            Some(Owner::Cancel(..)) | None => {}
+            Some(Owner::Cancel(index, generation)) => self.on_cancel_bytes(index, generation, &bytes),
+            None => {}
         }
     }
 
@@ -498,6 +508,7 @@ impl<T: Transport> Shard<T> {
                 // Whoever asked may have given up waiting.
                 let _ = answer.send(self.report());
             }
+            Mail::Tls(tls) => self.settings.tls = tls,
             Mail::Cancel { slot, secret } => self.on_cancel_request(slot, &secret),
             Mail::Ask { key, from } => self.on_ask(key, from),
             Mail::Give { key, from, places } => self.on_give(key, from, places),
@@ -665,7 +676,7 @@ impl Backend {
 }
 
 impl Client {
-    fn new(connection: ConnectionId, now: Instant) -> Self {
+    fn new(connection: ConnectionId, unix: bool, now: Instant) -> Self {
         Self {
             connection,
             state: ClientState::Startup,
@@ -684,6 +695,7 @@ impl Client {
             long_key: false,
             terminating: false,
             unnamed: Stash::default(),
+            unix,
             since: now,
         }
     }

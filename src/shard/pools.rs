@@ -21,6 +21,8 @@ pub struct PoolSettings {
     pub mode: RelayMode,
     /// Not pooled at all.
     pub dedicated: bool,
+    /// Which of [`super::TlsSettings::servers`] its servers are connected to by.
+    pub tls: usize,
     /// Sizes and times.
     pub pool: pool::Settings,
 }

@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
+use super::certificates::Authority;
 use super::programs::psql;
 use super::{Address, free_port, wait_until};
 
@@ -33,6 +34,14 @@ pub const ROLES: [Role; 5] = [
     Role { name: "scram_user", method: "scram-sha-256", password: "salted and peppered" },
     Role { name: "rejected_user", method: "reject", password: "in vain" },
 ];
+
+/// Roles that the server lets in without a password, by how they connect: only with TLS, only without, and only with a
+/// certificate of the authority's whose common name they are.
+pub const TLS_USER: &str = "tls_user";
+pub const PLAIN_USER: &str = "plain_user";
+pub const CERTIFICATE_USER: &str = "certificate_user";
+/// With TLS, and by SCRAM.
+pub const TLS_SCRAM_USER: &str = "tls_scram_user";
 
 /// Connections that the server accepts: more than all tests that run at once may want.
 const CONNECTIONS_MAX: u32 = 400;
@@ -84,12 +93,30 @@ impl Postgres {
             .output()
             .expect("initdb starts");
         assert!(initdb.status.success(), "initdb: {}", String::from_utf8_lossy(&initdb.stderr));
+        server.make_certificates();
         fs::write(data.join("pg_hba.conf"), access_rules()).expect("the data folder is writable");
 
         server.run_guarded(&data);
         wait_until("PostgreSQL accepts", Duration::from_secs(30), || server.is_ready());
         server.create_roles();
         server
+    }
+
+    /// What the server shows (`server.crt`, for localhost and 127.0.0.1), the authority (`authority.crt`), and what it has
+    /// signed for a client (`certificate_user.crt`).
+    pub fn certificates(&self) -> PathBuf {
+        self.folder.join("certificates")
+    }
+
+    fn make_certificates(&self) {
+        let folder = self.certificates();
+        fs::create_dir_all(&folder).expect("the temporary folder is writable");
+        let authority = Authority::new(&folder, "authority");
+        authority.sign("server", &["localhost", "127.0.0.1"]);
+        authority.sign(CERTIFICATE_USER, &[]);
+        let Some(owner) = unprivileged() else { return };
+        let key = folder.join("server.key");
+        chown(key, Some(owner.uid.as_raw()), Some(owner.gid.as_raw())).expect("root may give it away");
     }
 
     /// By TCP on the loopback.
@@ -145,6 +172,10 @@ impl Postgres {
             "wal_level=replica",
             "max_wal_senders=8",
             "timezone=UTC",
+            "ssl=on",
+            &format!("ssl_cert_file={}", self.certificates().join("server.crt").display()),
+            &format!("ssl_key_file={}", self.certificates().join("server.key").display()),
+            &format!("ssl_ca_file={}", self.certificates().join("authority.crt").display()),
         ] {
             guard.args(["-c", setting]);
         }
@@ -171,6 +202,10 @@ impl Postgres {
             statements += &format!("SET password_encryption = '{stored_as}';");
             statements += &format!("CREATE ROLE {} LOGIN PASSWORD '{}';", role.name, role.password);
         }
+        for name in [TLS_USER, PLAIN_USER, CERTIFICATE_USER] {
+            statements += &format!("CREATE ROLE {name} LOGIN;");
+        }
+        statements += &format!("CREATE ROLE {TLS_SCRAM_USER} LOGIN PASSWORD 'bound to the channel';");
         self.execute("postgres", &statements);
     }
 
@@ -228,6 +263,10 @@ fn access_rules() -> String {
     for role in &ROLES {
         rules += &format!("local all {0} {1}\nhost all {0} 127.0.0.1/32 {1}\n", role.name, role.method);
     }
+    rules += &format!("hostssl all {TLS_USER} 127.0.0.1/32 trust\n");
+    rules += &format!("hostnossl all {PLAIN_USER} 127.0.0.1/32 trust\n");
+    rules += &format!("hostssl all {CERTIFICATE_USER} 127.0.0.1/32 cert\n");
+    rules += &format!("hostssl all {TLS_SCRAM_USER} 127.0.0.1/32 scram-sha-256\n");
     for database in ["all", "replication"] {
         rules += &format!("local {database} {SUPERUSER} trust\nhost {database} {SUPERUSER} 127.0.0.1/32 trust\n");
     }

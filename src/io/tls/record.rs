@@ -29,7 +29,6 @@ const EXPLICIT_SIZE: usize = 8;
 
 /// Kinds of content.
 pub(super) mod kind {
-    pub const CHANGE_CIPHER_SPEC: u8 = 20;
     pub const ALERT: u8 = 21;
     pub const HANDSHAKE: u8 = 22;
     pub const DATA: u8 = 23;
