@@ -25,8 +25,8 @@ use std::time::Duration;
 
 pub use address::{Listen, SERVER_PORT_DEFAULT, ServerAddress};
 pub use problem::{Error, KeyPath, Problem, Segment, Warning};
-pub use tls::{ClientTls, Negotiation, ServerTls, TLS_CHUNK_SIZE_MIN, TlsAllowed, TlsMode, TlsVersion};
 pub use sizes::{format_duration, format_size, parse_duration, parse_size};
+pub use tls::{ClientTls, Negotiation, ServerTls, TLS_CHUNK_SIZE_MIN, TlsAllowed, TlsMode, TlsVersion};
 
 use crate::pool;
 use crate::session::RelayMode;

@@ -14,9 +14,9 @@ use super::address::{Listen, ListenAddress, ServerAddress};
 use super::file::{self, File};
 use super::problem::{Error, KeyPath, Problem, Warning};
 use super::sizes::{format_duration, format_size};
+use super::tls::{self, TLS_CHUNK_SIZE_MIN};
 use super::values::{FromText, Name, OneOrMany, Parsed, Size};
 use super::yaml::{self, Fault};
-use super::tls::{self, TLS_CHUNK_SIZE_MIN};
 use super::{Arena, Auth, Config, Database, Log, LogOutput, Reconnect, SERVER_PORT_DEFAULT};
 use crate::pool;
 use crate::session::RelayMode;
@@ -301,9 +301,7 @@ fn databases(source: &Source, written: Entries<file::Database>) -> Result<BTreeM
             servers: servers(source, entry.servers, &path)?,
             dbname: entry.dbname.map(|name| name.0),
             tls: match entry.tls {
-                Some(written) => {
-                    Some(tls::server(source, &KeyPath::of(["databases", name.as_str(), "tls"]), written)?)
-                }
+                Some(written) => Some(tls::server(source, &KeyPath::of(["databases", name.as_str(), "tls"]), written)?),
                 None => None,
             },
             changes: Override { relay_mode: entry.relay_mode, pool: entry.pool },

@@ -142,12 +142,7 @@ pub(super) fn server(source: &Source, path: &KeyPath, written: file::ServerTls) 
 type File = Option<Parsed<PathBuf>>;
 
 /// A certificate and its key: both, or neither.
-fn pair(
-    source: &Source,
-    path: &KeyPath,
-    certificate: File,
-    key: File,
-) -> Result<Option<(PathBuf, PathBuf)>, Error> {
+fn pair(source: &Source, path: &KeyPath, certificate: File, key: File) -> Result<Option<(PathBuf, PathBuf)>, Error> {
     match (certificate, key) {
         (Some(certificate), Some(key)) => Ok(Some((certificate.0, key.0))),
         (None, None) => Ok(None),

@@ -72,9 +72,8 @@ impl<T: Transport> Shard<T> {
                     slot: (request.process_id & 0xff_ffff).wrapping_sub(1),
                     secret: request.key.to_vec(),
                 };
-                if self.check_encryption(id).is_err() {
-                    log::info!("{}: a cancel request without TLS, which tls.client.mode demands", self.io.peer(connection));
-                } else if shard == self.settings.id {
+                // In plaintext too, whatever `tls.client.mode` says: libpq before 17 has no other, and PostgreSQL takes it.
+                if shard == self.settings.id {
                     self.on_one_mail(mail);
                 } else {
                     self.mailbox.send(shard, mail);

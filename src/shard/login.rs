@@ -101,7 +101,8 @@ impl<T: Transport> Shard<T> {
         client.pool = Some(pool);
         client.secret = secret;
         client.long_key = version == Version::V3_2;
-        client.state = ClientState::Login(Box::new(Login { stage: Stage::Answer, raw, answers_due: 0, unbound: false, packet }));
+        client.state =
+            ClientState::Login(Box::new(Login { stage: Stage::Answer, raw, answers_due: 0, unbound: false, packet }));
         let connection = client.connection;
         if version != startup.version || startup.protocol_options().next().is_some() {
             self.write(connection, 512, |writer| {

@@ -170,7 +170,7 @@ impl<T: Transport> Shard<T> {
         log::info!("{}: no TLS: {why}{more}", self.io.peer(connection));
     }
 
-    /// Whether a client may log in (or cancel) over its connection as it is.
+    /// Whether a client may log in over its connection as it is.
     pub(super) fn check_encryption(&self, id: ClientId) -> Result<(), Fault> {
         let Some(client) = self.clients.get(id.index, id.generation) else { return Ok(()) };
         let missing = self.settings.tls.client.required && !client.unix && self.io.facts(client.connection).is_none();
@@ -307,7 +307,9 @@ impl<T: Transport> Shard<T> {
             return false;
         }
         let backend = self.backend(id).expect("looked up above");
-        let (Some(connection), Some(address)) = (backend.connection.take(), backend.address.clone()) else { return false };
+        let (Some(connection), Some(address)) = (backend.connection.take(), backend.address.clone()) else {
+            return false;
+        };
         backend.leg = Leg { encryption: Encryption::None, second: true };
         backend.state = BackendState::Connecting;
         backend.framer = crate::protocol::Framer::new(crate::protocol::Direction::Backend);

@@ -11,11 +11,9 @@ use nix::sys::signal::Signal;
 
 use super::support::certificates::Authority;
 use super::support::pooler::{Qcp, Setup};
-use super::support::postgres::{
-    CERTIFICATE_USER, PLAIN_USER, SUPERUSER, TLS_SCRAM_USER, TLS_USER, postgres,
-};
+use super::support::postgres::{CERTIFICATE_USER, PLAIN_USER, SUPERUSER, TLS_SCRAM_USER, TLS_USER, postgres};
 use super::support::programs::{Finished, Program, pgbench, psql};
-use super::support::raw::{RawClient, startup, PROTOCOL_3_0};
+use super::support::raw::{PROTOCOL_3_0, RawClient, error_field, message, startup, untagged, zero_ended};
 use super::support::{Address, wait_until};
 
 /// A folder with certificates of its own, removed at the end.
@@ -74,7 +72,11 @@ fn s_client(port: u16, arguments: &[&str], input: &[u8]) -> Finished {
     if bytes.is_empty() {
         bytes.push(b'\n');
     }
-    Program::new("timeout").args(["-s", "INT", "3", "openssl", "s_client", "-quiet", "-connect", &connect]).args(arguments).input(bytes).finish()
+    Program::new("timeout")
+        .args(["-s", "INT", "3", "openssl", "s_client", "-quiet", "-connect", &connect])
+        .args(arguments)
+        .input(bytes)
+        .finish()
 }
 
 /// Each mode of QCP's with each of libpq's: in or out.
@@ -140,7 +142,8 @@ fn every_cipher_carries_queries() {
         "ECDHE-ECDSA-CHACHA20-POLY1305",
     ] {
         let qcp = Qcp::start(&folder.client_tls("require", &format!(", ciphers: [{cipher}]")), 1);
-        let text = "SELECT sum(length(t)), max(t) FROM (SELECT repeat(i::text, 1000) t FROM generate_series(1,300) i) x";
+        let text =
+            "SELECT sum(length(t)), max(t) FROM (SELECT repeat(i::text, 1000) t FROM generate_series(1,300) i) x";
         let through = |address: &Address, mode| {
             let program = psql(address, SUPERUSER, "postgres").args(["-XAtw", "-c", text, "-c", "TABLE pg_class"]);
             program.env("PGSSLMODE", mode).finish().success()
@@ -200,7 +203,8 @@ fn the_name_chooses_the_certificate() {
 #[test]
 fn openssl_speaks_directly_and_by_request() {
     let folder = Folder::with_certificates();
-    let qcp = Qcp::start(&folder.client_tls("require", ""), 1);
+    // With a login that is relayed, a query sent ahead of it would be refused.
+    let qcp = Qcp::start(&(folder.client_tls("require", "") + "auth: {method: trust}\n"), 1);
     let mut bytes = startup(PROTOCOL_3_0, &[("user", SUPERUSER), ("database", "postgres")]);
     let query = b"SELECT 'through ' || 'tls'\0";
     bytes.push(b'Q');
@@ -311,11 +315,32 @@ fn a_cancel_goes_by_tls_on_both_legs() {
         .env("PGSSLMODE", "require")
         .start();
     wait_until("the query runs", Duration::from_secs(10), || {
-        postgres().count_activity(&format!("usename = '{TLS_USER}' AND query LIKE '%pg_sleep(30)%' AND state = 'active'")) == 1
+        postgres()
+            .count_activity(&format!("usename = '{TLS_USER}' AND query LIKE '%pg_sleep(30)%' AND state = 'active'"))
+            == 1
     });
     running.signal(Signal::SIGINT);
     let said = running.finish().failure();
     assert!(said.contains("canceling statement due to user request"), "{said}");
+}
+
+/// libpq 15 sends cancels in plaintext; others do not.
+#[test]
+fn a_cancel_that_comes_by_tls() {
+    let folder = Folder::with_certificates();
+    let qcp = Qcp::start(&folder.client_tls("prefer", ""), 2);
+    let mut client = RawClient::connect(&qcp.tcp());
+    client.send(&startup(PROTOCOL_3_0, &[("user", SUPERUSER), ("database", "postgres")]));
+    let greeting = client.receive_until_ready();
+    let key = greeting.iter().find(|message| message.tag == b'K').expect("a key").body.clone();
+    client.send(&message(b'Q', &zero_ended("SELECT pg_sleep(29)")));
+    let is_active = "query LIKE '%pg_sleep(29)%' AND state = 'active'";
+    wait_until("the query runs", Duration::from_secs(10), || postgres().count_activity(is_active) == 1);
+    let cancel = untagged(80_877_102, &key);
+    s_client(qcp.tcp().port, &["-starttls", "postgres"], &cancel);
+    wait_until("it is cancelled", Duration::from_secs(10), || postgres().count_activity(is_active) == 0);
+    let said = client.receive_until_ready();
+    assert!(said.iter().any(|message| message.tag == b'E' && error_field(&message.body, b'C') == "57014"), "{said:?}");
 }
 
 /// Each mode with servers, by users whom the server lets in only with TLS or only without.

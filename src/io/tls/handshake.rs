@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
+use rustls::ProtocolVersion;
 use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
-use rustls::ProtocolVersion;
 
 use super::certificate;
 use super::channel::{Channel, Kernel};

@@ -589,7 +589,9 @@ impl<T: Transport> Tls<T> {
                     return;
                 }
                 (Some(_), None) => {
-                    log::warn!("a TLS key has sealed all that it may, and there is no next one: a connection is closed");
+                    log::warn!(
+                        "a TLS key has sealed all that it may, and there is no next one: a connection is closed"
+                    );
                     inner.abort(id);
                     return;
                 }

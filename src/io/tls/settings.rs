@@ -119,7 +119,8 @@ impl Acceptor {
             None => (None, Vec::new()),
         };
         let builder = ServerConfig::builder_with_provider(provider.clone());
-        let builder = builder.with_protocol_versions(versions(allowed)).or_else(|error| fault(About::Ciphers, error))?;
+        let builder =
+            builder.with_protocol_versions(versions(allowed)).or_else(|error| fault(About::Ciphers, error))?;
         let builder = match roots {
             None => builder.with_no_client_auth(),
             Some(roots) => {
@@ -239,7 +240,8 @@ impl Connector {
             algorithms: provider.signature_verification_algorithms,
         };
         let builder = ClientConfig::builder_with_provider(provider.clone());
-        let builder = builder.with_protocol_versions(versions(allowed)).or_else(|error| fault(About::Ciphers, error))?;
+        let builder =
+            builder.with_protocol_versions(versions(allowed)).or_else(|error| fault(About::Ciphers, error))?;
         let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(check));
         let mut config = match pair {
             None => builder.with_no_client_auth(),
