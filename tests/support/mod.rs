@@ -10,6 +10,7 @@ pub mod postgres;
 pub mod proc;
 pub mod programs;
 pub mod raw;
+pub mod server;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering};
