@@ -74,8 +74,11 @@ impl Backoff {
         Self { min, max, failures: 0, until: None }
     }
 
-    /// The pause after another failure; `jitter` is 0..=255.
+    /// The pause after another failure; `jitter` is 0..=255. What was under way together fails as one.
     fn fail(&mut self, now: Instant, jitter: u8) {
+        if !self.allows(now) {
+            return;
+        }
         let doubled = self.min.saturating_mul(1 << self.failures.min(16)).min(self.max);
         self.failures = self.failures.saturating_add(1);
         // Between three quarters and the whole of it, so that shards and poolers do not knock in step.

@@ -5,6 +5,7 @@
 // Each test crate uses its own part of this.
 #![allow(dead_code)]
 
+pub mod door;
 pub mod pooler;
 pub mod postgres;
 pub mod proc;
