@@ -51,6 +51,7 @@ pub struct Counts {
     pub torn: AtomicU64,
     pub reset: AtomicU64,
     pub deserted: AtomicU64,
+    pub unfilled: AtomicU64,
     pub cancels: AtomicU64,
     pub cancelled: AtomicU64,
 }
@@ -103,6 +104,9 @@ pub struct Client {
     status: u8,
     /// Talks until it says good-bye.
     talks: u64,
+    /// Pauses for so long when so many bytes of the step are sent.
+    hold: Option<(usize, Duration)>,
+    held_until: Option<Instant>,
     /// Goes away without a word when so many bytes of the step are sent, and this long after.
     desert: Option<(usize, Duration)>,
     deserting: Option<Instant>,
@@ -147,6 +151,8 @@ impl Client {
             hurt: false,
             status: b'I',
             talks: 0,
+            hold: None,
+            held_until: None,
             desert: None,
             deserting: None,
             key: Vec::new(),
@@ -164,7 +170,7 @@ impl Client {
     }
 
     pub fn wants_to_write(&self) -> bool {
-        self.sent < self.out.len()
+        self.sent < self.out.len() && self.held_until.is_none_or(|until| Instant::now() >= until)
     }
 
     /// Whether there may be something to do although nothing came.
@@ -267,6 +273,8 @@ impl Client {
             shared.sleepers.fetch_sub(1, Ordering::Relaxed);
         }
         self.cancel_at = None;
+        self.hold = None;
+        self.held_until = None;
         self.desert = None;
         self.deserting = None;
         self.step = None;
@@ -303,7 +311,7 @@ impl Client {
                 let bytes = if step.copy_data && self.skipping { Vec::new() } else { step.bytes.clone() };
                 self.begin_sending(shared, bytes);
             }
-            let is_done = self.is_sent && !self.wants_to_write() && self.expects.is_empty();
+            let is_done = self.is_sent && self.sent == self.out.len() && self.expects.is_empty();
             if !is_done {
                 return;
             }
@@ -390,6 +398,11 @@ impl Client {
             let at = self.random.below(step.bytes.len() + 1);
             self.desert = Some((at, Duration::from_millis(self.random.between(0, 30))));
         }
+        // Half a request is with the server while the ones before it are answered.
+        if self.random.in_thousand(60) && !step.bytes.is_empty() {
+            let at = self.random.below(step.bytes.len());
+            self.hold = Some((at, Duration::from_millis(self.random.between(1, 30))));
+        }
         self.expects = step.expects.clone();
         self.send_at = now + step.pause;
         self.is_sent = false;
@@ -411,8 +424,20 @@ impl Client {
     }
 
     fn write(&mut self, shared: &Shared, now: Instant) -> Result<(), String> {
+        if self.held_until.is_some_and(|until| now < until) {
+            return Ok(());
+        }
         while self.sent < self.out.len() {
-            let portion = &self.out[self.sent..self.out.len().min(self.sent + self.portion)];
+            let mut end = self.out.len().min(self.sent + self.portion);
+            if let Some((at, pause)) = self.hold {
+                end = end.min(at);
+                if self.sent >= at {
+                    self.hold = None;
+                    self.held_until = Some(now + pause);
+                    return Ok(());
+                }
+            }
+            let portion = &self.out[self.sent..end];
             let Some(socket) = &mut self.socket else { return Ok(()) };
             match socket.write(portion) {
                 Ok(count) => {
@@ -562,6 +587,14 @@ impl Client {
                 let known = ["57P01", "57P02", "57P03", "08006", "53300"];
                 if !known.contains(&code.as_str()) {
                     return Err(format!("an error of no expected kind: {}", describe(tag, body)));
+                }
+                // A client that goes away in the middle of a message costs its backend, and only a login opens another:
+                // those who wait for the last one are told so.
+                let no_refill = shared.password.is_some() && error_field(body, b'M').contains("asks a password");
+                if no_refill {
+                    count(&shared.counts.unfilled);
+                    self.part(shared);
+                    return Ok(());
                 }
                 return self.lost(shared, &code);
             }

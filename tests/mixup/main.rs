@@ -156,7 +156,7 @@ fn run(plan: &Run) {
     let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     eprintln!(
         "{} requests answered, {} refused or cancelled on the way; {} logins, {} refused; connections lost {}, of which \
-         {} in half a message and {} reset; {} deserted; {} cancel requests, {} queries cancelled",
+         {} in half a message and {} reset, {} because the pool was empty; {} deserted; {} cancel requests, {} queries cancelled",
         of(&counts.answered),
         of(&counts.hurt),
         of(&counts.logins),
@@ -164,6 +164,7 @@ fn run(plan: &Run) {
         of(&counts.lost),
         of(&counts.torn),
         of(&counts.reset),
+        of(&counts.unfilled),
         of(&counts.deserted),
         of(&counts.cancels),
         of(&counts.cancelled)
