@@ -358,4 +358,22 @@ mod tests {
         part.set_refill(Refill::Impossible);
         assert!(!part.may_open(now, 0));
     }
+
+    #[test]
+    fn attempts_that_fail_together_are_one_failure() {
+        let (mut part, mut waiters, mut now) = (part(4), Waiters::new(8), Instant::now());
+        for index in 0..4 {
+            part.checkout(&mut waiters, client(index), now, 0);
+        }
+        for expected in [100, 200, 400] {
+            for _ in 0..4 {
+                assert!(part.may_open(now, 0) && part.begin_open());
+            }
+            for _ in 0..4 {
+                part.open_failed(now, 255, true);
+            }
+            assert!(!part.may_open(now + Duration::from_millis(expected - 1), 0));
+            now += Duration::from_millis(expected);
+        }
+    }
 }
