@@ -365,8 +365,8 @@ impl Client {
         if self.hurt && !self.skipping {
             self.steps.clear();
             if self.status != b'I' {
-                let mut step = Step::default();
-                step.bytes = message(b'Q', &zero_ended("ROLLBACK"));
+                let bytes = message(b'Q', &zero_ended("ROLLBACK"));
+                let mut step = Step { bytes, ..Step::default() };
                 let end = step.bytes.len();
                 let ready = Ready { status: b'I', end, writes: Vec::new() };
                 let whats = [What::Tag("ROLLBACK".to_owned()), What::Ready(ready)];
