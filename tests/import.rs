@@ -54,7 +54,7 @@ fn open(messages: &str) -> Vec<String> {
     let key = |line: &str| {
         let (before, _) = line.split_once(": needs your decision").expect("filtered above");
         // FILE:LINE: KEY
-        before.splitn(2, ": ").nth(1).unwrap_or(before).to_owned()
+        before.split_once(": ").map_or(before, |(_, key)| key).to_owned()
     };
     lines.map(key).collect()
 }
