@@ -51,6 +51,11 @@ class Judge:
         self.at_most("RSS per idle client, bytes", 512, self.rss.get("qcp-1"))
         self.at_most("simple-64: system calls", 0.5, self.system_calls("simple-64"))
         self.at_most("simple-1: system calls", 4.5, self.system_calls("simple-1"))
+        tls = lambda key, workload, other: self.ratio(key, workload, "qcp-tls", other)  # noqa: E731
+        self.at_most("tls-simple-64: CPU, of PgBouncer's with TLS", 1.0, tls("cpu_us", "tls-simple-64", "pgbouncer-tls"))
+        self.at_most("tls-result: CPU per GB, of haproxy's with TLS", 1.1, tls("cpu_us", "tls-result", "haproxy-tls"))
+        # A full handshake, a login, a query: the handshake is most of it.
+        self.at_most("tls-churn: CPU per handshake, of PgBouncer's", 1.0, tls("cpu_us", "tls-churn", "pgbouncer-tls"))
         self.note("heap allocations per transaction: 0", UNMEASURED, "by the library's own tests, not here")
         return self.verdicts
 

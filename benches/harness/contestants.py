@@ -26,6 +26,10 @@ class Contestant:
         return "unpooled" not in self.facts
 
     @property
+    def has_tls(self):
+        return "tls" in self.facts
+
+    @property
     def clients_max(self):
         return int(self.facts.get("clients", CLIENTS_MAX if self.is_pooled else 1_100))
 
@@ -77,7 +81,8 @@ class Stage:
         port = free_port() if contestant.port == "*" else int(contestant.port)
         self.write_configurations(folder, {
             "PORT": port, "SERVER": server_port, "USER": unprivileged_user() or "", "DIR": folder,
-            "CLIENTS": clients, "ARENA": arena, "PREPARED": pgbouncer_prepared()})
+            "CLIENTS": clients, "ARENA": arena,
+            "KEY": "tls-of-user.key" if unprivileged_user() else "tls.key", "PREPARED": pgbouncer_prepared()})
         filled = contestant.command.format(port=port, server=server_port, programs=self.programs, dir=folder)
         command = shlex.split(filled)
         if not shutil.which(command[0]):
@@ -95,12 +100,35 @@ class Stage:
             self.processes.stop(running.process)
 
     def write_configurations(self, folder, values):
+        self.write_certificate(folder)
         for name in os.listdir(self.configurations):
             text = open(os.path.join(self.configurations, name)).read()
             for key, value in values.items():
                 text = text.replace(f"@{key}@", str(value))
             with open(os.path.join(folder, name), "w") as file:
                 file.write(text)
+
+
+    def write_certificate(self, folder):
+        """One for all: ECDSA on P-256, as an operator would make it today."""
+        first = os.path.join(self.folder, "tls")
+        if not os.path.exists(first + ".crt") and shutil.which("openssl"):
+            subprocess.run(
+                ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+                 "-subj", "/CN=localhost", "-keyout", first + ".key", "-out", first + ".crt"], capture_output=True, check=True)
+        if not os.path.exists(first + ".crt"):
+            return
+        certificate, key = open(first + ".crt").read(), open(first + ".key").read()
+        for name, text in (("tls.crt", certificate), ("tls.key", key), ("both.pem", certificate + key)):
+            path = os.path.join(folder, name)
+            with open(path, "w") as file:
+                file.write(text)
+            os.chmod(path, 0o600)
+        os.chmod(os.path.join(folder, "tls.crt"), 0o644)
+        # PgBouncer reads its key as the user that it becomes, and QCP takes a key that root or its own user has.
+        if name_of_owner := unprivileged_user():
+            shutil.copy(os.path.join(folder, "tls.key"), os.path.join(folder, "tls-of-user.key"))
+            shutil.chown(os.path.join(folder, "tls-of-user.key"), name_of_owner)
 
 
 def pgbouncer_prepared():

@@ -63,7 +63,7 @@ class Bench:
         for name, running in players.items():
             is_watched = running.process is not None
             results[name] = summary(workload, samples[name], is_watched)
-            if is_watched:
+            if is_watched and not workload.tls:
                 counted = self.load(workload, running, COUNTING_MILLISECONDS, count_system_calls=True)
                 results[name]["system_calls"] = system_calls(workload, counted)
         return {contestant.name: results[contestant.name] for contestant in self.contestants if contestant.name in results}
@@ -72,12 +72,12 @@ class Bench:
         arguments = workload.arguments(running.contestant, self.options.quick)
         if count_system_calls:
             arguments += ["--count-system-calls", "true"]
-        return self.load_with(running, milliseconds, arguments)
+        return self.load_with(running, milliseconds, arguments, "load_tls" if workload.tls else "load")
 
-    def load_with(self, running, milliseconds, arguments):
+    def load_with(self, running, milliseconds, arguments, program="load"):
         """One run of the load generator, on the first CPU; the pooler has the last ones."""
         command = [
-            os.path.join(self.programs, "load"), "--port", str(running.port), "--milliseconds", str(milliseconds), *arguments]
+            os.path.join(self.programs, program), "--port", str(running.port), "--milliseconds", str(milliseconds), *arguments]
         if running.process:
             command += ["--watch", str(running.process.pid)]
 

@@ -14,6 +14,7 @@ class Workload:
     clients: int
     work: str = "select-1"
     idle: int = 0
+    tls: bool = False
     # Of workloads that run once instead of for a time; their costs are counted per GB.
     size: int = 0
 
@@ -23,6 +24,8 @@ class Workload:
 
     def is_for(self, contestant):
         """Whether the contestant can take part at all; what it cannot do for another reason shows as its error."""
+        if self.tls != contestant.has_tls:
+            return False
         needs_our_statement = self.mode == "prepared" and self.work != "select-1"
         if needs_our_statement and "prepared" in contestant.facts:
             return False
@@ -30,6 +33,9 @@ class Workload:
 
     def arguments(self, contestant, quick):
         arguments = ["--mode", self.mode, "--work", self.work, "--clients", str(self.clients), "--idle", str(self.idle)]
+        if self.tls:
+            direct = contestant.facts.get("tls") == "direct"
+            arguments = ["--mode", self.mode, "--clients", str(self.clients), "--direct", str(direct).lower()]
         if self.size:
             arguments += ["--size", str(self.size // 10 if quick else self.size)]
         if self.mode == "prepared" and "prepared" in contestant.facts:
@@ -60,8 +66,14 @@ def workloads():
         Workload("stub-copy-in", STUB, "copy-in", 1, size=200_000_000),
         Workload("stub-pipeline-16", STUB, "pipeline", 16),
     ]
+    listed += [
+        Workload("tls-simple-64", POSTGRES, "simple", 64, tls=True),
+        Workload("tls-churn", POSTGRES, "churn", 16, tls=True),
+        Workload("tls-result", POSTGRES, "result", 1, size=1_000_000_000, tls=True),
+    ]
     return listed
 
 
+TLS = ("tls-simple-64", "tls-churn", "tls-result")
 QUICK = ("simple-1", "simple-64", "extended-64", "prepared-64", "churn", "result")
 QUICK_CONTESTANTS = ("qcp-1", "pgbouncer", "haproxy", "floor-ring", "floor-epoll")

@@ -201,6 +201,12 @@ impl Config {
         self.databases_with_tls().position(|(with, _)| with == name).map_or(0, |at| at + 1)
     }
 
+    /// Which of [`Self::server_tls`] is for a database that is called so on its server.
+    pub fn tls_there(&self, server_database: &str) -> usize {
+        let entries = self.databases.iter().find(|(name, entry)| self.place(name, Some(entry)).1 == server_database);
+        self.tls_of(entries.map_or(server_database, |(name, _)| name))
+    }
+
     fn databases_with_tls(&self) -> impl Iterator<Item = (&str, &ServerTls)> {
         let others = self.other_databases.iter().map(|database| ("*", database));
         let databases = self.databases.iter().map(|(name, database)| (name.as_str(), database)).chain(others);

@@ -132,7 +132,7 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     check("control:\n  port: 3", "qcp.yaml:2: control.port: unknown key; allowed here: socket");
     check(
         "databases: {a: {size: 3}}",
-        "qcp.yaml:1: databases.a.size: unknown key; allowed here: servers, dbname, relay_mode, pool",
+        "qcp.yaml:1: databases.a.size: unknown key; allowed here: servers, dbname, relay_mode, pool, tls",
     );
     check("databases: {a: 3}", "qcp.yaml:1: databases.a: found 3: a map of settings");
     check("just a text", "qcp.yaml:1: found \"just a text\": a map of settings");
@@ -164,7 +164,6 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
 #[test]
 fn what_comes_later_is_told_from_what_is_unknown() {
     for (key, text) in [
-        ("tls", "tls: {}"),
         ("metrics", "metrics: {address: \"127.0.0.1:9930\"}"),
         ("transparency", "transparency: balanced"),
         ("pool.reserve_size", "pool: {reserve_size: 3}"),

@@ -95,7 +95,12 @@ impl Word for TlsMode {
 }
 
 impl Word for TlsVersion {
-    const WORDS: &'static [(&'static str, Self)] = &[("TLSv1.2", TlsVersion::V1_2), ("TLSv1.3", TlsVersion::V1_3)];
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("TLSv1.2", TlsVersion::V1_2),
+        ("TLSv1.3", TlsVersion::V1_3),
+        ("1.2", TlsVersion::V1_2),
+        ("1.3", TlsVersion::V1_3),
+    ];
 }
 
 impl Word for Negotiation {

@@ -20,12 +20,14 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::config::{AuthMethod, Config, ServerAddress, format_duration};
 use crate::io::Errno;
+use crate::io::tls::Blocking;
 use crate::protocol::error::field;
 use crate::protocol::reader::{self, Authentication};
-use crate::protocol::startup::Version;
+use crate::protocol::startup::{self, Version};
 use crate::protocol::tag::backend as tag;
 use crate::protocol::writer::Full;
 use crate::protocol::{Direction, Framer, Malformed, Step, Writer};
+use crate::shard::tls::{ServerMode, ServerTls, TlsSettings};
 
 /// The user to log in as, and the database that stands for those the file does not name, where `PGUSER` and
 /// `PGDATABASE` say nothing.
@@ -42,8 +44,9 @@ const RECOVERY_QUERY: &[u8] = b"SELECT pg_catalog.pg_is_in_recovery()";
 enum Welcome {
     /// It lets this user in without a challenge.
     In { version: String, is_standby: bool },
-    /// It asks for something first, by this method; whether the database is there, it says only after that.
-    Asks(String),
+    /// It asks for something first, by this method; whether the database is there, it says only after that. `binds`: it
+    /// offers to bind the login to the channel, which clients over TLS must not try.
+    Asks { method: String, binds: bool },
 }
 
 /// Why a login was not a success.
@@ -62,6 +65,8 @@ enum Failure {
     Malformed(Malformed),
     MessageTooLong(usize),
     NameTooLong,
+    /// No TLS, and why not.
+    NoTls(String),
     /// In the server's own words.
     Refused(String),
     /// It asks for something by this method, and `auth` has nobody who could answer.
@@ -82,18 +87,24 @@ struct Attempt<'a> {
     user: &'a str,
     method: AuthMethod,
     timeout: Duration,
+    config: &'a Config,
+    tls: &'a TlsSettings,
 }
 
 /// Success if all is well.
 pub fn check(config: &Config) -> ExitCode {
-    if let Err(error) = super::tls::load(config, None) {
-        eprintln!("qcp: {error}");
-        return ExitCode::FAILURE;
-    }
+    let tls = match super::tls::load(config, None) {
+        Ok(tls) => tls,
+        Err(error) => {
+            eprintln!("qcp: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let named = |variable| std::env::var(variable).ok().filter(|name| !name.is_empty());
     let user = named("PGUSER").unwrap_or_else(|| NAME_DEFAULT.to_owned());
     let database = named("PGDATABASE").unwrap_or_else(|| NAME_DEFAULT.to_owned());
-    let attempt = Attempt { user: &user, method: config.auth.method, timeout: config.reconnect.connect_timeout };
+    let timeout = config.reconnect.connect_timeout;
+    let attempt = Attempt { user: &user, method: config.auth.method, timeout, config, tls: &tls };
 
     let destinations = config.destinations(&database);
     let mut all_well = true;
@@ -127,14 +138,38 @@ fn check_server<'a>(server: &'a ServerAddress, databases: Vec<&'a str>, attempt:
 }
 
 fn log_in(server: &ServerAddress, database: &str, attempt: Attempt<'_>) -> Result<Welcome, Failure> {
-    let mut conversation = Conversation::open(server, attempt.timeout)?;
+    let tls = &attempt.tls.servers[attempt.config.tls_there(database)];
+    let refused = |outcome: &Result<Welcome, Failure>| {
+        matches!(outcome, Err(Failure::Refused(_) | Failure::NoTls(_) | Failure::Closed))
+    };
+    let ways = match (server, tls.mode) {
+        (ServerAddress::Unix { .. }, _) | (_, ServerMode::Disable) => [false, false],
+        (_, ServerMode::Allow) => [false, true],
+        (_, ServerMode::Prefer) => [true, false],
+        (_, ServerMode::Require) => [true, true],
+    };
+    let first = log_in_by(server, database, attempt, ways[0].then_some(tls));
+    if ways[0] == ways[1] || !refused(&first) {
+        return first;
+    }
+    log_in_by(server, database, attempt, ways[1].then_some(tls))
+}
+
+fn log_in_by(
+    server: &ServerAddress,
+    database: &str,
+    attempt: Attempt<'_>,
+    tls: Option<&ServerTls>,
+) -> Result<Welcome, Failure> {
+    let mut conversation = Conversation::open(server, attempt.timeout, tls)?;
     conversation.send(|writer| {
         let parameters = [(&b"user"[..], attempt.user.as_bytes()), (b"database", database.as_bytes())];
         writer.startup_message(Version::V3_0, parameters)
     })?;
-    if let Some(asked) = conversation.first_word()? {
+    if let Some((asked, offers)) = conversation.first_word()? {
+        let binds = offers && attempt.tls.client.acceptor.is_some();
         return match attempt.method {
-            AuthMethod::Server => Ok(Welcome::Asks(asked)),
+            AuthMethod::Server => Ok(Welcome::Asks { method: asked, binds }),
             AuthMethod::Trust => Err(Failure::NobodyToAnswer(asked)),
         };
     }
@@ -148,20 +183,77 @@ fn log_in(server: &ServerAddress, database: &str, attempt: Attempt<'_>) -> Resul
 
 /// A connection to a server, and what came over it and was not looked at yet.
 struct Conversation {
-    socket: File,
+    socket: Wire,
     timeout: Duration,
     until: Instant,
     framer: Framer,
     received: Vec<u8>,
 }
 
+/// A socket, as it is or with TLS over it.
+enum Wire {
+    Plain(File),
+    Tls(Box<Blocking>),
+}
+
+impl Wire {
+    fn socket(&self) -> &File {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(tls) => tls.socket(),
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.read(buffer),
+            Self::Tls(tls) => tls.read(buffer),
+        }
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.write_all(bytes),
+            Self::Tls(tls) => tls.write_all(bytes),
+        }
+    }
+
+    /// Asks for TLS, and makes the handshake. The socket's time limits hold for each read and write of it.
+    fn secure(mut socket: File, tls: &ServerTls, host: &str, timeout: Duration) -> Result<Self, Failure> {
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::Other => Failure::NoTls(error.to_string()),
+            _ => Failure::from_io(&error, true, timeout),
+        };
+        if !tls.direct {
+            socket.write_all(&startup::SSL_REQUEST_PACKET).map_err(failed)?;
+            let mut answer = [0];
+            socket.read_exact(&mut answer).map_err(failed)?;
+            if answer != [startup::TLS_ACCEPTED] {
+                return Err(Failure::NoTls("it has no TLS, and tls.server.mode demands it".to_owned()));
+            }
+        }
+        let connector = tls.connector.as_ref().expect("there is one unless TLS is off");
+        let tls = Blocking::connect(connector, host, tls.direct, socket).map_err(failed)?;
+        Ok(Self::Tls(Box::new(tls)))
+    }
+}
+
 impl Conversation {
-    fn open(server: &ServerAddress, timeout: Duration) -> Result<Self, Failure> {
+    fn open(server: &ServerAddress, timeout: Duration, tls: Option<&ServerTls>) -> Result<Self, Failure> {
         let until = Instant::now() + timeout;
         let mut failure = Failure::HostNotFound("it has no address".to_owned());
         for address in addresses(server)? {
             match dial(&*address, until) {
                 Ok(socket) => {
+                    let socket = match (tls, server) {
+                        (Some(tls), ServerAddress::Tcp { host, .. }) => {
+                            let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+                            let limited = limit(&socket, sockopt::ReceiveTimeout, left);
+                            limited.map_err(|error| Failure::from_io(&error, true, timeout))?;
+                            Wire::secure(socket, tls, host, timeout)?
+                        }
+                        _ => Wire::Plain(socket),
+                    };
                     let framer = Framer::new(Direction::Backend);
                     return Ok(Self { socket, timeout, until, framer, received: Vec::new() });
                 }
@@ -179,14 +271,19 @@ impl Conversation {
         sent.map_err(|error| Failure::from_io(&error, true, self.timeout))
     }
 
-    /// What the server asks for, if it does.
-    fn first_word(&mut self) -> Result<Option<String>, Failure> {
+    /// What the server asks for, if it does, and whether it offers to bind that to the channel.
+    fn first_word(&mut self) -> Result<Option<(String, bool)>, Failure> {
         loop {
             let (tag, message) = self.next()?;
             match tag {
                 tag::AUTHENTICATION => {
                     let authentication = reader::authentication(&message).map_err(Failure::Malformed)?;
-                    return method_of(&authentication).ok_or(Failure::Unexpected(tag));
+                    let binds = match &authentication {
+                        Authentication::Sasl { mechanisms } => mechanisms.offers(b"SCRAM-SHA-256-PLUS"),
+                        _ => false,
+                    };
+                    let method = method_of(&authentication).ok_or(Failure::Unexpected(tag))?;
+                    return Ok(method.map(|method| (method, binds)));
                 }
                 tag::NEGOTIATE_PROTOCOL_VERSION | tag::NOTICE_RESPONSE => {}
                 _ => return Err(Failure::Unexpected(tag)),
@@ -253,7 +350,9 @@ impl Conversation {
         let left = self.until.saturating_duration_since(Instant::now());
         let read = match left.is_zero() {
             true => Err(io::ErrorKind::TimedOut.into()),
-            false => limit(&self.socket, sockopt::ReceiveTimeout, left).and_then(|()| self.socket.read(&mut piece)),
+            false => {
+                limit(self.socket.socket(), sockopt::ReceiveTimeout, left).and_then(|()| self.socket.read(&mut piece))
+            }
         };
         match read {
             Ok(0) => Err(Failure::Closed),
@@ -350,7 +449,7 @@ impl Failure {
     /// Whether another login at the same server may do better.
     fn is_of_the_login(&self) -> bool {
         match self {
-            Failure::Refused(_) | Failure::NobodyToAnswer(_) | Failure::NameTooLong => true,
+            Failure::Refused(_) | Failure::NoTls(_) | Failure::NobodyToAnswer(_) | Failure::NameTooLong => true,
             Failure::HostNotFound(_)
             | Failure::Unreachable(_)
             | Failure::TimedOut { .. }
@@ -382,7 +481,14 @@ impl fmt::Display for Welcome {
                 let role = if *is_standby { "standby" } else { "primary" };
                 write!(f, "let in without a password; PostgreSQL {version}, {role}")
             }
-            Welcome::Asks(method) => write!(f, "reachable; asks for {method}; logins are checked by the server"),
+            Welcome::Asks { method, binds } => {
+                write!(f, "reachable; asks for {method}; logins are checked by the server")?;
+                if *binds {
+                    // Both legs are TLS, and a login is bound to one.
+                    f.write_str("; clients over TLS have to connect with channel_binding=disable")?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -405,6 +511,7 @@ impl fmt::Display for Failure {
             Failure::Malformed(malformed) => write!(f, "{malformed}: is it PostgreSQL?"),
             Failure::MessageTooLong(size) => write!(f, "a message of {size} bytes: is it PostgreSQL?"),
             Failure::NameTooLong => f.write_str("the name of the user or of the database is too long"),
+            Failure::NoTls(why) => write!(f, "no TLS: {why}"),
             Failure::Refused(words) => f.write_str(words),
             Failure::NobodyToAnswer(method) => {
                 write!(f, "asks for {method}, and with auth: {{method: trust}} there is nobody to answer")

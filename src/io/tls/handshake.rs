@@ -158,29 +158,31 @@ impl Handshake {
 
     /// Goes as far as what has come allows; what is to be sent is appended to `outgoing`.
     pub(super) fn step(&mut self, outgoing: &mut Vec<u8>) -> Progress {
-        let mut failure = None;
         loop {
-            let look = match self.side.as_mut().expect("a finished handshake is not stepped") {
-                Side::Server { connection, acceptor, .. } => {
-                    let look = look!(connection, self.incoming, self.plaintext, outgoing);
-                    self.shown = acceptor.take_shown().or(self.shown);
-                    look
-                }
-                Side::Client { connection, .. } => look!(connection, self.incoming, self.plaintext, outgoing),
-            };
-            match look {
+            match self.look(outgoing) {
                 Look::Again => {}
-                Look::Failed(error) => match failure {
-                    // The alert about it stands in the queue: one more look gets it out.
-                    None => failure = Some(describe(&error)),
-                    Some(failure) => return Progress::Failed(failure),
-                },
-                _ if failure.is_some() => return Progress::Failed(failure.unwrap_or_default()),
+                Look::Failed(error) => {
+                    // The alert about it stands in the queue: one more look gets it out. What came is not looked at again.
+                    self.incoming.clear();
+                    let _ = self.look(outgoing);
+                    return Progress::Failed(describe(&error));
+                }
                 Look::Closed => return Progress::Failed("the peer closed during the handshake".to_owned()),
                 Look::Waiting => return Progress::Waiting,
                 Look::Open if self.is_handshaking() => return Progress::Waiting,
                 Look::Open => return self.finish(outgoing),
             }
+        }
+    }
+
+    fn look(&mut self, outgoing: &mut Vec<u8>) -> Look {
+        match self.side.as_mut().expect("a finished handshake is not stepped") {
+            Side::Server { connection, acceptor, .. } => {
+                let look = look!(connection, self.incoming, self.plaintext, outgoing);
+                self.shown = acceptor.take_shown().or(self.shown);
+                look
+            }
+            Side::Client { connection, .. } => look!(connection, self.incoming, self.plaintext, outgoing),
         }
     }
 
@@ -231,7 +233,9 @@ impl Handshake {
         if self.incoming.len() > RECORD_SIZE_MAX {
             return Progress::Failed("a record is too long".to_owned());
         }
-        channel.begun = std::mem::take(&mut self.incoming);
+        if !self.incoming.is_empty() {
+            channel.begun = std::mem::take(&mut self.incoming);
+        }
         Progress::Done(Box::new(channel), facts, std::mem::take(&mut self.plaintext))
     }
 }
@@ -255,7 +259,7 @@ fn facts(connection: &rustls::CommonState, verified: bool) -> Facts {
 }
 
 /// For the log and for people: rustls's own words, without its type names where there are better ones.
-fn describe(error: &rustls::Error) -> String {
+pub(super) fn describe(error: &rustls::Error) -> String {
     use rustls::{CertificateError, Error};
     match error {
         Error::NoCertificatesPresented => "the peer has shown no certificate".to_owned(),

@@ -10,6 +10,7 @@
 //! Invariant: bytes are opened in the order in which they came, and sealed in the order in which they were sent; where no
 //! chunk is to be had they wait. Owned by one shard.
 
+mod blocking;
 mod certificate;
 mod channel;
 mod handshake;
@@ -28,6 +29,7 @@ use super::{Close, Errno, Event, SocketAddress, Transport};
 use crate::ids::ConnectionId;
 use crate::memory::{Arena, Nodes, Outbox, Scratch, Slice};
 
+pub use blocking::Blocking;
 pub use certificate::Certificate;
 pub use handshake::Facts;
 pub use settings::{About, Acceptor, Allowed, Connector, Fault, Trust, Version};

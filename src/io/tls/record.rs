@@ -142,6 +142,11 @@ impl Sealer {
         self.0.form == Form::Hidden && self.0.sequence >= self.0.limit - 64
     }
 
+    #[cfg(test)]
+    pub(super) fn wear_out(&mut self) {
+        self.0.sequence = self.0.limit - 64;
+    }
+
     /// Seals the `length` bytes that stand at [`Self::content_at`] in `room`, which is [`OVERHEAD_MAX`] longer at least.
     /// The size of the record; `None`: this key may seal no more.
     pub(super) fn seal(&mut self, kind: u8, room: &mut [u8], length: usize) -> Option<usize> {
