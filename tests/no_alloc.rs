@@ -363,6 +363,7 @@ fn settings() -> Settings {
         statement_bytes: 1 << 16,
         statements_max: STATEMENTS_MAX,
         seed: 1,
+        tls: Default::default(),
         memory_terms: Vec::new(),
     }
 }
@@ -376,6 +377,7 @@ impl Catalogue for OnePool {
             server_database: database.to_owned(),
             mode: RelayMode::Smart,
             dedicated: false,
+            tls: 0,
             pool: pool::Settings {
                 size: BACKENDS,
                 min_size: 0,

@@ -173,6 +173,7 @@ impl Catalogue for Everything {
             server_database: database.to_owned(),
             mode: dials.mode,
             dedicated: dials.dedicated,
+            tls: 0,
             pool: Settings {
                 size: dials.pool_size,
                 min_size: dials.min_size.min(dials.pool_size),

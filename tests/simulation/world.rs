@@ -166,6 +166,7 @@ impl World {
                 statement_bytes: dials.chunks / 4 * dials.chunk_size,
                 statements_max: dials.statements_max,
                 seed: random.next(),
+                tls: Default::default(),
                 memory_terms: Vec::new(),
             };
             let pipes = Pipes::new(arena.clone(), base, dials.chunks / 4);
