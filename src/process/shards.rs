@@ -175,7 +175,8 @@ fn connection_of(event: &Event) -> Option<ConnectionId> {
         | Event::Ended { connection, .. }
         | Event::Secured { connection, .. }
         | Event::Drained { connection } => Some(*connection),
-        Event::Resolved { .. } | Event::Rung | Event::Tick => None,
+        // Its slot is free already: dropping the event has closed it.
+        Event::Detached { .. } | Event::Resolved { .. } | Event::Rung | Event::Tick => None,
     }
 }
 

@@ -14,6 +14,7 @@ mod blocking;
 mod certificate;
 mod channel;
 mod handshake;
+mod moving;
 mod over_ring;
 mod record;
 mod settings;
@@ -25,7 +26,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Close, Errno, Event, SocketAddress, Transport};
+use super::{Close, Errno, Event, Group, Parcel, SocketAddress, Transport};
 use crate::ids::ConnectionId;
 use crate::memory::{Arena, Nodes, Outbox, Scratch, Slice};
 
@@ -97,6 +98,10 @@ struct Session {
     ended: bool,
     /// Nothing can be sent any more.
     mute: bool,
+    /// It goes to another shard when all is sealed.
+    leaving: bool,
+    /// Opened by the shard that it came from, to be told here.
+    early: Vec<u8>,
 }
 
 enum State {
@@ -209,6 +214,10 @@ impl<T: Transport> Tls<T> {
                 }
                 Some(Event::Drained { connection })
             }
+            Event::Detached { connection, owner, mut parcel } => {
+                self.on_detached(connection, &mut parcel);
+                Some(Event::Detached { connection, owner, parcel })
+            }
             other => Some(other),
         }
     }
@@ -282,6 +291,7 @@ impl<T: Transport> Tls<T> {
     fn seal_all(&mut self) {
         for at in 0..self.dirty.len() {
             self.seal_pending(self.dirty[at]);
+            self.detach_if_sealed(self.dirty[at]);
         }
         let Self { sessions, dirty, .. } = self;
         // Those that found no chunk stay.
@@ -703,11 +713,22 @@ impl<T: Transport> Transport for Tls<T> {
     }
 
     fn receive(&mut self, connection: ConnectionId, on: bool) {
+        if on && self.count > 0 {
+            self.tell_early(connection);
+        }
         self.inner.receive(connection, on);
     }
 
     fn connect(&mut self, address: &SocketAddress) -> Result<ConnectionId, Errno> {
         self.inner.connect(address)
+    }
+
+    fn detach(&mut self, id: ConnectionId) {
+        self.begin_detach(id);
+    }
+
+    fn adopt(&mut self, parcel: Parcel, group: Group) -> Option<ConnectionId> {
+        self.adopt_parcel(parcel, group)
     }
 
     fn close(&mut self, id: ConnectionId, how: Close) {
@@ -768,6 +789,8 @@ impl<T: Transport> Transport for Tls<T> {
             waiting: false,
             ended: false,
             mute: false,
+            leaving: false,
+            early: Vec::new(),
         }));
         self.count += 1;
         if let State::Handshake(handshake) = &mut session.state

@@ -121,6 +121,11 @@ impl Transport for Pipe {
     fn close(&mut self, _: ConnectionId, how: Close) {
         self.closed = Some(how);
     }
+    fn detach(&mut self, _: ConnectionId) {}
+    fn adopt(&mut self, parcel: Parcel, _: Group) -> Option<ConnectionId> {
+        assert!(parcel.layer.is_none(), "that is TLS's");
+        Some(ID)
+    }
     fn peer(&self, _: ConnectionId) -> String {
         "test".to_owned()
     }
@@ -533,6 +538,44 @@ fn an_arena_that_is_used_up_only_delays() {
     taken.clear();
     tls.end_turn();
     assert!(talk(&mut tls, &mut client, 20480, &mut seen) == expected);
+}
+
+/// To another shard in the middle of a record: the stream goes on there.
+#[test]
+fn keys_go_along() {
+    let files = Files::new();
+    let (mut tls, mut client, mut seen) = (accepted(&files, None), files.client(), Seen::default());
+    talk(&mut tls, &mut client, 20480, &mut seen);
+    client.writer().write_all(&pattern(5000)).unwrap();
+    client.writer().write_all(b"and more").unwrap();
+    let mut records = Vec::new();
+    client.write_tls(&mut records).unwrap();
+    let mut scratch = Scratch::new(tls.arena());
+    // One record whole, whose content its owner has not looked at; half a record behind it.
+    let bytes = scratch.copy(&records[..5022 + 7]).unwrap();
+    let event = tls.on_event(Event::Received { connection: ID, bytes });
+    tls.ready.push_front(event.expect("the first record"));
+    tls.say(b"a last word from here, ");
+    tls.detach(ID);
+    let parcel = Parcel { socket: Box::new(()), received: records[5022 + 7..].to_vec(), layer: None };
+    let event = tls.on_event(Event::Detached { connection: ID, owner: 3, parcel }).unwrap();
+    let Event::Detached { parcel, .. } = event else { panic!("it has left") };
+    assert!(tls.count == 0 && tls.next_ready().is_none() && tls.nodes.free_count() == 1000);
+
+    let mut there = over_pipe(16);
+    let received = parcel.received.clone();
+    let id = there.adopt(parcel, Group::Client).unwrap();
+    assert_eq!(there.facts(id).unwrap().version, "TLSv1.3");
+    there.receive(id, true);
+    let mut seen = Seen { secured: Some(Ok(())), ..Seen::default() };
+    there.turn(&mut seen);
+    assert!(seen.bytes == pattern(5000));
+    there.feed(&received, 20480, &mut seen);
+    assert_eq!(&seen.bytes[5000..], b"and more");
+    there.say(b"and a first from there");
+    there.inner.sent.splice(0..0, std::mem::take(&mut tls.inner.sent));
+    let said = talk(&mut there, &mut client, 20480, &mut seen);
+    assert_eq!(said, b"a last word from here, and a first from there");
 }
 
 /// One step of a handshake in a turn, whoever else wants one.
