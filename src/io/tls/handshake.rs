@@ -19,6 +19,9 @@ use super::settings::{ALPN, Acceptor, Connector};
 /// Bytes of a handshake that are kept, at most: a client's certificates are the longest of it.
 pub(super) const HANDSHAKE_SIZE_MAX: usize = 32 * 1024;
 
+/// Messages that rustls may have queued before it found an error; there are a handful.
+const QUEUED_MAX: usize = 32;
+
 enum Side {
     Server { connection: UnbufferedServerConnection, acceptor: Arc<Acceptor>, demands_alpn: bool },
     Client { connection: UnbufferedClientConnection, verifies: bool, demands_alpn: bool },
@@ -162,9 +165,14 @@ impl Handshake {
             match self.look(outgoing) {
                 Look::Again => {}
                 Look::Failed(error) => {
-                    // The alert about it stands in the queue: one more look gets it out. What came is not looked at again.
+                    // The alert about it stands in the queue, perhaps behind other messages: more looks get it out. What came
+                    // is not looked at again.
                     self.incoming.clear();
-                    let _ = self.look(outgoing);
+                    for _ in 0..QUEUED_MAX {
+                        if !matches!(self.look(outgoing), Look::Again) {
+                            break;
+                        }
+                    }
                     return Progress::Failed(describe(&error));
                 }
                 Look::Closed => return Progress::Failed("the peer closed during the handshake".to_owned()),
