@@ -279,24 +279,6 @@ fn a_socket_file_has_the_port_of_the_first_tcp_address() {
 }
 
 #[test]
-fn a_pool_smaller_than_the_cores_is_refused() {
-    let check = |text, cores, expected: Option<&str>| {
-        let found = parse(text).check_cores(cores).err().map(|error| error.to_string());
-        let expected = expected.map(|place| {
-            format!("{place}: at least the number of cores, which is {cores}; give it more, or run with fewer cores")
-        });
-        assert_eq!(found, expected, "{text}");
-    };
-    check("", 20, None);
-    check("", 21, Some("qcp.yaml: pool.size: found 20"));
-    check("pool: {size: 2}", 3, Some("qcp.yaml:1: pool.size: found 2"));
-    check("databases:\n  a: {pool: {size: 2}}", 2, None);
-    check("databases:\n  a: {pool: {size: 2}}", 3, Some("qcp.yaml:2: databases.a.pool.size: found 2"));
-    check("databases:\n  '*': {pool: {size: 2}}", 3, Some("qcp.yaml:2: databases.*.pool.size: found 2"));
-    check("users:\n  a: {pool: {size: 2}}", 3, Some("qcp.yaml:2: users.a.pool.size: found 2"));
-}
-
-#[test]
 fn the_control_socket_is_where_it_was_put_or_in_one_of_two_places() {
     let check = |configured: Option<&str>, runtime_directory: Option<&str>, expected: &[&str]| {
         let found = control_sockets(configured.map(Path::new), runtime_directory.map(OsStr::new));
@@ -384,7 +366,7 @@ proptest! {
     fn no_text_panics(any: String, near in nearly_a_configuration()) {
         for text in [any, near] {
             match Config::parse("qcp.yaml", &text) {
-                Ok((config, _)) => { let _ = (config.pool("a", "a"), config.check_cores(64)); }
+                Ok((config, _)) => { let _ = config.pool("a", "a"); }
                 Err(error) => { let _ = error.to_string(); }
             }
         }

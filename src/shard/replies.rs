@@ -187,6 +187,7 @@ impl<T: Transport> Shard<T> {
                 }
             }
             BackendState::Resolving
+            | BackendState::Moving(_)
             | BackendState::Connecting
             | BackendState::LoggingIn
             | BackendState::Idle
