@@ -157,7 +157,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = SocketAddress::Tcp(listener.local_addr().expect("it is bound"));
         let id = ring.connect(&address).expect("a slot is free");
+        ring.submit().expect("the ring takes it");
         let (peer, _) = listener.accept().expect("it connects");
+        peer.set_read_timeout(Some(Duration::from_secs(10))).expect("it is open");
         assert!(matches!(next(ring), Event::Connected { error: None, .. }));
         (id, peer)
     }
