@@ -162,13 +162,27 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
 }
 
 #[test]
+fn placement_goes_by_user_then_database() {
+    let (config, _) = Config::parse(
+        "qcp.yaml",
+        "pool: {placement: random}\ndatabases: {a: {pool: {placement: round-robin}}}\n\
+         users: {u: {pool: {placement: load-balancing}}}\n",
+    )
+    .expect("it is valid");
+    let placement = |database, user| config.pool(database, user).expect("all are served").pool.placement;
+    assert_eq!(placement("b", "v"), pool::Schedule::Random);
+    assert_eq!(placement("a", "v"), pool::Schedule::RoundRobin);
+    assert_eq!(placement("a", "u"), pool::Schedule::LoadBalancing);
+}
+
+#[test]
 fn what_comes_later_is_told_from_what_is_unknown() {
     for (key, text) in [
         ("tls", "tls: {}"),
         ("metrics", "metrics: {address: \"127.0.0.1:9930\"}"),
         ("transparency", "transparency: balanced"),
         ("pool.reserve_size", "pool: {reserve_size: 3}"),
-        ("databases.a.pool.placement", "databases: {a: {pool: {placement: random}}}"),
+        ("databases.a.pool.reset_query", "databases: {a: {pool: {reset_query: \"DISCARD ALL\"}}}"),
         ("users.batch.limits", "users: {batch: {limits: {query_timeout: 0s}}}"),
         ("limits.query_timeout", "limits: {query_timeout: 0s}"),
         ("auth.admin_users", "auth: {admin_users: [alice]}"),

@@ -158,10 +158,7 @@ impl<T: Transport> Shard<T> {
             self.fail(id, &Fault::NoMemory);
             return;
         };
+        self.io.receive(connection, true);
         self.begin_login(id, &bytes, packet_size, Some(server));
-        if let Some(client) = self.client(id) {
-            let connection = client.connection;
-            self.io.receive(connection, true);
-        }
     }
 }
