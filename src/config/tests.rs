@@ -127,7 +127,7 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     check(
         "pool:\n  sise: 3",
         "qcp.yaml:2: pool.sise: unknown key; did you mean size?; allowed here: size, min_size, max_queue, queue_timeout, \
-         schedule, idle_timeout, lifetime",
+         schedule, placement, idle_timeout, lifetime",
     );
     check("control:\n  port: 3", "qcp.yaml:2: control.port: unknown key; allowed here: socket");
     check(
