@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::support::pooler::Qcp;
 use super::support::postgres::{SUPERUSER, postgres};
-use super::support::raw::{Message, PROTOCOL_3_0, RawClient, message, startup, untagged, zero_ended};
+use super::support::raw::{
+    Message, PATIENCE, PROTOCOL_3_0, RawClient, Received, error_field, message, startup, untagged, zero_ended,
+};
 use super::support::wait_until;
 
 const CANCEL_REQUEST: u32 = 80_877_102;
@@ -22,6 +24,8 @@ fn client(qcp: &Qcp, database: &str) -> RawClient {
 fn client_with_password(qcp: &Qcp, database: &str) -> RawClient {
     let mut client = RawClient::connect(&qcp.tcp());
     client.send(&startup(PROTOCOL_3_0, &[("user", "password_user"), ("database", database)]));
+    let asked = client.receive(PATIENCE);
+    assert!(matches!(&asked, Received::Message(message) if message.tag == b'R'), "{asked:?}");
     client.send(&message(b'p', &zero_ended("in the clear")));
     let replies = client.receive_until_ready();
     assert!(replies.last().is_some_and(|last| last.tag == b'Z'), "{replies:?}");
@@ -160,7 +164,8 @@ fn a_cancel_finds_its_client_from_any_core() {
             RawClient::connect(&qcp.tcp()).send(&untagged(CANCEL_REQUEST, key));
         }
         let replies = client.receive_until_ready();
-        assert_eq!(super::support::raw::error_field(&replies[0].body, b'C'), "57014");
+        let error = replies.iter().find(|reply| reply.tag == b'E').unwrap_or_else(|| panic!("{replies:?}"));
+        assert_eq!(error_field(&error.body, b'C'), "57014");
         assert!(begun.elapsed() < Duration::from_secs(10));
         // Too late: nothing of this client runs.
         RawClient::connect(&qcp.tcp()).send(&untagged(CANCEL_REQUEST, &client.key));
