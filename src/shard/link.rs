@@ -171,7 +171,9 @@ impl<T: Transport> Shard<T> {
         }
         backend.used = now;
         backend.paused = false;
-        if backend.tainted {
+        // The server's last word may have come behind the ReadyForQuery, in the same bytes: whoever got this backend would
+        // be hung up on.
+        if backend.tainted || backend.fatal {
             self.close_backend(id, Close::Flushed);
             return;
         }
