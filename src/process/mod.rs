@@ -12,7 +12,7 @@ mod tls;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -26,8 +26,8 @@ use crate::control::socket::{BindFault, Bound};
 use crate::control::wire::Answer;
 use crate::ids::ShardId;
 use crate::io::doorbell::Doorbell;
-use crate::shard::TlsSettings;
 use crate::shard::mailbox::{Address, Mail, mailboxes};
+use crate::shard::{Population, TlsSettings};
 
 pub use check::check;
 
@@ -110,7 +110,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
     let doorbells = doorbells.map_err(|error| Error::Io("an eventfd cannot be made", error))?;
     let (addresses, boxes) = mailboxes(&doorbells);
     let config = Arc::new(config);
-    let clients_all = Arc::new(AtomicU32::new(0));
+    let population = Arc::new(Population::new(cores));
     let mut handles = Vec::new();
     let (ended, ends) = mpsc::channel();
     let parts = listening.shards.into_iter().zip(doorbells).zip(boxes);
@@ -123,7 +123,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
             listeners,
             doorbell,
             mailbox,
-            clients_all: clients_all.clone(),
+            population: population.clone(),
             ended: ended.clone(),
         };
         handles.push(shards::start(start).map_err(Error::Shard)?);
@@ -132,7 +132,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
         config: config.clone(),
         tls: Arc::new(std::sync::Mutex::new(tls)),
         addresses: addresses.clone(),
-        clients_all,
+        population,
         started: Instant::now(),
         draining: Arc::default(),
     };
@@ -191,7 +191,7 @@ struct Desk {
     /// What the shards use now.
     tls: Arc<std::sync::Mutex<Arc<TlsSettings>>>,
     addresses: Vec<Address>,
-    clients_all: Arc<AtomicU32>,
+    population: Arc<Population>,
     started: Instant,
     draining: Arc<std::sync::atomic::AtomicBool>,
 }
@@ -259,7 +259,7 @@ impl Desk {
             uptime_s: self.started.elapsed().as_secs(),
             state: if draining { RunState::Draining } else { RunState::Running },
             cores: self.addresses.len() as u64,
-            clients: u64::from(self.clients_all.load(Ordering::Relaxed)),
+            clients: u64::from(self.population.count()),
             backends,
             listening: self.config.listen.iter().map(ToString::to_string).collect(),
             config: self.config.file().to_owned(),
