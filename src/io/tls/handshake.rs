@@ -19,9 +19,6 @@ use super::settings::{ALPN, Acceptor, Connector};
 /// Bytes of a handshake that are kept, at most: a client's certificates are the longest of it.
 pub(super) const HANDSHAKE_SIZE_MAX: usize = 32 * 1024;
 
-/// Messages that rustls may have queued before it found an error; there are a handful.
-const QUEUED_MAX: usize = 32;
-
 enum Side {
     Server { connection: UnbufferedServerConnection, acceptor: Arc<Acceptor>, demands_alpn: bool },
     Client { connection: UnbufferedClientConnection, verifies: bool, demands_alpn: bool },
@@ -165,13 +162,10 @@ impl Handshake {
             match self.look(outgoing) {
                 Look::Again => {}
                 Look::Failed(error) => {
-                    // The alert about it stands in the queue, perhaps behind other messages: more looks get it out. What came
-                    // is not looked at again.
-                    self.incoming.clear();
-                    for _ in 0..QUEUED_MAX {
-                        if !matches!(self.look(outgoing), Look::Again) {
-                            break;
-                        }
+                    // The alert about it stands in the queue, perhaps behind other messages. As long as anything does, a
+                    // look takes it and does not look at what came, of which rustls has given up in the middle.
+                    while self.has_queued() {
+                        let _ = self.look(outgoing);
                     }
                     return Progress::Failed(describe(&error));
                 }
@@ -180,6 +174,15 @@ impl Handshake {
                 Look::Open if self.is_handshaking() => return Progress::Waiting,
                 Look::Open => return self.finish(outgoing),
             }
+        }
+    }
+
+    /// Whether messages stand ready to be sent.
+    fn has_queued(&self) -> bool {
+        match &self.side {
+            Some(Side::Server { connection, .. }) => connection.wants_write(),
+            Some(Side::Client { connection, .. }) => connection.wants_write(),
+            None => false,
         }
     }
 

@@ -23,6 +23,7 @@ mod settings;
 mod tests;
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -403,7 +404,9 @@ impl<T: Transport> Tls<T> {
         let session = sessions[id.index as usize].as_deref_mut().expect("looked up by the caller");
         let State::Handshake(handshake) = &mut session.state else { return };
         handshake.queued = false;
-        let progress = handshake.step(outgoing);
+        // A client can bring about a panic in no way that is known; one would end the shard, so it ends the handshake.
+        let progress = catch_unwind(AssertUnwindSafe(|| handshake.step(outgoing)));
+        let progress = progress.unwrap_or_else(|_| Progress::Failed("a panic was caught".to_owned()));
         self.send_outgoing(id);
         match progress {
             Progress::Waiting => self.open_held(id),
