@@ -151,6 +151,11 @@ impl Handshake {
         HANDSHAKE_SIZE_MAX - self.incoming.len()
     }
 
+    /// Whether the step with the signature is behind it.
+    pub(super) fn has_begun(&self) -> bool {
+        self.shown.is_some() || self.speaks_first()
+    }
+
     /// Whether the first step needs nothing of the peer's.
     pub(super) fn speaks_first(&self) -> bool {
         matches!(self.side, Some(Side::Client { .. }))

@@ -190,8 +190,14 @@ impl<T: Transport> Tls<T> {
                 if self.session(connection).is_none() {
                     return Some(Event::Ended { connection, error });
                 }
-                // What came before the end is looked at first; where there is no chunk for it, it is lost with the
-                // connection.
+                // What came before the end is looked at first, most often an alert that says why; where there is no chunk
+                // for it, it is lost with the connection. A handshake's first step is not: that is the one that costs.
+                let session = self.session(connection).expect("just looked up");
+                let steps =
+                    matches!(&session.state, State::Handshake(handshake) if handshake.queued && handshake.has_begun());
+                if steps {
+                    self.step_handshake(connection);
+                }
                 self.open_held(connection);
                 let session = self.session(connection).expect("just looked up");
                 session.mute = true;
