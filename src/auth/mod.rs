@@ -6,3 +6,9 @@
 #![forbid(unsafe_code)]
 
 pub mod channel;
+pub mod limiter;
+pub mod md5;
+pub mod proxy;
+pub mod scram;
+pub mod secrets;
+pub mod userlist;
