@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod channel;
+pub mod hba;
 pub mod limiter;
 pub mod md5;
 pub mod proxy;

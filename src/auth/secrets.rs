@@ -417,7 +417,11 @@ mod tests {
                     wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
         // RFC 7677's own example has the same password, salt and count.
         let verifier = Verifier::from_text(text).expect("valid");
-        let made = Verifier::of(&Derivation::new(b"pencil", &verifier.salt, verifier.iterations).finish(), &verifier.salt, 4096);
+        let made = Verifier::of(
+            &Derivation::new(b"pencil", &verifier.salt, verifier.iterations).finish(),
+            &verifier.salt,
+            4096,
+        );
         assert_eq!(*made.to_text(), text);
     }
 
