@@ -357,7 +357,8 @@ fn settings() -> Settings {
         login_timeout: Duration::from_secs(60),
         connect_timeout: Duration::from_secs(60),
         backoff: (Duration::from_millis(100), Duration::from_secs(5)),
-        trust: true,
+        auth: std::sync::Arc::default(),
+        salts: qcp::auth::secrets::Salts::new([1; 32]),
         check_connections: 1,
         settings_bytes: 1 << 16,
         statement_bytes: 1 << 16,
@@ -376,6 +377,7 @@ impl Catalogue for OnePool {
             server_database: database.to_owned(),
             mode: RelayMode::Smart,
             dedicated: false,
+            rules: qcp::auth::settings::Rules { method: qcp::auth::settings::Method::Trust, credentials: None },
             pool: pool::Settings {
                 size: BACKENDS,
                 min_size: 0,

@@ -16,6 +16,7 @@ pub mod properties;
 pub mod proxy;
 pub mod scram;
 pub mod secrets;
+pub mod settings;
 pub mod userlist;
 
 #[cfg(test)]

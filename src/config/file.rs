@@ -13,8 +13,9 @@ use serde::de::{self, Deserializer, MapAccess, Unexpected, Visitor};
 
 use super::address::{ListenAddress, ServerAddress};
 use super::problem::{KeyPath, Segment};
-use super::values::{Count, FromText, Name, OneOrMany, Parsed, Size, Wait};
-use super::{AuthMethod, LogOutput, SessionState};
+use super::values::{Count, FromText, Hidden, Name, OneOrMany, Parsed, Size, Wait};
+use super::{LogOutput, SessionState};
+use crate::auth::settings::Method;
 use crate::pool::Schedule;
 use crate::session::RelayMode;
 
@@ -83,8 +84,29 @@ pub(super) struct Reconnect {
 #[derive(Deserialize, Default, Debug)]
 #[serde(deny_unknown_fields, default, expecting = "a map of settings")]
 pub(super) struct Auth {
-    pub method: Option<Parsed<AuthMethod>>,
+    pub method: Option<Parsed<Method>>,
     pub check_connections: Option<Count<1, 1000>>,
+    pub users: Option<BTreeMap<String, Hidden>>,
+    pub user_file: Option<Parsed<PathBuf>>,
+    pub hba_file: Option<Parsed<PathBuf>>,
+    pub ident_file: Option<Parsed<PathBuf>>,
+    pub scram_iterations_max: Option<Count<1, 100_000_000>>,
+    pub failed_logins_max: Option<Count<0, 1_000_000>>,
+    pub server_user: Option<Name>,
+    pub server_password: Option<Hidden>,
+    pub server_password_file: Option<Parsed<PathBuf>>,
+    pub server_password_env: Option<Name>,
+}
+
+/// `auth` of one database or user.
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct OwnAuth {
+    pub method: Option<Parsed<Method>>,
+    pub server_user: Option<Name>,
+    pub server_password: Option<Hidden>,
+    pub server_password_file: Option<Parsed<PathBuf>>,
+    pub server_password_env: Option<Name>,
 }
 
 #[derive(Deserialize, Default, Debug)]
@@ -94,6 +116,7 @@ pub(super) struct Database {
     pub dbname: Option<Name>,
     pub relay_mode: Option<Parsed<RelayMode>>,
     pub pool: Pool,
+    pub auth: OwnAuth,
 }
 
 #[derive(Deserialize, Default, Debug)]
@@ -101,6 +124,7 @@ pub(super) struct Database {
 pub(super) struct User {
     pub relay_mode: Option<Parsed<RelayMode>>,
     pub pool: Pool,
+    pub auth: OwnAuth,
 }
 
 #[derive(Deserialize, Default, Debug)]
@@ -221,9 +245,9 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
             "client_idle_timeout",
             "cancel_timeout",
         ],
-        ["auth"] => &["query", "auth_query", "users", "admin_users", "stats_users", "hba_file"],
+        ["auth"] => &["query", "auth_query", "query_user", "query_database", "admin_users", "stats_users"],
         ["servers", _] | ["databases", _, "servers", _] => &["weight", "tls"],
-        ["databases", _] => &["limits", "session_state", "transparency", "auth", "tls", "route", "slow_query"],
+        ["databases", _] => &["limits", "session_state", "transparency", "tls", "route", "slow_query"],
         ["users", _] => &["limits", "session_state", "transparency", "route", "slow_query"],
         _ => &[],
     };
@@ -235,7 +259,7 @@ pub(super) fn value_comes_later(path: &KeyPath, value: &str) -> bool {
     let later: &[&str] = match words(path).as_slice() {
         ["session_state"] => &["preserve"],
         ["log_output"] => &["syslog"],
-        ["auth", "method"] => &["password", "md5", "scram-sha-256", "cert", "peer", "hba"],
+        ["auth", "method"] | ["databases" | "users", _, "auth", "method"] => &["scram-sha-256-plus", "cert"],
         _ => &[],
     };
     later.contains(&value)

@@ -82,7 +82,10 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
         "pool: {schedule: lifo}",
         "qcp.yaml:1: pool.schedule: found \"lifo\": one of round-robin, random, load-balancing",
     );
-    check("auth: {method: ask}", "qcp.yaml:1: auth.method: found \"ask\": one of server, trust");
+    check(
+        "auth: {method: ask}",
+        "qcp.yaml:1: auth.method: found \"ask\": one of server, trust, reject, password, md5, scram-sha-256, peer, hba",
+    );
     check("databases_only: 1", "qcp.yaml:1: databases_only: found 1: true or false");
     check("session_state: some", "qcp.yaml:1: session_state: found \"some\": none");
     check("log_output: paper", "qcp.yaml:1: log_output: found \"paper\": one of stderr, stdout, {file: PATH}");
@@ -182,8 +185,9 @@ fn what_comes_later_is_told_from_what_is_unknown() {
         "qcp.yaml:1: session_state: found \"preserve\": known, comes later; for now: none",
     );
     check(
-        "auth: {method: md5}",
-        "qcp.yaml:1: auth.method: found \"md5\": known, comes later; for now: one of server, trust",
+        "auth: {method: cert}",
+        "qcp.yaml:1: auth.method: found \"cert\": known, comes later; for now: one of server, trust, reject, \
+         password, md5, scram-sha-256, peer, hba",
     );
     check(
         "log_output: syslog",

@@ -105,6 +105,9 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
     let (addresses, boxes) = mailboxes(&doorbells);
     let config = Arc::new(config);
     let clients_all = Arc::new(AtomicU32::new(0));
+    let mut secret = [0; crate::auth::secrets::KEY_SIZE];
+    getrandom::fill(&mut secret).map_err(|error| Error::Io("random numbers", io::Error::other(error.to_string())))?;
+    let salts = crate::auth::secrets::Salts::new(secret);
     let mut handles = Vec::new();
     let (ended, ends) = mpsc::channel();
     let parts = listening.shards.into_iter().zip(doorbells).zip(boxes);
@@ -117,6 +120,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
             doorbell,
             mailbox,
             clients_all: clients_all.clone(),
+            salts: salts.clone(),
             ended: ended.clone(),
         };
         handles.push(shards::start(start).map_err(Error::Shard)?);

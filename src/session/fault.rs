@@ -29,6 +29,18 @@ pub enum Fault {
     NameNotText,
     /// Let in by the server without a password, but from another machine.
     TrustFromAfar,
+    /// The login failed: a wrong password or no such user, which are told apart only in the log.
+    WrongPassword(String),
+    /// The kernel says that somebody else runs the client.
+    PeerFailed(String),
+    /// The rules do not let it in.
+    NoAccess(String),
+    /// An exchange of secrets that went wrong.
+    Exchange(SqlState, String),
+    /// Too many logins from its address have failed (`auth.failed_logins_max`).
+    TooManyFailures(u32),
+    /// The server has refused a relayed login, and has told the client so; for the log.
+    RefusedByServer(String),
     /// In Statement mode, a transaction over several queries.
     TransactionInStatementMode,
     // A server's.
@@ -129,6 +141,29 @@ impl Fault {
                 ),
                 "To let clients in from anywhere without a password, configure auth: {method: trust}.",
             ),
+            // Failed logins are logged where they are counted: once for each address and while.
+            Self::WrongPassword(user) => {
+                let text = format!("password authentication failed for user \"{user}\"");
+                answer(Fatal, SqlState::INVALID_PASSWORD, text, Debug)
+            }
+            Self::PeerFailed(user) => {
+                let text = format!("Peer authentication failed for user \"{user}\"");
+                answer(Fatal, SqlState::INVALID_AUTHORIZATION, text, Debug)
+            }
+            Self::NoAccess(why) => answer(Fatal, SqlState::INVALID_AUTHORIZATION, why.clone(), Debug),
+            Self::Exchange(code, why) => answer(Fatal, *code, why.clone(), Debug),
+            Self::TooManyFailures(limit) => hint(
+                answer(
+                    Fatal,
+                    SqlState::INVALID_AUTHORIZATION,
+                    format!("{limit} logins from this address have failed within a minute; wait before the next"),
+                    Debug,
+                ),
+                "The limit is auth.failed_logins_max.",
+            ),
+            Self::RefusedByServer(text) => {
+                answer(Fatal, SqlState::INVALID_PASSWORD, format!("login refused by the server: {text}"), Debug)
+            }
             Self::TransactionInStatementMode => hint(
                 answer(
                     Error,

@@ -18,6 +18,8 @@ mod deadlines;
 mod link;
 mod login;
 pub mod mailbox;
+mod own_check;
+mod own_login;
 mod pools;
 mod relay;
 mod replies;
@@ -25,13 +27,19 @@ pub mod report;
 mod requests;
 mod statements;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
+use crate::auth::{
+    self,
+    limiter::Limiter,
+    outgoing::Outgoing,
+    secrets::{Salts, Verifier},
+};
 use crate::ids::{BackendId, ClientId, ConnectionId, PoolId, ShardId};
 use crate::io::{Close, Event, SocketAddress, Transport};
 use crate::memory::{Block, Nodes, Outbox, Slab, Slice, Stash};
@@ -91,8 +99,10 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// Pauses between failed attempts.
     pub backoff: (Duration, Duration),
-    /// Whether logins are not checked at all.
-    pub trust: bool,
+    /// Users, rules and limits of logins.
+    pub auth: Arc<auth::settings::Settings>,
+    /// The same in all shards, and new with each process.
+    pub salts: Salts,
     /// Connections beyond the pool that check logins, of this shard.
     pub check_connections: u32,
     /// Bytes of clients' settings.
@@ -208,6 +218,8 @@ struct Backend {
     dropping: bool,
     paused: bool,
     challenged: bool,
+    /// QCP's own login, where it is not relayed.
+    login: Option<Box<Outgoing>>,
     pipeline: Pipeline,
     has: VectorId,
     prepared: Prepared,
@@ -311,6 +323,13 @@ pub struct Shard<T: Transport> {
     check_queue: VecDeque<ClientId>,
     /// Logins whose question is open again; looked at when the event is through.
     awake: VecDeque<ClientId>,
+    /// Whose passwords go through their rounds, in turn.
+    working: VecDeque<own_check::Working>,
+    limiter: Limiter,
+    /// For users without a verifier; the same in all shards.
+    salts: Salts,
+    /// Verifiers of users whose password is known in plain text, and of those that nobody knows: both take as long.
+    verifiers: HashMap<Box<str>, (std::sync::Weak<auth::secrets::Secret>, Verifier), foldhash::fast::RandomState>,
     /// Clean backends to be handed on; so that a chain of hand-overs is a loop.
     returned: VecDeque<BackendId>,
     random: u64,
@@ -388,6 +407,10 @@ impl<T: Transport> Shard<T> {
             checks: 0,
             check_queue: VecDeque::new(),
             awake: VecDeque::new(),
+            working: VecDeque::new(),
+            limiter: Limiter::new(settings.auth.limiter),
+            salts: settings.salts.clone(),
+            verifiers: HashMap::default(),
             returned: VecDeque::with_capacity(settings.backends_max),
             random: settings.seed | 1,
             secrets: Vec::new(),

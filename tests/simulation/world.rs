@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
+use qcp::auth::secrets::Salts;
 use qcp::ids::{ConnectionId, ShardId};
 use qcp::io::doorbell::Doorbell;
 use qcp::io::{Errno, Event, SocketAddress};
@@ -160,7 +161,8 @@ impl World {
                 login_timeout: LOGIN_TIMEOUT,
                 connect_timeout: CONNECT_TIMEOUT,
                 backoff: (Duration::from_millis(100), Duration::from_secs(5)),
-                trust: dials.trust,
+                auth: Arc::default(),
+                salts: Salts::new([1; 32]),
                 check_connections: CHECKS,
                 settings_bytes: 64 << 10,
                 statement_bytes: dials.chunks / 4 * dials.chunk_size,

@@ -68,7 +68,8 @@ impl Network {
         Network::new(address, size)
     }
 
-    fn with_mask(address: IpAddr, mask: IpAddr) -> Option<Network> {
+    /// The network of an address by a mask. `None`: they are of two families.
+    pub fn with_mask(address: IpAddr, mask: IpAddr) -> Option<Network> {
         (address.is_ipv4() == mask.is_ipv4()).then(|| Network { address, mask: word(mask) })
     }
 
