@@ -75,8 +75,6 @@ pub struct Proven {
     /// The keys of a login by SCRAM, with the salt and count that they belong to: QCP can log in with them as this
     /// user at a server that has the same verifier.
     pub keys: Option<Derived>,
-    /// The verifier of a password that is known in plain text, for the next login.
-    pub verifier: Option<Verifier>,
 }
 
 /// Keys, and what they were derived with.
@@ -132,11 +130,13 @@ pub struct Incoming {
     user: String,
     secret: Option<Arc<Secret>>,
     stage: Stage,
+    made: Option<Verifier>,
 }
 
 enum Stage {
     Password {
-        unknown: Verifier,
+        /// For a user that nobody knows, where the others have verifiers.
+        unknown: Option<Verifier>,
     },
     Md5 {
         salt: [u8; 4],
@@ -191,11 +191,11 @@ impl Incoming {
             Some(secret) => matches!(secret, Secret::Scram(_)),
             None => users.scram,
         };
-        let mut incoming = Incoming { user: user.to_owned(), secret, stage: Stage::Over };
+        let mut incoming = Incoming { user: user.to_owned(), secret, stage: Stage::Over, made: None };
         match method {
             Method::Password => {
                 replies.authentication_cleartext_password()?;
-                incoming.stage = Stage::Password { unknown: salts.mock(user) };
+                incoming.stage = Stage::Password { unknown: users.scram.then(|| salts.mock(user)) };
             }
             Method::Md5 if !scram_instead => {
                 let salt = *random.first_chunk().expect("it is longer");
@@ -238,7 +238,10 @@ impl Incoming {
                         let right = md5::is_password(password, secret, &self.user) == Some(true);
                         return Ok(self.verdict(right));
                     }
-                    None => unknown,
+                    None => match unknown {
+                        Some(verifier) => verifier,
+                        None => return Ok(self.verdict(false)),
+                    },
                 };
                 let derivation = Derivation::new(password, &verifier.salt, verifier.iterations);
                 self.stage = Stage::Comparing { derivation, verifier };
@@ -270,7 +273,7 @@ impl Incoming {
                 let proof = reader::sasl_response(message);
                 match known {
                     Known::Verifier(verifier) | Known::Plain { verifier: Some(verifier), .. } => {
-                        self.on_proof(asked, proof, &verifier, false, replies)
+                        self.on_proof(asked, proof, &verifier, replies)
                     }
                     Known::Plain { salt, verifier: None } => {
                         let nobody = b"anything takes as long";
@@ -296,7 +299,7 @@ impl Incoming {
                     let (salt, iterations) = (verifier.salt.clone(), verifier.iterations);
                     let keys = Some(Derived { salt, iterations, keys: salted.keys() });
                     Ok(match self.verdict(made == verifier) {
-                        Step::Accepted(_) => Step::Accepted(Proven { keys, verifier: None }),
+                        Step::Accepted(_) => Step::Accepted(Proven { keys }),
                         other => other,
                     })
                 }
@@ -308,7 +311,8 @@ impl Incoming {
             Stage::Deriving { mut derivation, asked, message, salt } => match derivation.step(rounds_max) {
                 Some(salted) => {
                     let verifier = Verifier::of(&salted, &salt, ITERATIONS);
-                    self.on_proof(asked, &message, &verifier, true, replies)
+                    self.made = Some(verifier.clone());
+                    self.on_proof(asked, &message, &verifier, replies)
                 }
                 None => {
                     self.stage = Stage::Deriving { derivation, asked, message, salt };
@@ -323,12 +327,17 @@ impl Incoming {
         }
     }
 
+    /// The verifier that it took many rounds to make, whatever came of the login: for the next of this user, be there
+    /// one of that name or not.
+    pub fn take_made(&mut self) -> Option<Verifier> {
+        self.made.take()
+    }
+
     fn on_proof(
         &mut self,
         asked: Asked,
         message: &[u8],
         verifier: &Verifier,
-        is_new: bool,
         replies: &mut Writer<'_>,
     ) -> Result<Step, Full> {
         match asked.proof(message, verifier) {
@@ -339,8 +348,7 @@ impl Incoming {
                 }
                 replies.authentication_sasl_final(&answer)?;
                 let derived = Derived { salt: verifier.salt.clone(), iterations: verifier.iterations, keys };
-                let verifier = is_new.then(|| verifier.clone());
-                Ok(Step::Accepted(Proven { keys: Some(derived), verifier }))
+                Ok(Step::Accepted(Proven { keys: Some(derived) }))
             }
             Err(Refusal::Proof) => Ok(self.verdict(false)),
             Err(refusal) => Ok(Step::Denied(Denied::Exchange(refusal))),

@@ -60,9 +60,6 @@ impl Limiter {
 
     /// A login from there failed.
     pub fn failed(&mut self, address: IpAddr, now: Instant) -> Consequence {
-        if self.settings.failures_max == 0 {
-            return Consequence { delay: Duration::ZERO, is_logged: true, failures: 1 };
-        }
         let address = network(address);
         if !self.entries.contains_key(&address) && self.entries.len() >= self.settings.addresses_max {
             self.make_room(now);
@@ -74,7 +71,7 @@ impl Limiter {
         }
         entry.failures = entry.failures.saturating_add(1);
         let failures = entry.failures;
-        let delay = match failures.checked_sub(FREE_FAILURES + 1) {
+        let delay = match failures.checked_sub(FREE_FAILURES + 1).filter(|_| self.settings.failures_max > 0) {
             None => Duration::ZERO,
             Some(times) => DELAY_FIRST.saturating_mul(1 << times.min(10)).min(DELAY_MAX),
         };

@@ -14,6 +14,7 @@ pub mod outgoing;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod properties;
 pub mod proxy;
+pub mod query;
 pub mod scram;
 pub mod secrets;
 pub mod settings;

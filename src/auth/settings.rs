@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::hba::{Hba, IdentMaps, Network};
 use super::incoming::Kinds;
 use super::limiter;
+use super::query::Query;
 use super::secrets::{Secret, Users};
 
 /// Who decides whether a client may come in.
@@ -73,6 +74,8 @@ pub struct Settings {
     pub users: Users,
     /// Which kinds of secrets these are.
     pub kinds: Kinds,
+    /// Asks a server for the secrets of users that are not listed.
+    pub query: Option<Query>,
     /// The rules of access, for [`Method::Hba`].
     pub hba: Option<Hba>,
     /// Addresses of this machine at the start, each with its network, for the rules' samehost and samenet.
@@ -90,6 +93,7 @@ impl Default for Settings {
         Settings {
             users: Users::default(),
             kinds: Kinds::default(),
+            query: None,
             hba: None,
             own_addresses: Vec::new(),
             ident: IdentMaps::default(),

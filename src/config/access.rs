@@ -17,6 +17,7 @@ use super::{Auth, Config};
 use crate::auth::hba::{self, Files, Hba, IdentMaps, Network};
 use crate::auth::incoming::Kinds;
 use crate::auth::limiter;
+use crate::auth::query::{QUERY_DEFAULT, Query};
 use crate::auth::secrets::{SECRET_SIZE_MAX, Secret, Users};
 use crate::auth::settings::{Credentials, LIMITER, Method, Rules, SCRAM_ITERATIONS_MAX, Settings};
 use crate::auth::userlist;
@@ -74,8 +75,13 @@ pub(super) fn resolve(
         Some(Parsed(file)) => read(source, &path.join(["ident_file"]), IdentMaps::read(file, &Disk))?,
         None => IdentMaps::default(),
     };
+    let query = query(source, &written)?;
+    let mut kinds = Kinds::of(&users);
+    // What servers keep is verifiers, most of it.
+    kinds.scram |= query.is_some();
     let settings = Settings {
-        kinds: Kinds::of(&users),
+        kinds,
+        query,
         users,
         own_addresses: if hba.is_some() { own_addresses() } else { Vec::new() },
         hba,
@@ -179,8 +185,8 @@ pub(super) fn check(config: &Config, warnings: &mut Vec<Warning>) -> Result<(), 
     if settings.hba.is_some() && !is_ruled {
         warn("hba_file", "has no effect: no method is hba");
     }
-    if asks_for_secrets && settings.users.is_empty() {
-        warn("method", "nobody can log in by it: there are neither users nor a user_file");
+    if asks_for_secrets && settings.users.is_empty() && settings.query.is_none() {
+        warn("method", "nobody can log in by it: there are neither users nor a user_file nor a query_user");
     }
     for (name, secret) in settings.users.iter() {
         if let Secret::Scram(verifier) = &**secret
@@ -192,9 +198,32 @@ pub(super) fn check(config: &Config, warnings: &mut Vec<Warning>) -> Result<(), 
     Ok(())
 }
 
+/// `query` has a default, which applies when there is somebody to ask as.
+fn query(source: &Source, written: &file::Auth) -> Result<Option<Query>, Error> {
+    let Some(Name(user)) = &written.query_user else {
+        let others = [("query", written.query.is_some()), ("query_database", written.query_database.is_some())];
+        return match others.iter().find(|(_, is_there)| *is_there) {
+            Some((key, _)) => {
+                let problem = Problem::value("no query_user", "auth.query_user must say who asks");
+                Err(source.error(KeyPath::of(["auth", *key]), problem))
+            }
+            None => Ok(None),
+        };
+    };
+    let text = written.query.as_ref().map_or(QUERY_DEFAULT, |text| &text.0);
+    let database = written.query_database.as_ref().map(|name| name.0.as_str());
+    let problem = || Problem::value(format!("{text:?}"), "a query with $1, once, for the user's name, and no other $");
+    let query = Query::new(text, user, database);
+    query.map(Some).ok_or_else(|| source.error(KeyPath::of(["auth", "query"]), problem()))
+}
+
 /// A rule's `map=` must be there: with a misspelt one nobody would get in, and nobody would know why.
 fn check_maps(source: &Source, settings: &Settings) -> Result<(), Error> {
     for rule in settings.hba.iter().flat_map(|hba| hba.rules()) {
+        if rule.needs_roles() {
+            let what = format!("{}: +role and samerole are known, come later; list the users", rule.place);
+            return Err(source.error(KeyPath::of(["auth", "hba_file"]), Problem::Broken(what)));
+        }
         if let Some(map) = rule.map.as_deref().filter(|map| !settings.ident.has(map)) {
             let what = format!("{}: auth.ident_file has no map \"{map}\"", rule.place);
             return Err(source.error(KeyPath::of(["auth", "hba_file"]), Problem::Broken(what)));

@@ -37,6 +37,8 @@ pub enum Fault {
     NoAccess(String),
     /// An exchange of secrets that went wrong.
     Exchange(SqlState, String),
+    /// The server could not be asked for users' secrets (`auth.query`); the log says why.
+    NoSecrets,
     /// Too many logins from its address have failed (`auth.failed_logins_max`).
     TooManyFailures(u32),
     /// The server has refused a relayed login, and has told the client so; for the log.
@@ -113,7 +115,8 @@ impl Fault {
                 answer(Fatal, SqlState::PROTOCOL_VIOLATION, format!("invalid frontend message type {tag}"), Info)
             }
             Self::Malformed(what) => answer(Fatal, SqlState::PROTOCOL_VIOLATION, what.to_string(), Info),
-            Self::Startup(what) => answer(Fatal, what.code(), what.to_string(), Info),
+            // Logged where it is counted, not each time.
+            Self::Startup(what) => answer(Fatal, what.code(), what.to_string(), Debug),
             Self::Unexpected(tag) => {
                 let text = format!("expected password response, got message type {tag}");
                 answer(Fatal, SqlState::PROTOCOL_VIOLATION, text, Info)
@@ -152,6 +155,15 @@ impl Fault {
             }
             Self::NoAccess(why) => answer(Fatal, SqlState::INVALID_AUTHORIZATION, why.clone(), Debug),
             Self::Exchange(code, why) => answer(Fatal, *code, why.clone(), Debug),
+            Self::NoSecrets => hint(
+                answer(
+                    Fatal,
+                    SqlState::CONNECTION_FAILURE,
+                    "qcp could not ask the server for this user's secret".to_owned(),
+                    Info,
+                ),
+                "qcp's log says why.",
+            ),
             Self::TooManyFailures(limit) => hint(
                 answer(
                     Fatal,

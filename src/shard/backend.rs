@@ -165,7 +165,9 @@ impl<T: Transport> Shard<T> {
         match backend.state {
             BackendState::Linked(_) | BackendState::Cleaning(_) => self.relay_answer(id, bytes),
             BackendState::Piped(client) => self.pipe_answer(id, client, bytes),
-            BackendState::LoggingIn | BackendState::Idle => self.on_whole_messages(id, bytes),
+            BackendState::LoggingIn | BackendState::Idle | BackendState::LookingUp(_) => {
+                self.on_whole_messages(id, bytes)
+            }
             BackendState::Resolving | BackendState::Connecting => {}
         }
     }
@@ -186,7 +188,7 @@ impl<T: Transport> Shard<T> {
         let mut at = 0;
         loop {
             let Some(backend) = self.backend(id) else { return };
-            if !matches!(backend.state, BackendState::LoggingIn | BackendState::Idle) {
+            if !matches!(backend.state, BackendState::LoggingIn | BackendState::Idle | BackendState::LookingUp(_)) {
                 if at < bytes.len() {
                     self.on_backend_bytes(id, bytes.part(at, bytes.len()));
                 }
@@ -225,6 +227,10 @@ impl<T: Transport> Shard<T> {
                 // Most likely 57P01; the end of the connection follows.
                 _ => self.close_backend(id, Close::Now),
             }
+            return;
+        }
+        if let BackendState::LookingUp(client) = backend.state {
+            self.on_looked_up(id, client, tag, message);
             return;
         }
         match tag {
@@ -452,6 +458,10 @@ impl<T: Transport> Shard<T> {
                     let server = &self.pools.get(pool).key.server;
                     self.fail(client, &Fault::NoServer(format!("{server}: {why}")));
                 }
+            }
+            BackendState::LookingUp(client) => {
+                log::info!("{}: auth.query was interrupted: {why}", self.pool_name(pool));
+                self.fail(client, &Fault::NoSecrets);
             }
             BackendState::Idle | BackendState::Cleaning(_) => {
                 log::debug!("{}: a server connection was closed: {why}", self.pool_name(pool));

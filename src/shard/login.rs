@@ -18,6 +18,7 @@ use crate::session::fault::Fault;
 use crate::session::parameters::{self, Setting, VectorId};
 use crate::session::pipeline::Expect;
 
+use super::lookup::Lookup;
 use super::own_check::Sentence;
 use super::pools::{Key, PROVEN_MAX};
 use super::{ClientState, Purpose, SECRET_SIZE, Shard};
@@ -41,6 +42,8 @@ pub(super) struct Login {
     pub replication: bool,
     /// The exchange, where QCP checks the login itself.
     pub exchange: Option<Box<Incoming>>,
+    /// Its user's secret is asked for.
+    pub lookup: Option<Box<Lookup>>,
     /// The client's password goes through its rounds.
     pub working: bool,
     /// It has failed, and is told so later.
@@ -56,6 +59,10 @@ pub(super) enum Stage {
     Answer,
     /// A connection to check it.
     Check,
+    /// A backend, to ask for the user's secret.
+    Lookup,
+    /// The answer to that.
+    LookingUp,
     /// The client's answer to QCP's own question.
     Here,
     /// The server, to which the exchange is relayed.
@@ -118,6 +125,7 @@ impl<T: Transport> Shard<T> {
             packet,
             replication: startup.replication() == Ok(Replication::Physical),
             exchange: None,
+            lookup: None,
             working: false,
             sentence: None,
             admitted: false,
@@ -233,7 +241,8 @@ impl<T: Transport> Shard<T> {
         }
         let now = self.io.now();
         let pool = self.pools.get_mut(id);
-        let knows_password = pool.settings.rules.credentials.as_ref().is_some_and(|known| known.secret.is_some());
+        let has_password = pool.settings.rules.credentials.as_ref().is_some_and(|known| known.secret.is_some());
+        let knows_password = has_password || pool.derived.is_some();
         pool.part.set_refill(if challenge && !knows_password { Refill::Impossible } else { Refill::Free });
         pool.trusted_until = (!challenge).then(|| now + TRUST_FOR);
         self.stop_asking(id);
@@ -342,6 +351,10 @@ impl<T: Transport> Shard<T> {
 
     /// A backend is here for a login: of the pool, or the one that checked it.
     pub(super) fn on_login_backend(&mut self, id: ClientId, backend: BackendId) {
+        if self.login(id).is_some_and(|login| login.stage == Stage::Lookup) {
+            self.ask_for_secret(id, backend);
+            return;
+        }
         if self.is_proven(id) {
             self.complete_login(id);
             self.give_back(backend);
@@ -509,6 +522,9 @@ impl<T: Transport> Shard<T> {
     /// Ends a login's hold on what it waited for; the client is going.
     pub(super) fn drop_login(&mut self, login: &Login) {
         self.vectors.let_go(login.raw);
+        if let Some(lookup) = &login.lookup {
+            self.pools.get_mut(lookup.home).clients -= 1;
+        }
         if let Stage::Relayed(backend) = login.stage {
             let relayed = self.backend(backend).is_some_and(|backend| backend.checks.take().is_some());
             if relayed {

@@ -17,6 +17,7 @@ mod client;
 mod deadlines;
 mod link;
 mod login;
+mod lookup;
 pub mod mailbox;
 mod own_check;
 mod own_login;
@@ -185,6 +186,8 @@ enum BackendState {
     /// Logging in: by itself, or by what `client` answers.
     LoggingIn,
     Idle,
+    /// Of a pool, asked for the secret of a user on this client's behalf.
+    LookingUp(ClientId),
     Linked(ClientId),
     /// Has no client; is being brought into a state in which it can be lent.
     Cleaning(clean::Stage),
@@ -325,7 +328,11 @@ pub struct Shard<T: Transport> {
     awake: VecDeque<ClientId>,
     /// Whose passwords go through their rounds, in turn.
     working: VecDeque<own_check::Working>,
+    /// What servers have said of users (`auth.query`).
+    found: HashMap<Box<str>, lookup::Found, foldhash::fast::RandomState>,
     limiter: Limiter,
+    /// Connections that begin with something else than the protocol, for the log.
+    junk: Limiter,
     /// For users without a verifier; the same in all shards.
     salts: Salts,
     /// Verifiers of users whose password is known in plain text, and of those that nobody knows: both take as long.
@@ -408,7 +415,9 @@ impl<T: Transport> Shard<T> {
             check_queue: VecDeque::new(),
             awake: VecDeque::new(),
             working: VecDeque::new(),
+            found: HashMap::default(),
             limiter: Limiter::new(settings.auth.limiter),
+            junk: Limiter::new(auth::settings::LIMITER),
             salts: settings.salts.clone(),
             verifiers: HashMap::default(),
             returned: VecDeque::with_capacity(settings.backends_max),
@@ -578,6 +587,7 @@ impl<T: Transport> Shard<T> {
             | BackendState::Connecting
             | BackendState::LoggingIn
             | BackendState::Idle
+            | BackendState::LookingUp(_)
             | BackendState::Cleaning(_) => None,
         }
     }

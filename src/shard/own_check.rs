@@ -3,6 +3,7 @@
 //! What is decided is in `auth`; here it is carried out. Rounds of PBKDF2 are done some at a time between the turns of
 //! the shard ([`Shard::work`]), so that a storm of logins stalls nobody's queries.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use crate::auth::channel::Channel;
 use crate::auth::hba::{Access, ClientCertificate, Found, Mapped};
 use crate::auth::incoming::{self, Denied, Incoming, Step};
 use crate::auth::scram::{NONCE_SIZE, Refusal};
-use crate::auth::secrets::Verifier;
+use crate::auth::secrets::{Secret, Verifier};
 use crate::auth::{hba, settings::Method};
 use crate::ids::{BackendId, ClientId, ConnectionId};
 use crate::io::Transport;
@@ -187,13 +188,19 @@ impl<T: Transport> Shard<T> {
         name.is_some_and(|name| self.settings.auth.ident.may_be(demand.map, name, user) == Mapped::Yes)
     }
 
-    /// Sends the first question.
+    /// Asks for the password, once it is known by what it is checked.
     fn ask_client(&mut self, id: ClientId, method: incoming::Method) {
+        if let Some(secret) = self.secret_of(id, method) {
+            self.ask_with(id, method, secret);
+        }
+    }
+
+    /// Sends the first question.
+    pub(super) fn ask_with(&mut self, id: ClientId, method: incoming::Method, secret: Option<Arc<Secret>>) {
         let Some(connection) = self.client(id).map(|client| client.connection) else { return };
         let Some((_, user)) = self.names_of(id) else { return };
         let auth = self.settings.auth.clone();
         let channel = self.channel(connection);
-        let secret = auth.users.get(&user).cloned();
         let verifier = self.known_verifier(&user, secret.as_ref());
         let random: [u8; NONCE_SIZE] = random();
         let mut room = [0; MESSAGE_ROOM];
@@ -274,6 +281,12 @@ impl<T: Transport> Shard<T> {
         let mut room = [0; MESSAGE_ROOM];
         let mut writer = Writer::new(&mut room);
         let step = exchange.work(ROUNDS_PER_TURN, &mut writer).expect("the room is for the longest");
+        if let Some(verifier) = exchange.take_made()
+            && let Some((_, user)) = self.names_of(id)
+        {
+            let secret = self.secret_in_use(id);
+            self.remember_verifier(&user, secret.as_ref(), verifier);
+        }
         self.login(id).expect("looked up above").exchange = Some(exchange);
         let written = self.io.scratch().copy(writer.written());
         self.on_check_step(id, step, written);
@@ -307,11 +320,6 @@ impl<T: Transport> Shard<T> {
 
     /// Keys and verifiers of a login that went well.
     fn learn(&mut self, id: ClientId, proven: incoming::Proven) {
-        let Some((_, user)) = self.names_of(id) else { return };
-        let secret = self.settings.auth.users.get(&user).cloned();
-        if let Some(verifier) = proven.verifier {
-            self.remember_verifier(&user, secret.as_ref(), verifier);
-        }
         let Some(pool) = self.client(id).and_then(|client| client.pool) else { return };
         let pool = self.pools.get_mut(pool);
         // Another user's keys are of no use for a login as this one.
@@ -324,7 +332,7 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    fn known_verifier(&self, user: &str, secret: Option<&Arc<crate::auth::secrets::Secret>>) -> Option<Verifier> {
+    fn known_verifier(&self, user: &str, secret: Option<&Arc<Secret>>) -> Option<Verifier> {
         let (of, verifier) = self.verifiers.get(user)?;
         let is_current = match (of.upgrade(), secret) {
             (Some(of), Some(secret)) => Arc::ptr_eq(&of, secret),
@@ -334,12 +342,7 @@ impl<T: Transport> Shard<T> {
         is_current.then(|| verifier.clone())
     }
 
-    fn remember_verifier(
-        &mut self,
-        user: &str,
-        secret: Option<&Arc<crate::auth::secrets::Secret>>,
-        verifier: Verifier,
-    ) {
+    fn remember_verifier(&mut self, user: &str, secret: Option<&Arc<Secret>>, verifier: Verifier) {
         if self.verifiers.len() >= VERIFIERS_MAX && !self.verifiers.contains_key(user) {
             let any = self.verifiers.keys().next().cloned();
             if let Some(any) = any {
@@ -354,7 +357,10 @@ impl<T: Transport> Shard<T> {
         let Some((_, user)) = self.names_of(id) else { return };
         log::debug!("{}: login of \"{user}\" failed: {denied}", self.io.peer(connection));
         let fault = match denied {
-            Denied::Password(_) => Fault::WrongPassword(user),
+            Denied::Password(_) => {
+                self.doubt_secret(id);
+                Fault::WrongPassword(user)
+            }
             Denied::Malformed | Denied::Exchange(Refusal::Malformed(_)) => {
                 Fault::Exchange(SqlState::PROTOCOL_VIOLATION, denied.to_string())
             }
@@ -390,17 +396,30 @@ impl<T: Transport> Shard<T> {
     pub(super) fn note_failure(&mut self, id: ClientId, fault: &Fault) -> Duration {
         let now = self.io.now();
         let Some(connection) = self.client(id).map(|client| client.connection) else { return Duration::ZERO };
-        let Some(address) = self.io.address(connection) else {
-            log::info!("{}: {}", self.io.peer(connection), fault.answer().message);
-            return Duration::ZERO;
-        };
-        let consequence = self.limiter.failed(address, now);
+        // Those of a Unix socket count for the log alone: the permissions of its folder say who may try.
+        let address = self.io.address(connection);
+        let consequence = self.limiter.failed(address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), now);
         if consequence.is_logged {
-            let count = consequence.failures;
-            let more = if count > 1 { ", and from now on logins from there are refused for a while" } else { "" };
-            log::info!("{address}: {} (failure {count}{more})", fault.answer().message);
+            let (count, from) = (consequence.failures, self.io.peer(connection));
+            let more = match address {
+                Some(_) if count > 1 => "; for the rest of this minute logins from there are refused",
+                Some(_) | None => "; more from there within a minute are not logged",
+            };
+            log::info!("{from}: {} (failed login {count}{more})", fault.answer().message);
         }
-        consequence.delay
+        if address.is_some() { consequence.delay } else { Duration::ZERO }
+    }
+
+    /// A connection that begins with something else than PostgreSQL's protocol: scanners do that all day long, so it is
+    /// logged once a minute for each address.
+    pub(super) fn note_junk(&mut self, id: ClientId, fault: &Fault) {
+        let now = self.io.now();
+        let Some(connection) = self.client(id).map(|client| client.connection) else { return };
+        let address = self.io.address(connection).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        if self.junk.failed(address, now).failures == 1 {
+            let what = fault.answer().message;
+            log::info!("{}: {what}; more from there within a minute are not logged", self.io.peer(connection));
+        }
     }
 
     /// Tells those whose time has come.
@@ -415,8 +434,8 @@ impl<T: Transport> Shard<T> {
     }
 
     /// Database and user of a login, as the client names them.
-    fn names_of(&mut self, id: ClientId) -> Option<(String, String)> {
-        let pool = self.client(id)?.pool?;
+    pub(super) fn names_of(&mut self, id: ClientId) -> Option<(String, String)> {
+        let pool = self.home_of(id)?;
         let key = &self.pools.get(pool).key;
         Some((key.database.to_string(), key.user.to_string()))
     }

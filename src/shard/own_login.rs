@@ -30,8 +30,8 @@ impl<T: Transport> Shard<T> {
         let (Some(connection), pool) = (backend.connection, backend.pool) else { return };
         let mut login =
             backend.login.take().unwrap_or_else(|| Box::new(Outgoing::new(Binding::default(), iterations_max)));
-        if *what == Authentication::Ok && !login.was_asked() {
-            self.on_first_word(id, false);
+        if !login.was_asked() {
+            self.on_first_word(id, *what != Authentication::Ok);
         }
         let channel = self.channel(connection);
         let entry = self.pools.get(pool);

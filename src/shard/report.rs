@@ -48,6 +48,7 @@ impl<T: Transport> Shard<T> {
                 BackendState::Idle => (ReportedBackend::Idle, None),
                 BackendState::Linked(client) => (ReportedBackend::Linked, Some(client)),
                 BackendState::Cleaning(_) => (ReportedBackend::Cleaning, None),
+                BackendState::LookingUp(client) => (ReportedBackend::Linked, Some(client)),
                 BackendState::Piped(client) => (ReportedBackend::Dedicated, Some(client)),
             };
             BackendRow {

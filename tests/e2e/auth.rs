@@ -393,7 +393,7 @@ fn failed_logins_wait_and_are_refused_and_logged_once() {
     assert!(error_field(&refusal.body, b'H').contains("auth.failed_logins_max"));
     // Another way in is not closed.
     assert!(login(&qcp.unix(), "app", "postgres", "wrong").is_err_and(|said| said.contains("28P01")));
-    let lines = qcp.log().lines().filter(|line| line.contains("INFO") && line.contains("127.0.0.1: password")).count();
+    let lines = qcp.log().lines().filter(|line| line.contains("INFO") && line.contains("(failed login")).count();
     assert_eq!(lines, 2, "{}", qcp.log());
 }
 
@@ -411,7 +411,8 @@ fn a_configuration_that_cannot_be_meant_is_refused() {
     check("auth: {method: trust, server_password_file: /nonexistent/x}\n", "cannot be read");
     check("auth: {method: trust, server_password: 12345}\n", "a secret in quotes");
     check("auth: {method: scram-sha-256-plus}\n", "comes later");
-    check("auth: {method: trust, query: 'SELECT 1'}\n", "comes later");
+    check("auth: {method: md5, query: 'SELECT 1'}\n", "auth.query_user must say who asks");
+    check("auth: {method: md5, query: 'SELECT 1', query_user: x}\n", "a query with $1");
     let verifier = stored(role("scram-sha-256"));
     check(&format!("auth: {{method: trust, server_password: '{verifier}'}}\n"), "a verifier cannot log in");
 }
@@ -472,4 +473,100 @@ fn nowhere_to_go_is_said_after_the_check() {
     assert!(said.contains("28P01"), "who is not let in hears nothing of servers: {said}");
     let said = login(&qcp.tcp(), "app", "postgres", "its own").expect_err("there is no server");
     assert!(said.contains("FATAL"), "{said}");
+}
+
+/// `auth.query` as a user who may do nothing but that.
+fn asking(database: &str, more: &str) -> Qcp {
+    let statements = "CREATE FUNCTION find_secret(given text) RETURNS TABLE (name text, secret text) LANGUAGE sql SECURITY \
+                      DEFINER SET search_path = pg_catalog AS $$ SELECT rolname::text, CASE WHEN rolvaliduntil < now() THEN \
+                      NULL ELSE rolpassword END FROM pg_authid WHERE rolname = given AND rolcanlogin $$";
+    postgres().create_database(database);
+    postgres().execute(database, statements);
+    Qcp::start(
+        &format!(
+            "auth: {{method: scram-sha-256, query: 'SELECT * FROM public.find_secret($1)', query_user: password_user, \
+             users: {{password_user: in the clear}}, failed_logins_max: 0}}\n{more}"
+        ),
+        1,
+    )
+}
+
+#[test]
+fn secrets_are_asked_for_at_the_server() {
+    for mode in ["Smart", "Session"] {
+        let database = format!("auth_query_{}", mode.to_lowercase());
+        let qcp = asking(&database, &format!("relay_mode: {mode}\npool: {{size: 2}}\n"));
+        let role = role("scram-sha-256");
+        check_outcomes(&qcp, role, &database, true, mode);
+        // What the server keeps of these is of no use for SCRAM.
+        check_outcomes(&qcp, self::role("md5"), &database, false, mode);
+        assert!(!qcp.log().contains("SCRAM-SHA-256$"), "a secret is in the log");
+    }
+}
+
+#[test]
+fn a_new_password_is_seen_and_an_expired_one_is_none() {
+    let qcp = asking("auth_query_change", "");
+    // The server lets it in by SCRAM, like every user of that name: it takes the role of one that has such a line.
+    let statement = "CREATE ROLE changing LOGIN PASSWORD 'first'";
+    postgres().execute("postgres", statement);
+    let may = |password: &str| {
+        let said = login(&qcp.tcp(), "changing", "auth_query_change", password);
+        // Its pg_hba.conf has no line for this role; who comes so far has been let in by QCP.
+        said.as_ref().is_err_and(|said| said.contains("pg_hba.conf"))
+    };
+    assert!(may("first") && !may("second"));
+    postgres().execute("postgres", "ALTER ROLE changing PASSWORD 'second'");
+    std::thread::sleep(Duration::from_millis(1100));
+    assert!(!may("second"), "the old answer is believed once more, and then no longer");
+    assert!(may("second") && !may("first"));
+    postgres().execute("postgres", "ALTER ROLE changing VALID UNTIL '2020-01-01'");
+    std::thread::sleep(Duration::from_millis(1100));
+    assert!(!may("first"));
+    assert!(!may("second"), "it has expired");
+    postgres().execute("postgres", "ALTER ROLE changing VALID UNTIL 'infinity' NOLOGIN");
+    std::thread::sleep(Duration::from_millis(1100));
+    assert!(!may("second"), "it may not log in");
+}
+
+#[test]
+fn names_that_would_be_sql_find_nobody() {
+    let qcp = asking("auth_query_names", "");
+    for name in ["x' OR true --", "\\'; DROP FUNCTION find_secret; --", "$1", "a\"b", "\u{e4}"] {
+        let said = login(
+            &qcp.tcp(),
+            &format!("'{}'", name.replace('\\', "\\\\").replace('\'', "\\'")),
+            "auth_query_names",
+            "x",
+        );
+        assert!(said.as_ref().is_err_and(|said| said.contains("28P01")), "{name}: {said:?}");
+    }
+    let role = role("scram-sha-256");
+    assert!(login(&qcp.tcp(), role.name, "auth_query_names", role.password).is_ok(), "the function is still there");
+}
+
+#[test]
+fn a_search_path_of_somebody_elses_is_not_used() {
+    let qcp = asking("auth_query_path", "");
+    let trap = "CREATE SCHEMA trap; CREATE FUNCTION trap.now() RETURNS timestamptz LANGUAGE sql AS 'SELECT 1/0; SELECT \
+                pg_catalog.now()'; GRANT USAGE ON SCHEMA trap TO PUBLIC; ALTER DATABASE auth_query_path SET search_path = \
+                trap, pg_catalog, public";
+    postgres().execute("auth_query_path", trap);
+    let direct = "auth: {method: scram-sha-256, query: 'SELECT rolname, rolpassword FROM pg_authid WHERE rolname = $1 AND \
+                  now() IS NOT NULL', query_user: postgres, failed_logins_max: 0}\n";
+    drop(qcp);
+    let qcp = Qcp::start(direct, 1);
+    let role = role("scram-sha-256");
+    let said = login(&qcp.tcp(), role.name, "auth_query_path", role.password);
+    assert!(said.is_ok(), "{said:?}\n{}", qcp.log());
+}
+
+#[test]
+fn a_query_that_fails_is_the_poolers_trouble() {
+    let yaml =
+        "auth: {method: md5, query: 'SELECT no_such_column FROM pg_roles WHERE rolname = $1', query_user: postgres}\n";
+    let qcp = Qcp::start(yaml, 1);
+    let said = login(&qcp.tcp(), "scram_user", "postgres", "x").expect_err("nobody can be asked");
+    assert!(said.contains("08006") && said.contains("could not ask the server"), "{said}");
+    assert!(!said.contains("no_such_column") && qcp.log().contains("no_such_column"), "{said}");
 }

@@ -229,6 +229,12 @@ fn any_fits<T>(items: &[T], fits: impl Fn(&T) -> Option<bool>) -> Option<bool> {
 }
 
 impl Rule {
+    /// Whether it goes by the roles that a user is a member of.
+    pub fn needs_roles(&self) -> bool {
+        self.databases.contains(&DatabaseItem::SameRole)
+            || self.users.iter().any(|item| matches!(item, UserItem::Member(_)))
+    }
+
     fn fits_channel(&self, access: &Access<'_>) -> bool {
         let Some(address) = access.address else { return self.over == Over::Unix };
         let fits_over = match self.over {
