@@ -418,7 +418,10 @@ fn failed_logins_wait_and_are_refused_and_logged_once() {
     assert_eq!(error_field(&refusal.body, b'C'), "28000");
     assert!(error_field(&refusal.body, b'H').contains("auth.failed_logins_max"));
     // Another way in is not closed.
-    assert!(login(&qcp.unix(), "app", "postgres", "wrong").is_err_and(|said| said.contains("password authentication failed")));
+    assert!(
+        login(&qcp.unix(), "app", "postgres", "wrong")
+            .is_err_and(|said| said.contains("password authentication failed"))
+    );
     let lines = qcp.log().lines().filter(|line| line.contains("INFO") && line.contains("(failed login")).count();
     assert_eq!(lines, 2, "{}", qcp.log());
 }

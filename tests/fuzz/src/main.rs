@@ -8,13 +8,14 @@ mod random;
 
 use driver::Options;
 use qcp::auth;
+use qcp::import;
 use qcp::protocol::properties::{self, Property};
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: fuzz [--seconds N] [--seed S] [--list] [TARGET]...";
 
 fn targets() -> Vec<Property> {
-    let layers = [properties::ALL, auth::properties::ALL];
+    let layers = [properties::ALL, auth::properties::ALL, import::properties::ALL];
     layers.iter().flat_map(|layer| layer.iter().copied()).collect()
 }
 
