@@ -17,3 +17,4 @@ mod psql;
 mod queue;
 mod routes;
 mod servers;
+mod shards;
