@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -39,6 +40,7 @@ pub(super) struct File {
     pub dedicated_databases: Option<Vec<Name>>,
     pub dedicated_users: Option<Vec<Name>>,
     pub control: Control,
+    pub metrics: Metrics,
     pub shutdown_timeout: Option<Parsed<Wait<0>>>,
 }
 
@@ -107,6 +109,12 @@ pub(super) struct User {
 #[serde(deny_unknown_fields, default, expecting = "a map of settings")]
 pub(super) struct Control {
     pub socket: Option<Parsed<PathBuf>>,
+}
+
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct Metrics {
+    pub address: Option<Parsed<SocketAddr>>,
 }
 
 /// An element of `servers`: the address alone, or a map that has it.
@@ -202,7 +210,6 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
             "slow_query",
             "queue_notice",
             "console",
-            "metrics",
         ],
         ["pool"] | ["databases" | "users", _, "pool"] => &[
             "reserve_size",

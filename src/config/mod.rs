@@ -19,6 +19,7 @@ mod tests;
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,6 +48,8 @@ pub struct Config {
     pub auth: Auth,
     /// As configured; [`control_sockets`] says where it is otherwise.
     pub control_socket: Option<PathBuf>,
+    /// Where Prometheus finds the metrics; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
     /// How long `quit` waits for transactions to end; zero is not at all.
     pub shutdown_timeout: Duration,
 

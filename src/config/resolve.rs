@@ -167,6 +167,7 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
             check_connections: file.auth.check_connections.map_or(CHECK_CONNECTIONS, |count| count.0),
         },
         control_socket: file.control.socket.map(|path| path.0),
+        metrics: file.metrics.address.map(|address| address.0),
         shutdown_timeout: file.shutdown_timeout.map_or(SHUTDOWN_TIMEOUT, |wait| wait.0.0),
         servers: servers.unwrap_or_else(|| {
             vec![ServerAddress::Tcp { host: Ipv4Addr::LOCALHOST.to_string(), port: SERVER_PORT_DEFAULT }]

@@ -1,6 +1,8 @@
 //! What the pooler tells about itself. Each shard fills in a [`ShardReport`]; [`show`] makes one answer of all of them,
 //! as rows for a script and as a table for a human.
 
+pub mod metrics;
+
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 

@@ -4,22 +4,25 @@
 pub mod limits;
 pub mod listeners;
 pub mod log;
+mod metrics;
 
 mod check;
 mod shards;
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ::log::{error, info, warn};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::config::{Config, control_sockets, sums};
 use crate::control::command::{Command, Topic};
+use crate::control::report::metrics::{ProcessMetrics, ShardMetrics, has_server, page};
 use crate::control::report::{self, Draining, RunState, ShardReport, Status};
 use crate::control::socket::{BindFault, Bound};
 use crate::control::wire::Answer;
@@ -40,6 +43,8 @@ pub enum Error {
     Listen(listeners::Error),
     /// The control socket cannot be had.
     Control(BindFault),
+    /// The address of the metrics cannot be had.
+    Metrics(SocketAddr, io::Error),
     /// The arena is too small for this number of cores.
     ArenaTooSmall {
         /// As configured.
@@ -62,6 +67,7 @@ impl fmt::Display for Error {
             Error::Refusal(refusal) => refusal.fmt(f),
             Error::Listen(error) => error.fmt(f),
             Error::Control(fault) => fault.fmt(f),
+            Error::Metrics(address, error) => write!(f, "metrics.address: {address}: {error}"),
             Error::ArenaTooSmall { chunks, needed } => {
                 write!(f, "the arena has {chunks} chunks, and these cores need {needed} at least: raise ")?;
                 write!(f, "arena.chunks_count or arena.total_size, lower arena.chunk_size, or use fewer cores")
@@ -94,6 +100,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR");
     let candidates = control_sockets(config.control_socket.as_deref(), runtime.as_deref());
     let bound = Bound::bind(&candidates).map_err(Error::Control)?;
+    let scraped = config.metrics.map(|at| metrics::bind(at).map_err(|error| Error::Metrics(at, error))).transpose()?;
     let listening = listeners::open(&config.listen, cores).map_err(Error::Listen)?;
 
     // All threads are started with these signals blocked; one of them waits for them.
@@ -129,6 +136,10 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
         draining: Arc::default(),
     };
     wait_for_signals(signals, desk.clone())?;
+    if let Some(listener) = scraped {
+        let served = metrics::serve(listener, desk.clone());
+        served.map_err(|error| Error::Io("the metrics thread cannot be started", error))?;
+    }
     let server = bound.serve(Box::new(move |command| desk.answer(&command)));
     let server = server.map_err(|error| Error::Io("the control thread cannot be started", error))?;
     let where_to: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
@@ -235,21 +246,77 @@ impl Desk {
     }
 
     fn reports(&self) -> Result<Vec<ShardReport>, String> {
-        let (sender, receiver) = mpsc::channel();
-        let mut asked = 0;
-        for address in &self.addresses {
-            asked += usize::from(address.send(Mail::Report(sender.clone())));
-        }
-        let mut reports = Vec::new();
-        while reports.len() < asked {
-            match receiver.recv_timeout(REPORT_TIMEOUT) {
-                Ok(report) => reports.push(report),
-                Err(_) => return Err(format!("only {} of {asked} shards answered", reports.len())),
-            }
-        }
+        let mut reports = self.ask(Mail::Report)?;
         reports.sort_by_key(|report: &ShardReport| report.shard);
         Ok(reports)
     }
+
+    fn counted(&self) -> Result<Vec<ShardMetrics>, String> {
+        let mut counted = self.ask(Mail::Metrics)?;
+        counted.sort_by_key(|shard: &ShardMetrics| shard.shard);
+        Ok(counted)
+    }
+
+    /// What each shard answers. One that has ended is not asked.
+    fn ask<A>(&self, mail: impl Fn(mpsc::Sender<A>) -> Mail) -> Result<Vec<A>, String> {
+        let (sender, receiver) = mpsc::channel();
+        let asked = self.addresses.iter().filter(|address| address.send(mail(sender.clone()))).count();
+        drop(sender);
+        let mut answers = Vec::new();
+        while answers.len() < asked {
+            match receiver.recv_timeout(REPORT_TIMEOUT) {
+                Ok(answer) => answers.push(answer),
+                Err(_) => return Err(format!("only {} of {asked} shards answered", answers.len())),
+            }
+        }
+        Ok(answers)
+    }
+}
+
+impl metrics::Pages for Desk {
+    fn metrics(&self) -> Result<String, String> {
+        let started = SystemTime::now().checked_sub(self.started.elapsed());
+        let since_epoch = started.and_then(|started| started.duration_since(UNIX_EPOCH).ok());
+        let process = ProcessMetrics {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_s: since_epoch.unwrap_or_default().as_millis() as f64 / 1000.0,
+            draining: self.draining.load(Ordering::Relaxed),
+            resident_bytes: resident_bytes(),
+            clients_max: u64::from(self.config.max_clients),
+            cpu_s: shards_cpu(),
+        };
+        Ok(page(&self.counted()?, &process))
+    }
+
+    fn health(&self) -> Result<(), String> {
+        self.counted().map(drop)
+    }
+
+    fn readiness(&self) -> Result<(), String> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err("draining".to_owned());
+        }
+        if has_server(&self.counted()?) { Ok(()) } else { Err("no server can be reached".to_owned()) }
+    }
+}
+
+/// CPU seconds of each shard's thread, from the kernel: nothing that a shard would have to count.
+fn shards_cpu() -> Vec<(u16, f64)> {
+    let ticks_per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100) as f64;
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let mut seconds: Vec<(u16, f64)> = tasks
+        .filter_map(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
+            // pid (name) state .., of which utime and stime are the 14th and 15th.
+            let (before, fields) = stat.rsplit_once(')')?;
+            let shard = before.split_once("(qcp-shard-")?.1.parse().ok()?;
+            let mut fields = fields.split_ascii_whitespace().skip(11);
+            let ticks: u64 = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
+            Some((shard, ticks as f64 / ticks_per_second))
+        })
+        .collect();
+    seconds.sort_by_key(|(shard, _)| *shard);
+    seconds
 }
 
 fn resident_bytes() -> Option<u64> {

@@ -61,6 +61,9 @@ impl<T: Transport> Shard<T> {
             deadline: Some(now + self.settings.connect_timeout),
             born: now,
             used: now,
+            asked: now,
+            begun: now,
+            bytes_out: 0,
             refusal: None,
             blamed: false,
             fatal: false,
@@ -346,6 +349,9 @@ impl<T: Transport> Shard<T> {
         backend.deadline = None;
         backend.used = now;
         let (pool, purpose, checks) = (backend.pool, backend.purpose, backend.checks.take());
+        let took = now.duration_since(backend.born);
+        self.pools.get_mut(pool).totals.connect.record(took);
+        let backend = self.backend(id).expect("looked up above");
         // All of them at once: a client that comes meanwhile must not be told half.
         let reported = std::mem::take(&mut backend.reported);
         if !reported.is_empty() && self.pools.get(pool).parameters != reported {
@@ -541,7 +547,7 @@ impl<T: Transport> Shard<T> {
     /// This shard's share of `min_size`, once the pool has been used.
     pub(super) fn minimum(&self, id: PoolId) -> u32 {
         let pool = self.pools.get(id);
-        if pool.parameters.is_empty() || pool.clients + pool.transactions as u32 == 0 {
+        if pool.parameters.is_empty() || u64::from(pool.clients) + pool.totals.links == 0 {
             return 0;
         }
         super::share(pool.settings.pool.min_size, self.settings.id, self.settings.shard_count).min(pool.part.permits())

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use crate::control::report::metrics::Totals;
 use crate::ids::{ClientId, PoolId};
 use crate::pool::{self, Backoff, Part};
 use crate::session::RelayMode;
 use crate::session::parameters::VectorId;
 
 use super::Server;
+use super::stats::Retired;
 
 /// What applies to one database and user.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -70,8 +72,8 @@ pub(super) struct Pool {
     pub backends: u32,
     /// While attempts to open a backend fail.
     pub trouble: Option<Trouble>,
-    pub queries: u64,
-    pub transactions: u64,
+    /// Counted for the metrics.
+    pub totals: Box<Totals>,
     /// For each shard, places that came from it less those that went there.
     pub borrowed: Box<[i32]>,
     /// Other shards are asked for a place not before then.
@@ -83,6 +85,7 @@ pub(super) struct Pools {
     slots: Vec<Option<Pool>>,
     by_key: HashMap<Key, u32, foldhash::fast::RandomState>,
     vacant: Vec<u32>,
+    retired: Retired,
     next_server: usize,
     last_serial: u32,
 }
@@ -124,8 +127,7 @@ impl Pools {
             clients: 0,
             backends: 0,
             trouble: None,
-            queries: 0,
-            transactions: 0,
+            totals: Box::default(),
             borrowed: vec![0; shard_count as usize].into_boxed_slice(),
             ask_at: None,
         };
@@ -162,10 +164,16 @@ impl Pools {
         }
         let pool = self.slots[id.0 as usize].take().expect("looked at above");
         self.by_key.remove(&pool.key);
+        self.retired.add(&pool.key.database, &pool.totals);
         self.vacant.push(id.0);
         let mut held = pool.proven;
         held.extend(pool.greeting.map(|(of, _)| (of, VectorId::NEUTRAL)));
         held
+    }
+
+    /// What pools that are gone have done, by database.
+    pub(super) fn retired(&self) -> impl Iterator<Item = (&str, &Totals)> {
+        self.retired.iter()
     }
 
     pub(super) fn ids(&self) -> impl Iterator<Item = PoolId> {
