@@ -153,7 +153,8 @@ fn without_a_server_it_is_not_ready() {
     let (qcp, port) = start("auth: {method: trust}\n", 1, Some(&nowhere));
     assert_eq!(get(port, "/readyz").0, 200, "nobody has asked for a server yet");
     psql(&qcp.tcp(), SUPERUSER, "postgres").args(["-XAtqc", "select 1"]).finish().failure();
-    assert_eq!(get(port, "/readyz"), (503, "no server can be reached\n".to_owned()));
+    let not_ready = || get(port, "/readyz") == (503, "no server can be reached\n".to_owned());
+    wait_until("it is not ready", Duration::from_secs(2), not_ready);
     assert_eq!(get(port, "/healthz").0, 200);
     assert_eq!(scrape(port).sum("qcp_pool_in_trouble", &[]), 1.0);
 }
@@ -172,7 +173,7 @@ fn scraped_under_load() {
     let server = postgres();
     server.create_database("scraped");
     let (qcp, port) = start("relay_mode: Smart\npool: {size: 4}\n", 2, None);
-    let load = pgbench(&qcp.tcp(), SUPERUSER, "scraped").args(["-n", "-S", "-c", "8", "-T", "3", "-f"]);
+    let load = pgbench(&qcp.tcp(), SUPERUSER, "scraped").args(["-n", "-c", "8", "-T", "3", "-f"]);
     let script = std::env::temp_dir().join(format!("qcp-scrape-{}.sql", std::process::id()));
     std::fs::write(&script, "select 1;\n").expect("the temporary folder is writable");
     let load = load.arg(&script).start();

@@ -15,7 +15,7 @@ use serde::de::{self, Deserializer, MapAccess, Unexpected, Visitor};
 use super::address::{ListenAddress, ServerAddress};
 use super::problem::{KeyPath, Segment};
 use super::values::{Count, FromText, Name, OneOrMany, Parsed, Size, Wait};
-use super::{AuthMethod, LogOutput, SessionState};
+use super::{AuthMethod, LogFormat, LogOutput, SessionState};
 use crate::pool::Schedule;
 use crate::session::RelayMode;
 
@@ -27,6 +27,7 @@ pub(super) struct File {
     pub relay_mode: Option<Parsed<RelayMode>>,
     pub log_level: Option<Parsed<log::LevelFilter>>,
     pub log_output: Option<Output>,
+    pub log_format: Option<Parsed<LogFormat>>,
     pub arena: Arena,
     pub cores: Option<Count<1, 1024>>,
     pub session_state: Option<Parsed<SessionState>>,
@@ -171,13 +172,14 @@ impl<'de> Deserialize<'de> for Output {
             type Value = Output;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("one of stderr, stdout, {file: PATH}")
+                f.write_str("one of stderr, stdout, syslog, {file: PATH}")
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Output, E> {
                 match text {
                     "stderr" => Ok(Output(LogOutput::Stderr)),
                     "stdout" => Ok(Output(LogOutput::Stdout)),
+                    "syslog" => Ok(Output(LogOutput::Syslog)),
                     _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
                 }
             }
@@ -206,7 +208,6 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
             "dns_ttl",
             "role_check_interval",
             "route",
-            "log_format",
             "slow_query",
             "queue_notice",
             "console",
@@ -241,7 +242,6 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
 pub(super) fn value_comes_later(path: &KeyPath, value: &str) -> bool {
     let later: &[&str] = match words(path).as_slice() {
         ["session_state"] => &["preserve"],
-        ["log_output"] => &["syslog"],
         ["auth", "method"] => &["password", "md5", "scram-sha-256", "cert", "peer", "hba"],
         _ => &[],
     };

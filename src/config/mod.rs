@@ -79,6 +79,7 @@ pub struct Arena {
 pub struct Log {
     pub level: log::LevelFilter,
     pub output: LogOutput,
+    pub format: LogFormat,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -86,6 +87,15 @@ pub enum LogOutput {
     Stderr,
     Stdout,
     File(PathBuf),
+    Syslog,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    /// An object of JSON in each line.
+    Json,
 }
 
 /// How QCP opens connections to servers.

@@ -158,6 +158,7 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         log: Log {
             level: file.log_level.map_or(log::LevelFilter::Info, |level| level.0),
             output: file.log_output.map_or(LogOutput::Stderr, |output| output.0),
+            format: file.log_format.map(|format| format.0).unwrap_or_default(),
         },
         max_clients: file.limits.max_clients.map_or(MAX_CLIENTS, |count| count.0),
         login_timeout: file.limits.login_timeout.map_or(LOGIN_TIMEOUT, |wait| wait.0.0),

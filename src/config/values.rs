@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Unexpected, Visitor};
 
 use super::sizes::{DURATION_MAX, format_duration, parse_duration, parse_size};
-use super::{AuthMethod, SessionState};
+use super::{AuthMethod, LogFormat, SessionState};
 use crate::pool::Schedule;
 use crate::session::RelayMode;
 
@@ -77,6 +77,10 @@ impl Word for log::LevelFilter {
 
 impl Word for AuthMethod {
     const WORDS: &'static [(&'static str, Self)] = &[("server", AuthMethod::Server), ("trust", AuthMethod::Trust)];
+}
+
+impl Word for LogFormat {
+    const WORDS: &'static [(&'static str, Self)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 }
 
 impl Word for SessionState {

@@ -197,11 +197,12 @@ fn answer(status: u16, kind: &str, body: &str, head_only: bool) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    struct Fixed;
+    /// So many lines.
+    struct Fixed(usize);
 
     impl Pages for Fixed {
         fn metrics(&self) -> Result<String, String> {
-            Ok("a 1\n".repeat(500_000))
+            Ok("a 1\n".repeat(self.0))
         }
 
         fn health(&self) -> Result<(), String> {
@@ -213,10 +214,10 @@ mod tests {
         }
     }
 
-    fn start() -> SocketAddr {
+    fn start(lines: usize) -> SocketAddr {
         let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
-        serve(listener, Fixed).unwrap();
+        serve(listener, Fixed(lines)).unwrap();
         address
     }
 
@@ -234,7 +235,7 @@ mod tests {
 
     #[test]
     fn each_request_has_its_answer() {
-        let address = start();
+        let address = start(500_000);
         let check = |request: &str, status: &str, body: &str| {
             let answer = ask(address, request);
             let (head, found) = answer.split_once("\r\n\r\n").unwrap();
@@ -260,10 +261,12 @@ mod tests {
     /// at once when there is none, and served again when the time of the slow ones is over.
     #[test]
     fn the_slow_hold_up_nobody() {
-        let address = start();
+        // More than the buffers of two sockets take.
+        let address = start(10_000_000);
         let slow: Vec<TcpStream> = (0..CONNECTIONS_MAX - 1)
             .map(|index| {
                 let mut stream = TcpStream::connect(address).unwrap();
+                nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::RcvBuf, &4096).unwrap();
                 let request = if index % 2 == 0 { "GET /met" } else { "GET /metrics HTTP/1.1\r\n\r\n" };
                 stream.write_all(request.as_bytes()).unwrap();
                 stream

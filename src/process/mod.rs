@@ -12,9 +12,9 @@ mod shards;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ::log::{error, info, warn};
@@ -23,7 +23,7 @@ use nix::sys::signal::{SigSet, Signal};
 use crate::config::{Config, control_sockets, sums};
 use crate::control::command::{Command, Topic};
 use crate::control::report::metrics::{ProcessMetrics, ShardMetrics, has_server, page};
-use crate::control::report::{self, Draining, RunState, ShardReport, Status};
+use crate::control::report::{self, Draining, Reopened, RunState, ShardReport, Status};
 use crate::control::socket::{BindFault, Bound};
 use crate::control::wire::Answer;
 use crate::ids::ShardId;
@@ -87,7 +87,7 @@ pub fn cores(command_line: Option<usize>, config: &Config) -> usize {
 
 /// Runs the pooler until it is told to stop.
 pub fn run(config: Config, cores: usize) -> Result<(), Error> {
-    log::start(&config.log).map_err(Error::Log)?;
+    let log = log::start(&config.log).map_err(Error::Log)?;
     limits::check_io_uring().map_err(Error::Refusal)?;
     limits::check_locked_memory(cores).map_err(Error::Refusal)?;
     // Pools are made as clients ask for them; the default database and user stand for what a pool needs.
@@ -134,6 +134,8 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
         clients_all,
         started: Instant::now(),
         draining: Arc::default(),
+        log,
+        counted: Arc::default(),
     };
     wait_for_signals(signals, desk.clone())?;
     if let Some(listener) = scraped {
@@ -176,7 +178,14 @@ fn wait_for_signals(signals: SigSet, desk: Desk) -> Result<(), Error> {
         while let Ok(signal) = signals.wait() {
             match signal {
                 Signal::SIGTERM => desk.quit(false),
-                Signal::SIGHUP => warn!("reload is not there yet: restart qcp to apply a changed configuration"),
+                Signal::SIGHUP => {
+                    if let Err(error) = desk.log.reopen() {
+                        error!("the log cannot be opened anew: {error}");
+                    }
+                    warn!(
+                        "the log was opened anew; reload is not there yet: restart qcp to apply a changed configuration"
+                    );
+                }
                 _ => desk.quit(true),
             }
         }
@@ -193,10 +202,16 @@ struct Desk {
     clients_all: Arc<AtomicU32>,
     started: Instant,
     draining: Arc<std::sync::atomic::AtomicBool>,
+    log: log::Reopener,
+    /// What the shards have counted, and when.
+    counted: Arc<Mutex<Option<(Instant, Vec<ShardMetrics>)>>>,
 }
 
 /// A shard that does not answer within this is hung.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Whoever asks by HTTP again within this gets the same: shards are not to be kept busy with being asked.
+const COUNTED_FRESH: Duration = Duration::from_millis(100);
 
 impl Desk {
     fn quit(&self, now: bool) {
@@ -217,6 +232,12 @@ impl Desk {
                 Ok(draining.reply())
             }
             Command::Status => Ok(self.status()?.reply()),
+            Command::Reopen => {
+                let reopened = self.log.reopen().map_err(|error| error.to_string())?;
+                info!("the log was opened anew");
+                Ok(Reopened { file: reopened.map(|path| path.display().to_string()) }.reply())
+            }
+            Command::Show(topic @ (Topic::Stats | Topic::Errors)) => Ok(report::show_counted(*topic, &self.counted()?)),
             Command::Show(topic) => {
                 let mut reports = self.reports()?;
                 if *topic == Topic::Memory
@@ -273,6 +294,18 @@ impl Desk {
     }
 }
 
+impl Desk {
+    /// As [`Desk::counted`], for those who may ask at any rate: who comes while the shards are asked waits for that answer.
+    fn counted_lately<A>(&self, read: impl FnOnce(&[ShardMetrics]) -> A) -> Result<A, String> {
+        let mut kept = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = match &mut *kept {
+            Some((at, counted)) if at.elapsed() < COUNTED_FRESH => counted,
+            kept => &mut kept.insert((Instant::now(), self.counted()?)).1,
+        };
+        Ok(read(kept))
+    }
+}
+
 impl metrics::Pages for Desk {
     fn metrics(&self) -> Result<String, String> {
         let started = SystemTime::now().checked_sub(self.started.elapsed());
@@ -285,36 +318,33 @@ impl metrics::Pages for Desk {
             clients_max: u64::from(self.config.max_clients),
             cpu_s: shards_cpu(),
         };
-        Ok(page(&self.counted()?, &process))
+        self.counted_lately(|counted| page(counted, &process))
     }
 
     fn health(&self) -> Result<(), String> {
-        self.counted().map(drop)
+        self.counted_lately(|_| ())
     }
 
     fn readiness(&self) -> Result<(), String> {
         if self.draining.load(Ordering::Relaxed) {
             return Err("draining".to_owned());
         }
-        if has_server(&self.counted()?) { Ok(()) } else { Err("no server can be reached".to_owned()) }
+        if self.counted_lately(has_server)? { Ok(()) } else { Err("no server can be reached".to_owned()) }
     }
 }
 
 /// CPU seconds of each shard's thread, from the kernel: nothing that a shard would have to count.
 fn shards_cpu() -> Vec<(u16, f64)> {
-    let ticks_per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100) as f64;
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let mut seconds: Vec<(u16, f64)> = tasks
-        .filter_map(|task| {
-            let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
-            // pid (name) state .., of which utime and stime are the 14th and 15th.
-            let (before, fields) = stat.rsplit_once(')')?;
-            let shard = before.split_once("(qcp-shard-")?.1.parse().ok()?;
-            let mut fields = fields.split_ascii_whitespace().skip(11);
-            let ticks: u64 = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
-            Some((shard, ticks as f64 / ticks_per_second))
-        })
-        .collect();
+    let seconds = tasks.filter_map(|task| {
+        let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        let shard = name.trim_ascii().strip_prefix("qcp-shard-")?.parse().ok()?;
+        // Nanoseconds on a core, waiting for one, and how often.
+        let times = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        let ns: u64 = times.split_ascii_whitespace().next()?.parse().ok()?;
+        Some((shard, ns as f64 / 1e9))
+    });
+    let mut seconds: Vec<(u16, f64)> = seconds.collect();
     seconds.sort_by_key(|(shard, _)| *shard);
     seconds
 }

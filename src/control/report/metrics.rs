@@ -32,6 +32,20 @@ impl Histogram {
         self.counts.iter().sum()
     }
 
+    /// That share of them took at most so long, to the end of a bucket: 0 where there are none, the largest number in the
+    /// bucket without an end.
+    pub fn quantile_us(&self, share: f64) -> u64 {
+        let wanted = (self.count() as f64 * share).ceil() as u64;
+        let mut count = 0;
+        for (index, more) in self.counts.iter().enumerate() {
+            count += more;
+            if count >= wanted && count > 0 {
+                return if index + 1 < BUCKETS { FIRST_US << index } else { u64::MAX };
+            }
+        }
+        0
+    }
+
     pub fn seconds(&self) -> f64 {
         self.sum_us as f64 / 1e6
     }
@@ -114,6 +128,15 @@ pub enum Origin {
     Pooler,
 }
 
+impl Origin {
+    pub fn name(self) -> &'static str {
+        match self {
+            Origin::Server => "server",
+            Origin::Pooler => "pooler",
+        }
+    }
+}
+
 /// What one shard says when it is asked for its counters.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct ShardMetrics {
@@ -165,8 +188,7 @@ pub fn page(shards: &[ShardMetrics], process: &ProcessMetrics) -> String {
     }
     page.counter("qcp_errors_total", "Errors that clients were told, by SQLSTATE, and by whom.");
     for ((code, origin), count) in errors {
-        let origin = if origin == Origin::Server { "server" } else { "pooler" };
-        page.value("qcp_errors_total", &[("sqlstate", code), ("origin", origin)], count);
+        page.value("qcp_errors_total", &[("sqlstate", code), ("origin", origin.name())], count);
     }
     page.text
 }
@@ -238,7 +260,7 @@ fn core_families(page: &mut Page, shards: &[ShardMetrics]) {
 }
 
 /// Each pool once, its parts added up, in order of server, database and user.
-fn merged(shards: &[ShardMetrics]) -> Vec<PoolMetrics> {
+pub(super) fn merged(shards: &[ShardMetrics]) -> Vec<PoolMetrics> {
     let mut pools: BTreeMap<(&str, &str, &str), PoolMetrics> = BTreeMap::new();
     for part in shards.iter().flat_map(|shard| &shard.pools) {
         let key = (part.server.as_str(), part.database.as_str(), part.user.as_str());
