@@ -35,7 +35,7 @@ fn a_rotated_log_is_opened_anew_by_sighup_and_by_command() {
         assert!(!read(&log).contains("listens on"), "the old one was copied");
         assert!(read(&folder.join(to)).contains("qcp") || to != "one", "the old one is kept");
     };
-    assert!(read(&log).contains("listens on"));
+    wait_until("it listens", Duration::from_secs(5), || read(&log).contains("listens on"));
     rotate("one", &|| qcp.signal(Signal::SIGHUP));
     rotate("two", &|| {
         let said = qcp.control(&["reopen"]).success();

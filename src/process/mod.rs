@@ -9,6 +9,7 @@ mod metrics;
 mod check;
 mod shards;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -194,6 +195,8 @@ fn wait_for_signals(signals: SigSet, desk: Desk) -> Result<(), Error> {
     thread.map(drop).map_err(|error| Error::Io("the signal thread cannot be started", error))
 }
 
+type Counted = Option<(Instant, Vec<ShardMetrics>)>;
+
 /// Who answers the control socket and the signals: asks the shards by mailbox.
 #[derive(Clone)]
 struct Desk {
@@ -204,7 +207,7 @@ struct Desk {
     draining: Arc<std::sync::atomic::AtomicBool>,
     log: log::Reopener,
     /// What the shards have counted, and when.
-    counted: Arc<Mutex<Option<(Instant, Vec<ShardMetrics>)>>>,
+    counted: Arc<Mutex<Counted>>,
 }
 
 /// A shard that does not answer within this is hung.
@@ -333,20 +336,24 @@ impl metrics::Pages for Desk {
     }
 }
 
-/// CPU seconds of each shard's thread, from the kernel: nothing that a shard would have to count.
+/// CPU seconds of each shard's threads (its own, and the one that glommio gives it for what blocks), from the kernel:
+/// nothing that a shard would have to count.
 fn shards_cpu() -> Vec<(u16, f64)> {
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let seconds = tasks.filter_map(|task| {
         let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
-        let shard = name.trim_ascii().strip_prefix("qcp-shard-")?.parse().ok()?;
+        // glommio adds a number of its own behind ours.
+        let shard: u16 = name.trim_ascii().strip_prefix("qcp-shard-")?.split('-').next()?.parse().ok()?;
         // Nanoseconds on a core, waiting for one, and how often.
         let times = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
         let ns: u64 = times.split_ascii_whitespace().next()?.parse().ok()?;
         Some((shard, ns as f64 / 1e9))
     });
-    let mut seconds: Vec<(u16, f64)> = seconds.collect();
-    seconds.sort_by_key(|(shard, _)| *shard);
-    seconds
+    let mut of_shards = BTreeMap::new();
+    for (shard, seconds) in seconds {
+        *of_shards.entry(shard).or_insert(0.0) += seconds;
+    }
+    of_shards.into_iter().collect()
 }
 
 fn resident_bytes() -> Option<u64> {

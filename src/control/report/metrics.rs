@@ -170,7 +170,7 @@ pub struct ProcessMetrics {
     pub draining: bool,
     pub resident_bytes: Option<u64>,
     pub clients_max: u64,
-    /// By shard; of its thread.
+    /// By shard; of its threads.
     pub cpu_s: Vec<(u16, f64)>,
 }
 
@@ -214,7 +214,7 @@ fn process_families(page: &mut Page, process: &ProcessMetrics) {
         page.gauge("process_resident_memory_bytes", "Memory of the process that is in RAM.");
         page.value("process_resident_memory_bytes", &[], bytes);
     }
-    page.counter("qcp_core_cpu_seconds_total", "CPU time of the core's thread.");
+    page.counter("qcp_core_cpu_seconds_total", "CPU time of the core's threads.");
     for (shard, seconds) in &process.cpu_s {
         page.value("qcp_core_cpu_seconds_total", &[("core", &shard.to_string())], seconds);
     }
