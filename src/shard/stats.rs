@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::control::report::RelayMode as ReportedMode;
 pub use crate::control::report::metrics::ShardMetrics;
-use crate::control::report::metrics::{Origin, PoolMetrics, Totals};
+use crate::control::report::metrics::{Measured, Origin, PoolMetrics, Totals};
 use crate::ids::{BackendId, PoolId};
 use crate::io::Transport;
 use crate::protocol::{SqlState, TransactionStatus};
@@ -65,9 +65,11 @@ impl<T: Transport> Shard<T> {
     pub(super) fn end_query(&mut self, id: BackendId) {
         let now = self.io.now();
         let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
-        let took = now.duration_since(backend.asked);
-        let transaction = (backend.pipeline.status() == TransactionStatus::Idle)
-            .then(|| if backend.begun == backend.asked { took } else { now.duration_since(backend.begun) });
+        let took = Measured::new(now.duration_since(backend.asked));
+        // Most transactions are one query.
+        let transaction = (backend.pipeline.status() == TransactionStatus::Idle).then(|| {
+            if backend.begun == backend.asked { took } else { Measured::new(now.duration_since(backend.begun)) }
+        });
         // What is still under way in the pipeline has been begun by now.
         backend.asked = now;
         if transaction.is_some() {
@@ -86,9 +88,9 @@ impl<T: Transport> Shard<T> {
         totals.queries += 1;
         totals.bytes_in += bytes_in;
         totals.bytes_out += bytes_out;
-        totals.query.record(took);
+        totals.query.record_measured(took);
         if let Some(took) = transaction {
-            totals.transaction.record(took);
+            totals.transaction.record_measured(took);
         }
     }
 
