@@ -90,7 +90,7 @@ pub(super) struct Pools {
     last_serial: u32,
 }
 
-/// Pools of one shard, at most: each takes some hundred bytes outside the arena.
+/// Pools of one shard, at most: each takes some hundred bytes outside the arena, and as many again for what is counted.
 pub(super) const POOLS_MAX: usize = 4096;
 /// Proven vectors remembered for one pool.
 pub(super) const PROVEN_MAX: usize = 32;
