@@ -146,8 +146,8 @@ impl<T: Transport> Shard<T> {
                     clients_login += 1;
                     continue;
                 }
-                // Counted with the queue.
-                ClientState::Waiting => continue,
+                // Counted with the queue; and where it goes.
+                ClientState::Waiting | ClientState::Moving(_) => continue,
                 ClientState::Ready => |pool| &mut pool.clients_idle,
                 ClientState::Linked(_) | ClientState::Piped(_) => |pool| &mut pool.clients_active,
             };
@@ -164,7 +164,7 @@ impl<T: Transport> Shard<T> {
                     }
                     BackendState::Idle => |pool| &mut pool.backends_idle,
                     BackendState::Linked(_) | BackendState::Piped(_) => |pool| &mut pool.backends_active,
-                    BackendState::Cleaning(_) => |pool| &mut pool.backends_cleaning,
+                    BackendState::Cleaning(_) | BackendState::Moving(_) => |pool| &mut pool.backends_cleaning,
                 },
             );
         }
