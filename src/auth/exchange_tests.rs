@@ -122,7 +122,8 @@ fn login(setting: Setting<'_>) -> End {
 #[test]
 fn every_method_with_every_secret_right_and_wrong() {
     use Method::{Md5, Password, Scram};
-    let kinds: [(&str, fn(&str) -> Secret); 3] = [("plain", plain), ("md5", md5), ("scram", scram)];
+    type Make = fn(&str) -> Secret;
+    let kinds: [(&str, Make); 3] = [("plain", plain), ("md5", md5), ("scram", scram)];
     for method in [Password, Md5, Scram] {
         for (kind, make) in kinds {
             // An md5 hash says nothing about SCRAM.

@@ -28,6 +28,7 @@ mod replies;
 pub mod report;
 mod requests;
 mod statements;
+mod stats;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -41,6 +42,7 @@ use crate::auth::{
     outgoing::Outgoing,
     secrets::{Salts, Verifier},
 };
+use crate::control::report::metrics::Origin;
 use crate::ids::{BackendId, ClientId, ConnectionId, PoolId, ShardId};
 use crate::io::{Close, Event, SocketAddress, Transport};
 use crate::memory::{Block, Nodes, Outbox, Slab, Slice, Stash};
@@ -177,6 +179,8 @@ struct Client {
     unnamed: Stash,
     /// When the login ends at the latest; later, since when it is connected.
     since: Instant,
+    /// Received and not yet counted for its pool.
+    bytes_in: u64,
 }
 
 /// Bytes of a cancel key beside the process id, where the protocol has room for them (3.2).
@@ -253,6 +257,11 @@ struct Backend {
     deadline: Option<Instant>,
     born: Instant,
     used: Instant,
+    /// When the query under way began, and its transaction.
+    asked: Instant,
+    begun: Instant,
+    /// Received and not yet counted for its pool.
+    bytes_out: u64,
     /// When the client that has it got it.
     lent_at: Instant,
     /// The first error the server sent during its login, whole.
@@ -352,6 +361,7 @@ pub struct Shard<T: Transport> {
     /// Secrets that no client has been given yet.
     secrets: Vec<[u8; SECRET_SIZE]>,
     counters: Counters,
+    errors: stats::Errors,
     running: Running,
     scan_at: Instant,
     started: Instant,
@@ -433,6 +443,7 @@ impl<T: Transport> Shard<T> {
             random: settings.seed | 1,
             secrets: Vec::new(),
             counters: Counters::default(),
+            errors: stats::Errors::new(),
             running: Running::Yes,
             scan_at: now,
             started: now,
@@ -539,6 +550,9 @@ impl<T: Transport> Shard<T> {
             Mail::Report(answer) => {
                 // Whoever asked may have given up waiting.
                 let _ = answer.send(self.report());
+            }
+            Mail::Metrics(answer) => {
+                let _ = answer.send(self.metrics());
             }
             Mail::Cancel { slot, secret } => self.on_cancel_request(slot, &secret),
             Mail::Client(arrival) => self.on_arrival(*arrival),
@@ -653,6 +667,7 @@ impl<T: Transport> Shard<T> {
 
     fn write_error(&mut self, connection: ConnectionId, fault: &Fault, ready: Option<TransactionStatus>) {
         let answer = fault.answer();
+        self.errors.count(answer.code, Origin::Pooler);
         let fields = ErrorFields {
             severity: answer.severity,
             code: answer.code,
@@ -718,6 +733,9 @@ impl Backend {
             born: now,
             used: now,
             lent_at: now,
+            asked: now,
+            begun: now,
+            bytes_out: 0,
             refusal: None,
             blamed: false,
             fatal: false,
@@ -774,6 +792,7 @@ impl Client {
             terminating: false,
             unnamed: Stash::default(),
             since: now,
+            bytes_in: 0,
         }
     }
 }
