@@ -76,6 +76,8 @@ pub enum Problem {
     MissingKey(&'static str),
     /// The file that a key names does not do; in whole words.
     File(String),
+    /// Something is wrong with a file that the key names; it says where in it.
+    Broken(String),
     /// The two cannot both be there.
     Excludes {
         other: String,
@@ -111,6 +113,7 @@ impl fmt::Display for Error {
             }
             Problem::LaterKey => write!(f, "known, comes later"),
             Problem::DuplicateKey => write!(f, "is there twice"),
+            Problem::Broken(what) => f.write_str(what),
             Problem::MissingKey(key) => write!(f, "lacks the key {key}"),
             Problem::File(text) => f.write_str(text),
             Problem::Excludes { other } => write!(f, "cannot be given together with {other}"),

@@ -18,7 +18,8 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use crate::config::{AuthMethod, Config, ServerAddress, format_duration};
+use crate::auth::settings::{Credentials, Method};
+use crate::config::{Config, ServerAddress, format_duration};
 use crate::io::Errno;
 use crate::io::tls::Blocking;
 use crate::protocol::error::field;
@@ -85,7 +86,8 @@ struct Finding<'a> {
 #[derive(Clone, Copy)]
 struct Attempt<'a> {
     user: &'a str,
-    method: AuthMethod,
+    /// Whether there is somebody who could answer a server's challenge.
+    can_answer: bool,
     timeout: Duration,
     config: &'a Config,
     tls: &'a TlsSettings,
@@ -103,8 +105,12 @@ pub fn check(config: &Config) -> ExitCode {
     let named = |variable| std::env::var(variable).ok().filter(|name| !name.is_empty());
     let user = named("PGUSER").unwrap_or_else(|| NAME_DEFAULT.to_owned());
     let database = named("PGDATABASE").unwrap_or_else(|| NAME_DEFAULT.to_owned());
+    let can_answer = config.pool(&database, &user).is_none_or(|pool| {
+        let knows = |known: &std::sync::Arc<Credentials>| known.secret.is_some();
+        pool.rules.method == Method::Server || pool.rules.credentials.as_ref().is_some_and(knows)
+    });
     let timeout = config.reconnect.connect_timeout;
-    let attempt = Attempt { user: &user, method: config.auth.method, timeout, config, tls: &tls };
+    let attempt = Attempt { user: &user, can_answer, timeout, config, tls: &tls };
 
     let destinations = config.destinations(&database);
     let mut all_well = true;
@@ -166,11 +172,12 @@ fn log_in_by(
         let parameters = [(&b"user"[..], attempt.user.as_bytes()), (b"database", database.as_bytes())];
         writer.startup_message(Version::V3_0, parameters)
     })?;
-    if let Some((asked, offers)) = conversation.first_word()? {
+    if let Some((method, offers)) = conversation.first_word()? {
         let binds = offers && attempt.tls.client.acceptor.is_some();
-        return match attempt.method {
-            AuthMethod::Server => Ok(Welcome::Asks { method: asked, binds }),
-            AuthMethod::Trust => Err(Failure::NobodyToAnswer(asked)),
+        return if attempt.can_answer {
+            Ok(Welcome::Asks { method, binds })
+        } else {
+            Err(Failure::NobodyToAnswer(method))
         };
     }
     let version = conversation.greeting()?;

@@ -12,6 +12,7 @@ use super::budget::Traveller;
 use super::placement::Arrival;
 use super::pools::Key;
 use super::report::ShardReport;
+use super::stats::ShardMetrics;
 use super::tls::TlsSettings;
 
 /// What a shard can be told.
@@ -22,6 +23,8 @@ pub enum Mail {
     Tls(Arc<TlsSettings>),
     /// Say what there is.
     Report(Sender<ShardReport>),
+    /// Say what was counted.
+    Metrics(Sender<ShardMetrics>),
     /// A cancel request that came to another shard.
     Cancel {
         /// The client's slot.

@@ -151,13 +151,13 @@ impl<T: Transport> Shard<T> {
     pub(super) fn on_client_secured(&mut self, id: ClientId, error: Option<String>) {
         let Some(why) = error else { return };
         if let Some(connection) = self.client(id).map(|client| client.connection) {
-            self.note_failure(connection, &why);
+            self.note_failed_handshake(connection, &why);
         }
         // What it was told is on its way: the alert.
         self.dismiss(id);
     }
 
-    fn note_failure(&mut self, connection: ConnectionId, why: &str) {
+    fn note_failed_handshake(&mut self, connection: ConnectionId, why: &str) {
         let now = self.io.now();
         let Failures { quiet_until, untold } = &mut self.tls_failures;
         if quiet_until.is_some_and(|until| now < until) {
@@ -178,18 +178,18 @@ impl<T: Transport> Shard<T> {
     }
 
     /// `tls.client.mode: verify-full`: whether the certificate is the user's.
-    pub(super) fn check_certificate(&self, id: ClientId, user: &str) -> Result<(), Fault> {
+    pub(super) fn check_certificate_name(&self, id: ClientId, user: &str) -> Result<(), Fault> {
         let Some(client) = self.clients.get(id.index, id.generation) else { return Ok(()) };
         if !self.settings.tls.client.named || client.unix {
             return Ok(());
         }
-        let certificate = self.channel_of(client.connection).certificate;
+        let certificate = self.channel(client.connection).certificate;
         let name = certificate.and_then(|certificate| certificate.common_name);
         if name.as_deref() == Some(user) { Ok(()) } else { Err(Fault::CertificateOfAnother(user.to_owned())) }
     }
 
     /// What authentication may know of a connection.
-    pub(super) fn channel_of(&self, connection: ConnectionId) -> Channel {
+    pub(super) fn channel(&self, connection: ConnectionId) -> Channel {
         let Some(facts) = self.io.facts(connection) else { return Channel::default() };
         let certificate = facts.peer_certificate.as_deref().filter(|_| facts.verified);
         let names = certificate.and_then(Certificate::read).map(|read| Names {

@@ -769,6 +769,14 @@ impl<T: Transport> Transport for Tls<T> {
         self.inner.is_local(connection)
     }
 
+    fn address(&self, connection: ConnectionId) -> Option<std::net::IpAddr> {
+        self.inner.address(connection)
+    }
+
+    fn peer_user(&self, connection: ConnectionId) -> Option<String> {
+        self.inner.peer_user(connection)
+    }
+
     fn stop_listening(&mut self) {
         self.inner.stop_listening();
     }

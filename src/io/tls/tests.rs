@@ -129,6 +129,12 @@ impl Transport for Pipe {
     fn peer(&self, _: ConnectionId) -> String {
         "test".to_owned()
     }
+    fn address(&self, _: ConnectionId) -> Option<std::net::IpAddr> {
+        None
+    }
+    fn peer_user(&self, _: ConnectionId) -> Option<String> {
+        None
+    }
     fn is_local(&self, _: ConnectionId) -> bool {
         true
     }
