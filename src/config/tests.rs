@@ -186,7 +186,6 @@ fn placement_goes_by_user_then_database() {
 #[test]
 fn what_comes_later_is_told_from_what_is_unknown() {
     for (key, text) in [
-        ("tls", "tls: {}"),
         ("transparency", "transparency: balanced"),
         ("pool.reserve_size", "pool: {reserve_size: 3}"),
         ("databases.a.pool.reset_query", "databases: {a: {pool: {reset_query: \"DISCARD ALL\"}}}"),
