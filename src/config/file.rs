@@ -17,6 +17,7 @@ use super::values::{Count, FromText, Name, OneOrMany, Parsed, Size, Wait};
 use super::{AuthMethod, LogOutput, SessionState};
 use crate::pool::Schedule;
 use crate::session::RelayMode;
+use crate::session::Transparency;
 
 #[derive(Deserialize, Default, Debug)]
 #[serde(deny_unknown_fields, default, expecting = "a map of settings")]
@@ -29,6 +30,7 @@ pub(super) struct File {
     pub arena: Arena,
     pub cores: Option<Count<1, 1024>>,
     pub session_state: Option<Parsed<SessionState>>,
+    pub transparency: Option<Parsed<Transparency>>,
     pub pool: Pool,
     pub limits: Limits,
     pub reconnect: Reconnect,
@@ -93,6 +95,8 @@ pub(super) struct Database {
     pub servers: Option<Vec<Server>>,
     pub dbname: Option<Name>,
     pub relay_mode: Option<Parsed<RelayMode>>,
+    pub session_state: Option<Parsed<SessionState>>,
+    pub transparency: Option<Parsed<Transparency>>,
     pub pool: Pool,
 }
 
@@ -100,6 +104,8 @@ pub(super) struct Database {
 #[serde(deny_unknown_fields, default, expecting = "a map of settings")]
 pub(super) struct User {
     pub relay_mode: Option<Parsed<RelayMode>>,
+    pub session_state: Option<Parsed<SessionState>>,
+    pub transparency: Option<Parsed<Transparency>>,
     pub pool: Pool,
 }
 
@@ -190,7 +196,6 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
     let Some((key, map)) = path.split_last() else { return false };
     let later: &[&str] = match map {
         [] => &[
-            "transparency",
             "hold_prepared_transactions",
             "tls",
             "proxy_protocol_from",
@@ -223,8 +228,8 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
         ],
         ["auth"] => &["query", "auth_query", "users", "admin_users", "stats_users", "hba_file"],
         ["servers", _] | ["databases", _, "servers", _] => &["weight", "tls"],
-        ["databases", _] => &["limits", "session_state", "transparency", "auth", "tls", "route", "slow_query"],
-        ["users", _] => &["limits", "session_state", "transparency", "route", "slow_query"],
+        ["databases", _] => &["limits", "auth", "tls", "route", "slow_query"],
+        ["users", _] => &["limits", "route", "slow_query"],
         _ => &[],
     };
     later.contains(key)
@@ -233,7 +238,6 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
 /// The same for values.
 pub(super) fn value_comes_later(path: &KeyPath, value: &str) -> bool {
     let later: &[&str] = match words(path).as_slice() {
-        ["session_state"] => &["preserve"],
         ["log_output"] => &["syslog"],
         ["auth", "method"] => &["password", "md5", "scram-sha-256", "cert", "peer", "hba"],
         _ => &[],

@@ -16,9 +16,9 @@ use super::problem::{Error, KeyPath, Problem, Warning};
 use super::sizes::{format_duration, format_size};
 use super::values::{FromText, Name, OneOrMany, Parsed, Size};
 use super::yaml::{self, Fault};
-use super::{Arena, Auth, Config, Database, Log, LogOutput, Reconnect, SERVER_PORT_DEFAULT};
+use super::{Arena, Auth, Config, Database, Log, LogOutput, Reconnect, SERVER_PORT_DEFAULT, SessionState};
 use crate::pool;
-use crate::session::RelayMode;
+use crate::session::{RelayMode, Transparency};
 
 const LISTEN_PORT: u16 = 8080;
 const CHUNK_SIZE: u64 = 66_560;
@@ -107,6 +107,8 @@ impl Source {
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Everyone {
     pub relay_mode: RelayMode,
+    pub session_state: SessionState,
+    pub transparency: Transparency,
     pub pool: pool::Settings,
 }
 
@@ -114,6 +116,8 @@ pub(super) struct Everyone {
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Override {
     relay_mode: Option<Parsed<RelayMode>>,
+    session_state: Option<Parsed<SessionState>>,
+    transparency: Option<Parsed<Transparency>>,
     pool: file::Pool,
 }
 
@@ -121,6 +125,8 @@ impl Override {
     pub(super) fn over(&self, below: Everyone) -> Everyone {
         Everyone {
             relay_mode: self.relay_mode.as_ref().map_or(below.relay_mode, |mode| mode.0),
+            session_state: self.session_state.as_ref().map_or(below.session_state, |state| state.0),
+            transparency: self.transparency.as_ref().map_or(below.transparency, |transparency| transparency.0),
             pool: pool_over(&self.pool, below.pool),
         }
     }
@@ -173,6 +179,8 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         }),
         everyone: Everyone {
             relay_mode: file.relay_mode.map(|mode| mode.0).unwrap_or_default(),
+            session_state: file.session_state.map(|state| state.0).unwrap_or_default(),
+            transparency: file.transparency.map(|transparency| transparency.0).unwrap_or_default(),
             pool: pool_over(&file.pool, POOL),
         },
         other_databases: databases.remove("*"),
@@ -292,7 +300,12 @@ fn databases(source: &Source, written: Entries<file::Database>) -> Result<BTreeM
         let database = Database {
             servers: servers(source, entry.servers, &path)?,
             dbname: entry.dbname.map(|name| name.0),
-            changes: Override { relay_mode: entry.relay_mode, pool: entry.pool },
+            changes: Override {
+                relay_mode: entry.relay_mode,
+                session_state: entry.session_state,
+                transparency: entry.transparency,
+                pool: entry.pool,
+            },
         };
         databases.insert(name, database);
     }
@@ -305,7 +318,12 @@ fn users(source: &Source, written: Entries<file::User>) -> Result<BTreeMap<Strin
         let problem = Problem::value("\"*\"", "a user's name; what is for every user stands at the top level");
         return Err(source.error(KeyPath::of(["users", "*"]), problem));
     }
-    let changes = |entry: file::User| Override { relay_mode: entry.relay_mode, pool: entry.pool };
+    let changes = |entry: file::User| Override {
+        relay_mode: entry.relay_mode,
+        session_state: entry.session_state,
+        transparency: entry.transparency,
+        pool: entry.pool,
+    };
     Ok(written.into_iter().map(|(name, entry)| (name, changes(entry))).collect())
 }
 

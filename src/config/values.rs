@@ -13,6 +13,7 @@ use super::sizes::{DURATION_MAX, format_duration, parse_duration, parse_size};
 use super::{AuthMethod, SessionState};
 use crate::pool::Schedule;
 use crate::session::RelayMode;
+use crate::session::Transparency;
 
 /// A value that is written as a text.
 pub(super) trait FromText: Sized {
@@ -79,7 +80,13 @@ impl Word for AuthMethod {
 }
 
 impl Word for SessionState {
-    const WORDS: &'static [(&'static str, Self)] = &[("none", SessionState::None)];
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("preserve", SessionState::Preserve), ("none", SessionState::None)];
+}
+
+impl Word for Transparency {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("fast", Transparency::Fast), ("balanced", Transparency::Balanced), ("strict", Transparency::Strict)];
 }
 
 impl<T: Word> FromText for T {

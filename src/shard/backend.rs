@@ -16,6 +16,7 @@ use crate::session::parameters::VectorId;
 use crate::session::pipeline::Pipeline;
 use crate::session::prepared::Prepared;
 
+use super::preserve::Kept;
 use super::{Backend, BackendState, ClientState, Owner, Purpose, Server, Shard, Unnamed};
 
 /// Largest message of a server's during a login that is looked at whole.
@@ -62,6 +63,7 @@ impl<T: Transport> Shard<T> {
             refusal: None,
             blamed: false,
             fatal: false,
+            kept: Kept::default(),
         };
         let Ok((index, generation)) = self.backends.insert(backend) else {
             match purpose {
@@ -347,6 +349,9 @@ impl<T: Transport> Shard<T> {
         // All of them at once: a client that comes meanwhile must not be told half.
         let reported = std::mem::take(&mut backend.reported);
         if !reported.is_empty() && self.pools.get(pool).parameters != reported {
+            let is_off =
+                |(name, value): &(Box<str>, Box<str>)| &**name == "standard_conforming_strings" && &**value == "off";
+            self.pools.get_mut(pool).backslashes = reported.iter().any(is_off);
             self.pools.get_mut(pool).parameters = reported;
             if let Some((of, _)) = self.pools.get_mut(pool).greeting.take() {
                 self.vectors.let_go(of);

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use crate::ids::{ClientId, PoolId};
 use crate::pool::{self, Backoff, Part};
-use crate::session::RelayMode;
 use crate::session::parameters::VectorId;
+use crate::session::{RelayMode, Transparency};
 
 use super::Server;
 
@@ -19,6 +19,8 @@ pub struct PoolSettings {
     pub server_database: String,
     /// When a backend goes back.
     pub mode: RelayMode,
+    /// Whether clients keep their whole session where backends are shared, and how hard that is looked after.
+    pub preserve: Option<Transparency>,
     /// Not pooled at all.
     pub dedicated: bool,
     /// Sizes and times.
@@ -62,6 +64,10 @@ pub(super) struct Pool {
     pub trouble: Option<String>,
     pub queries: u64,
     pub transactions: u64,
+    /// By the server's own settings, backslashes escape in plain constants.
+    pub backslashes: bool,
+    /// Clients have asked for the last values of sequences.
+    pub last_values: bool,
     /// For each shard, places that came from it less those that went there.
     pub borrowed: Box<[i32]>,
     /// Other shards are asked for a place not before then.
@@ -116,6 +122,8 @@ impl Pools {
             trouble: None,
             queries: 0,
             transactions: 0,
+            backslashes: false,
+            last_values: false,
             borrowed: vec![0; shard_count as usize].into_boxed_slice(),
             ask_at: None,
         };

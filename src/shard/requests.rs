@@ -48,6 +48,10 @@ impl<T: Transport> Shard<T> {
                     let text = &message[name.end + 1..];
                     let client = self.clients.get_mut(id.index, id.generation).expect("the caller has looked it up");
                     client.unnamed.clear();
+                    if self.keeps_session(backend) {
+                        self.note_unnamed(backend, message, whole);
+                    }
+                    let client = self.clients.get_mut(id.index, id.generation).expect("looked up above");
                     // Without room for it, the backend stays until it is bound.
                     let kept = whole && client.unnamed.add_spare(self.io.arena(), text).is_ok();
                     self.ask(backend, Expect::Parse, 0);
@@ -136,7 +140,7 @@ impl<T: Transport> Shard<T> {
     pub(super) fn answer_idle(&mut self, id: ClientId, request: Request, bytes: &Slice) -> bool {
         let message = &bytes[request.at..request.at + request.available];
         let Some(client) = self.client(id) else { return false };
-        let (connection, Some(pool)) = (client.connection, client.pool) else { return false };
+        let (connection, wanted, Some(pool)) = (client.connection, client.wanted, client.pool) else { return false };
         if self.mode_of(pool) == RelayMode::Session || request.available < request.size as usize {
             return false;
         }
@@ -164,7 +168,8 @@ impl<T: Transport> Shard<T> {
                 {
                     return false;
                 }
-                let Some(number) = self.statements.find_accepted(text, self.pools.get(pool).serial) else {
+                let projection = self.vectors.projection(wanted);
+                let Some(number) = self.statements.find_accepted(text, projection, self.pools.get(pool).serial) else {
                     return false;
                 };
                 if self.define_name(id, parse.name, number).is_err() {
@@ -189,6 +194,7 @@ impl<T: Transport> Shard<T> {
 
     fn on_parse(&mut self, id: ClientId, backend: BackendId, message: &[u8]) -> Result<Verdict, Fault> {
         let parse = reader::parse(message).map_err(Fault::Malformed)?;
+        let found = if self.keeps_session(backend) { self.note_text(backend, parse.query) } else { None };
         if self.is_name_undecided(id, backend, parse.name) {
             return Ok(self.pause(id));
         }
@@ -202,7 +208,12 @@ impl<T: Transport> Shard<T> {
             return self.send_parse(backend, number, parse.query, parse.parameter_types);
         }
         let text = &message[crate::protocol::HEAD_SIZE + parse.name.len() + 1..];
-        let number = self.statements.intern(text).map_err(|_full| Fault::NoRoom("prepared statements"))?;
+        let projection = self.projection_of(backend);
+        let interned = self.statements.intern(text, projection);
+        let number = interned.map_err(|_full| Fault::NoRoom("prepared statements"))?;
+        if let Some(found) = found {
+            self.statements.classify(number, found.effects, found.fingerprint);
+        }
         if self.is_statement_undecided(backend, number) {
             self.statements.let_go(number);
             return Ok(self.pause(id));
@@ -283,6 +294,9 @@ impl<T: Transport> Shard<T> {
         let own = match self.find_name(id, name) {
             Some(number) if self.is_statement_undecided(backend, number) => return Ok(self.pause(id)),
             Some(number) => {
+                if self.keeps_session(backend) {
+                    self.note_statement(backend, number);
+                }
                 self.ensure(backend, number)?;
                 mark = number;
                 prepared::backend_name(number, &mut room)
@@ -363,10 +377,13 @@ impl<T: Transport> Shard<T> {
     }
 
     /// Prepares a statement on the backend if it is not there.
-    fn ensure(&mut self, backend: BackendId, number: Number) -> Result<(), Fault> {
+    pub(super) fn ensure(&mut self, backend: BackendId, number: Number) -> Result<(), Fault> {
         let link = self.backend(backend).expect("a linked backend is there");
         if link.prepared.touch(number) {
             return Ok(());
+        }
+        if self.statements.projection(number) != self.projection_of(backend) {
+            self.note_foreign(backend, number);
         }
         self.make_room(backend, number)?;
         self.ask(backend, Expect::OwnParse, number);
@@ -444,7 +461,7 @@ impl<T: Transport> Shard<T> {
         names.unsettled(name).any(|number| link.pipeline.is_undecided_before_sync(number))
     }
 
-    fn find_name(&mut self, id: ClientId, name: &[u8]) -> Option<Number> {
+    pub(super) fn find_name(&mut self, id: ClientId, name: &[u8]) -> Option<Number> {
         let client = self.client(id)?;
         let used = client.names_used as usize;
         let names = Names::new(client.names.as_mut()?.bytes_mut(), used);
