@@ -197,6 +197,11 @@ impl Pipeline {
         self.length > 0
     }
 
+    /// Whether an answer to a request of the client's is due.
+    pub fn is_client_busy(&self) -> bool {
+        (0..self.length).any(|at| !self.at(at).expect.is_own())
+    }
+
     /// Whether extended-protocol messages wait for a Sync, or the server discards everything until one.
     pub fn is_unsynced(&self) -> bool {
         self.unsynced || self.skipping

@@ -50,6 +50,9 @@ impl Effects {
     /// A setting that decides what a text means may be another until the transaction ends, or longer.
     pub const PARSER: Self = Self(1 << 13);
 
+    /// Settings whose names come as parameters.
+    pub const PARAMETER: Self = Self(1 << 14);
+
     /// Both.
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
@@ -118,6 +121,9 @@ pub struct Scanner {
 
 /// Names that one text may mention; more are [`Effects::ANY_SETTING`].
 const NAMES_MAX: usize = 16;
+/// A setting whose name is put together while the text runs. Nobody can ask for custom ones of which the name is not
+/// known.
+const COMPUTED: Effects = Effects::ANY_SETTING.and(Effects::PARSER).and(Effects::LASTING);
 /// Longest name of a setting that is kept; longer ones are cut off by no rule of PostgreSQL's, so they are asked about.
 const NAME_SIZE_MAX: usize = 128;
 
@@ -325,8 +331,14 @@ impl Scanner {
                 _ => {}
             }
             statements += 1;
-            let mut statement =
-                Statement { scanner: self, lexer: &mut lexer, hasher: &mut hasher, effects, only: None };
+            let mut statement = Statement {
+                scanner: self,
+                lexer: &mut lexer,
+                hasher: &mut hasher,
+                effects,
+                only: None,
+                explains: false,
+            };
             let ended = statement.read(token);
             effects = statement.effects;
             only = statement.only;
@@ -364,6 +376,8 @@ struct Statement<'s, 'l, 't, H> {
     hasher: &'s mut H,
     effects: Effects,
     only: Option<Only>,
+    /// It may contain an EXECUTE.
+    explains: bool,
 }
 
 impl<H: Hasher> Statement<'_, '_, '_, H> {
@@ -446,10 +460,11 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
                 return self.read_prepared(name, true);
             }
             b"create" | b"alter" | b"drop" => {
+                self.explains = word.get() == b"create";
                 self.add(Effects::TEMPORARY);
                 return self.read_definition();
             }
-            b"explain" => {}
+            b"explain" => self.explains = true,
             // A column's default may be a sequence.
             b"insert" | b"merge" | b"copy" => self.add(Effects::SEQUENCE),
             b"select" | b"update" | b"delete" | b"with" | b"values" | b"table" | b"begin" | b"start" | b"commit"
@@ -509,8 +524,12 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
             b"nextval" | b"setval" | b"insert" => self.add(Effects::SEQUENCE),
             b"currval" | b"lastval" => self.add(Effects::LAST_VALUE),
             b"setseed" => self.add(Effects::LASTING),
-            b"execute" if matches!(before.get(), b"as" | b"explain" | b"analyze" | b"verbose") => {
-                self.add(Effects::PREPARED);
+            b"execute" if self.explains => {
+                let name = self.next();
+                if matches!(name.kind, Kind::Word | Kind::Quoted) {
+                    self.only = Some(Only::Prepared { name: name.start..name.end, deallocates: false });
+                }
+                return Some(name);
             }
             name if name.starts_with(b"pg_temp") => self.add(Effects::TEMPORARY),
             name if name.starts_with(b"pg_advisory_") || name.starts_with(b"pg_try_advisory_") => {
@@ -529,22 +548,29 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
     fn read_set_config(&mut self) -> Token {
         let open = self.next();
         if open.kind != Kind::Mark(b'(') {
-            self.add(Effects::ANY_SETTING.and(Effects::PARSER));
+            // A column or table of that name.
             return open;
         }
         let name = self.next();
-        if name.kind != Kind::Text {
-            self.add(Effects::ANY_SETTING.and(Effects::PARSER));
-            return name;
+        let comma = match name.kind {
+            Kind::Text | Kind::Parameter => self.next(),
+            _ => {
+                self.add(COMPUTED);
+                return name;
+            }
+        };
+        if name.kind == Kind::Parameter {
+            let plain = comma.kind == Kind::Mark(b',');
+            self.add(if plain { Effects::PARAMETER.and(Effects::PARSER) } else { COMPUTED });
+            return comma;
         }
-        let comma = self.next();
         let (start, end) = (name.start + 1, name.end - 1);
         let plain = self.lexer.text[name.start] == b'\'' && comma.kind == Kind::Mark(b',');
         let text = &self.lexer.text[start.min(end)..end];
         let added = if plain && !text.iter().any(|byte| matches!(byte, b'\'' | b'\\')) {
             self.scanner.add_name(text)
         } else {
-            Effects::ANY_SETTING.and(Effects::PARSER)
+            COMPUTED
         };
         self.add(added);
         comma
@@ -799,7 +825,10 @@ mod tests {
             ("prepare a as select 1", Effects::PREPARED),
             ("prepare transaction 'x'", Effects::TWO_PHASE),
             ("deallocate all", Effects::PREPARED),
-            ("create table t as execute a", Effects::TEMPORARY.and(Effects::PREPARED)),
+            ("create table t as execute a", Effects::TEMPORARY),
+            ("select set_config($1, 'a', false)", Effects::PARAMETER),
+            ("select set_config('a' || 'b', '', true)", Effects::ANY_SETTING.and(Effects::LASTING)),
+            ("select set_config from t", Effects::NONE),
             ("select 1; select pg_advisory_lock(1)", Effects::LOCK),
             ("select \"pg_try_advisory_lock\"(1)", Effects::LOCK),
             ("load 'x'", Effects::LASTING),
@@ -845,13 +874,7 @@ mod tests {
             assert_eq!(names, expected, "{text}");
             assert_eq!(effects.without(Effects::PARSER), Effects::SETTINGS, "{text}");
         }
-        for text in [
-            "select set_config($1, 'a', false)",
-            "select set_config('a' || 'b', '', true)",
-            "reset all",
-            "select set_config(e'a', 'b', false)",
-            "set \"a\"\"b\" = 1",
-        ] {
+        for text in ["reset all", "set \"a\"\"b\" = 1"] {
             assert_eq!(effects(text), Effects::ANY_SETTING, "{text}");
         }
     }
@@ -877,6 +900,11 @@ mod tests {
         assert_eq!(scan("execute \"a b\"(1)").2, Some(Only::Prepared { name: 8..13, deallocates: false }));
         assert_eq!(scan("deallocate prepare a").2, Some(Only::Prepared { name: 19..20, deallocates: true }));
         assert_eq!(scan("deallocate all").2, None);
+        assert_eq!(
+            scan("explain (costs off) execute p(1)").2,
+            Some(Only::Prepared { name: 28..29, deallocates: false })
+        );
+        assert_eq!(scan("create table t as execute p").2, Some(Only::Prepared { name: 26..27, deallocates: false }));
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl<T: Transport> Shard<T> {
             return;
         }
         self.hide_foreign(id);
-        self.backend(id).expect("looked up above").kept.doubt = false;
+        self.backend(id).expect("looked up above").kept.forget();
         let client = self.client(client_id).expect("looked up above");
         client.state = ClientState::Ready;
         client.paused = false;

@@ -38,6 +38,8 @@ pub(super) struct Kept {
     pub pinned_since: Option<std::time::Instant>,
     /// The query under way is a RESET or DISCARD by itself.
     reset: Option<Reset>,
+    /// A statement takes names of settings as parameters.
+    parameters: bool,
     /// Until the transaction ends, what texts mean may be another matter than `has` says.
     pub doubt: bool,
     /// Statements that were prepared under settings other than those they are known by.
@@ -88,6 +90,7 @@ impl Kept {
         self.pinned_since = None;
         self.reset = None;
         self.doubt = false;
+        self.parameters = false;
     }
 }
 
@@ -124,6 +127,26 @@ impl<T: Transport> Shard<T> {
             only => {
                 self.begin_reset(backend, &only);
                 None
+            }
+        }
+    }
+
+    /// The values of a Bind, where a statement takes names of settings from them: what may be one is suspected.
+    pub(super) fn note_values(&mut self, backend: BackendId, message: &[u8], whole: bool) {
+        let Some(link) = self.backend(backend) else { return };
+        if !link.kept.parameters {
+            return;
+        }
+        let suspects = &mut link.kept.suspects;
+        let Some(values) = reader::bind_values(message).ok().filter(|_| whole) else {
+            link.kept.pins = link.kept.pins.and(Effects::LASTING);
+            return;
+        };
+        for value in values.flatten() {
+            let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$');
+            if !value.is_empty() && value.len() <= 128 && value.iter().all(is_name) {
+                suspects.add(Effects::SETTINGS);
+                suspects.add_name(&value.to_ascii_lowercase());
             }
         }
     }
@@ -213,7 +236,8 @@ impl<T: Transport> Shard<T> {
             }
         }
         link.kept.doubt |= effects.has(Effects::PARSER);
-        effects = effects.without(Effects::PARSER);
+        link.kept.parameters |= effects.has(Effects::PARAMETER);
+        effects = effects.without(Effects::PARSER.and(Effects::PARAMETER));
         if effects.has(Effects::RELEARN) {
             learned.forget();
         }
@@ -319,7 +343,7 @@ impl<T: Transport> Shard<T> {
         };
         let Some(link) = self.backend(backend) else { return };
         // Behind other requests it could not be told whose settings the server reports.
-        if !link.pipeline.is_busy() {
+        if !link.pipeline.is_client_busy() {
             link.kept.reset = Some(reset);
         }
     }

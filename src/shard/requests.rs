@@ -75,6 +75,12 @@ impl<T: Transport> Shard<T> {
             tag::BIND => match reader::bind_names(message) {
                 Ok(Some(names)) => {
                     let (portal, statement) = (&message[names.portal], &message[names.statement.clone()]);
+                    if self.keeps_session(backend) {
+                        if let Some(number) = self.find_name(id, statement) {
+                            self.note_statement(backend, number);
+                        }
+                        self.note_values(backend, message, whole);
+                    }
                     if statement.is_empty() {
                         self.on_unnamed(id, backend, request, bytes, run, Expect::Bind)
                     } else {
@@ -294,9 +300,6 @@ impl<T: Transport> Shard<T> {
         let own = match self.find_name(id, name) {
             Some(number) if self.is_statement_undecided(backend, number) => return Ok(self.pause(id)),
             Some(number) => {
-                if self.keeps_session(backend) {
-                    self.note_statement(backend, number);
-                }
                 self.ensure(backend, number)?;
                 mark = number;
                 prepared::backend_name(number, &mut room)
