@@ -23,6 +23,7 @@ pub enum Topic {
     Memory,
     Pools,
     Clients,
+    Pins,
     Backends,
     Shards,
 }
@@ -74,13 +75,15 @@ impl fmt::Display for Command {
 }
 
 impl Topic {
-    pub const ALL: [Topic; 5] = [Topic::Memory, Topic::Pools, Topic::Clients, Topic::Backends, Topic::Shards];
+    pub const ALL: [Topic; 6] =
+        [Topic::Memory, Topic::Pools, Topic::Clients, Topic::Pins, Topic::Backends, Topic::Shards];
 
     pub fn name(self) -> &'static str {
         match self {
             Topic::Memory => "memory",
             Topic::Pools => "pools",
             Topic::Clients => "clients",
+            Topic::Pins => "pins",
             Topic::Backends => "backends",
             Topic::Shards => "shards",
         }
@@ -150,6 +153,7 @@ mod tests {
             r#"{"show":"memory"}"#,
             r#"{"show":"pools"}"#,
             r#"{"show":"clients"}"#,
+            r#"{"show":"pins"}"#,
             r#"{"show":"backends"}"#,
             r#"{"show":"shards"}"#,
         ];
@@ -163,10 +167,10 @@ mod tests {
         let check = |line: &str, reason: &str| assert_eq!(parse(line), Err(reason.to_string()), "{line}");
         check("", "no command; allowed are: quit [--now], status, show TOPIC");
         check("stop", "unknown command \"stop\"; allowed are: quit [--now], status, show TOPIC");
-        check("show", "show what? allowed are: memory, pools, clients, backends, shards");
+        check("show", "show what? allowed are: memory, pools, clients, pins, backends, shards");
         check(
             "show servers",
-            "nothing to show by the name \"servers\"; allowed are: memory, pools, clients, backends, shards",
+            "nothing to show by the name \"servers\"; allowed are: memory, pools, clients, pins, backends, shards",
         );
         check("quit fast", "quit does not take \"fast\"; allowed is: quit [--now]");
         check("quit --now --now", "quit --now takes nothing more, found \"--now\"");

@@ -294,3 +294,110 @@ impl Learned {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Writer;
+    use crate::session::scanner::Scanner;
+
+    fn suspects(text: &str) -> Suspects {
+        let mut scanner = Scanner::default();
+        let found = scanner.scan(text.as_bytes(), false);
+        let mut suspects = Suspects::default();
+        suspects.add(found.effects);
+        for name in scanner.names() {
+            suspects.add_name(name);
+        }
+        suspects
+    }
+
+    fn question(suspects: &Suspects, known: &[&str]) -> String {
+        let mut sql = Vec::new();
+        suspects.write_question(known.iter().copied(), &mut sql);
+        String::from_utf8(sql).unwrap()
+    }
+
+    fn row(values: &[Option<&str>]) -> Vec<u8> {
+        let mut room = [0; 512];
+        let mut writer = Writer::new(&mut room);
+        let values: Vec<Option<&[u8]>> = values.iter().map(|value| value.map(str::as_bytes)).collect();
+        writer.data_row(&values).unwrap();
+        writer.written().to_vec()
+    }
+
+    fn setting(name: &str, value: &str) -> Setting {
+        Setting { name: name.into(), value: value.into() }
+    }
+
+    #[test]
+    fn only_what_is_suspected_is_asked() {
+        let locks = question(&suspects("select pg_advisory_lock(1)"), &[]);
+        assert!(locks.starts_with("SELECT false,false,false,false,EXISTS(") && !locks.contains(';'), "{locks}");
+        let settings = question(&suspects("set work_mem = 1; set work_mem = 2; set \"my\".\"o'x\" = 1"), &["other"]);
+        assert!(settings.ends_with("unnest(ARRAY['work_mem','my.o''x']::pg_catalog.text[]) n"), "{settings}");
+        assert!(!settings.contains("pg_settings"));
+        let all = question(&suspects("do ''"), &["my.known", "work_mem"]);
+        assert!(
+            all.contains("pg_settings") && all.contains("ARRAY['my.known','role','session_authorization']"),
+            "{all}"
+        );
+    }
+
+    #[test]
+    fn pins_are_what_the_answer_says_of_what_was_asked() {
+        let mut answer = Answer::default();
+        answer.add_row(&row(&[Some("f"), Some("t"), Some("f"), Some("f"), Some("f")]));
+        let before = Effects::LISTEN.and(Effects::LOCK).and(Effects::LASTING);
+        let suspects = suspects("listen a; create temp table t (a int)");
+        assert_eq!(suspects.pins(before, &answer), Effects::TEMPORARY.and(Effects::LOCK).and(Effects::LASTING));
+        assert!(!suspects.is_surprise(before, &answer, false) && suspects.is_surprise(before, &answer, true));
+    }
+
+    #[test]
+    fn settings_are_what_the_answer_says() {
+        let mut answer = Answer::default();
+        for (name, value) in [
+            ("work_mem", Some("7MB")),
+            ("my.gone", None),
+            ("role", Some("none")),
+            ("session_authorization", Some("me")),
+            ("transaction_read_only", Some("on")),
+            ("datestyle", Some("ISO")),
+        ] {
+            answer.add_row(&row(&[Some(name), value]));
+        }
+        assert!(!answer.unreadable);
+        let before =
+            [setting("datestyle", "German"), setting("my.gone", "x"), setting("other", "1"), setting("role", "r")];
+        let some = answer.settings_of(&before, false, "me");
+        assert_eq!(some, [setting("datestyle", "German"), setting("other", "1"), setting("work_mem", "7MB")]);
+        let all = answer.settings_of(&before, true, "me");
+        assert_eq!(all, [setting("datestyle", "German"), setting("work_mem", "7MB")]);
+        answer.add_row(&row(&[Some("a"), Some("b"), Some("c")]));
+        assert!(answer.unreadable);
+    }
+
+    #[test]
+    fn a_text_is_trusted_after_clean_answers() {
+        let (mut learned, mut scanner) = (Learned::default(), Scanner::default());
+        let found = scanner.scan(b"select f(1)", false);
+        let mut asks = |learned: &mut Learned, random| {
+            let mut suspects = Suspects::default();
+            learned.on_text(&found, random, &mut suspects);
+            (!suspects.is_empty()).then(|| suspects.texts().to_vec())
+        };
+        for _ in 0..3 {
+            let texts = asks(&mut learned, 1).expect("it is on trial");
+            learned.on_answer(&texts, false);
+        }
+        assert_eq!(asks(&mut learned, 1), None);
+        let texts = asks(&mut learned, SAMPLE).expect("a sample");
+        learned.on_answer(&texts, true);
+        assert!(asks(&mut learned, 1).is_some(), "it was found to change something");
+        learned.on_answer(&texts, false);
+        assert!(asks(&mut learned, 1).is_some(), "once found, never trusted");
+        learned.forget();
+        assert!(asks(&mut learned, 1).is_some(), "new again");
+    }
+}

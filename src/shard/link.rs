@@ -139,6 +139,8 @@ impl<T: Transport> Shard<T> {
             // Something of the session stays here, or may: the server is asked, once.
             if backend.kept.asked.is_none() && !backend.kept.suspects.is_empty() && mode != RelayMode::Session {
                 self.begin_question(id);
+            } else if backend.kept.asked.is_none() && mode != RelayMode::Session {
+                self.note_pinned(id);
             }
             return;
         }

@@ -69,6 +69,20 @@ impl Kept {
         self.suspects.is_empty() && self.pins.is_empty() && self.asked.is_none()
     }
 
+    /// What keeps the client here, for people.
+    pub(super) fn pin_names(&self) -> Vec<String> {
+        const NAMES: [(Effects, &str); 7] = [
+            (Effects::TEMPORARY, "temporary objects"),
+            (Effects::LISTEN, "LISTEN"),
+            (Effects::CURSOR, "cursor WITH HOLD"),
+            (Effects::PREPARED, "PREPARE"),
+            (Effects::LOCK, "advisory lock"),
+            (Effects::SEQUENCE, "last value of a sequence"),
+            (Effects::LASTING, "LOAD, setseed or what cannot be asked about"),
+        ];
+        NAMES.iter().filter(|(kind, _)| self.pins.has(*kind)).map(|(_, name)| (*name).to_owned()).collect()
+    }
+
     /// Whether the query under way gives settings their first values.
     pub(super) fn is_resetting(&self) -> bool {
         self.reset.is_some()
@@ -328,6 +342,14 @@ impl<T: Transport> Shard<T> {
         link.kept.asked = None;
         link.kept.pins = link.kept.pins.and(Effects::LASTING);
         link.kept.pinned_since = link.kept.pinned_since.or(Some(now));
+    }
+
+    /// The client stays on its backend between transactions.
+    pub(super) fn note_pinned(&mut self, id: BackendId) {
+        let now = self.io.now();
+        if let Some(link) = self.backend(id) {
+            link.kept.pinned_since = link.kept.pinned_since.or(Some(now));
+        }
     }
 
     fn begin_reset(&mut self, backend: BackendId, only: &Only) {

@@ -172,6 +172,7 @@ impl Catalogue for Everything {
             servers: (0..dials.servers).map(server).collect(),
             server_database: database.to_owned(),
             mode: dials.mode,
+            preserve: None,
             dedicated: dials.dedicated,
             pool: Settings {
                 size: dials.pool_size,
