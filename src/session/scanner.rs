@@ -532,11 +532,11 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
                 return Some(name);
             }
             name if name.starts_with(b"pg_temp") => self.add(Effects::TEMPORARY),
-            name if name.starts_with(b"pg_advisory_") || name.starts_with(b"pg_try_advisory_") => {
-                // pg_try_advisory_xact_lock_shared and its kin end with the transaction.
-                if memchr::memmem::find(name, b"_xact_").is_none() {
-                    self.add(Effects::LOCK);
-                }
+            // pg_try_advisory_xact_lock_shared and its kin end with the transaction.
+            name if (name.starts_with(b"pg_advisory_") || name.starts_with(b"pg_try_advisory_"))
+                && memchr::memmem::find(name, b"_xact_").is_none() =>
+            {
+                self.add(Effects::LOCK);
             }
             name if name.starts_with(b"dblink_connect") => self.add(Effects::LASTING),
             _ => {}

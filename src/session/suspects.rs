@@ -277,7 +277,7 @@ impl Learned {
         if slot.fingerprint != mark {
             *slot = Slot { fingerprint: mark, clean: 0 };
         }
-        if slot.clean < TRIALS || slot.clean == ALWAYS || random % SAMPLE == 0 {
+        if slot.clean < TRIALS || slot.clean == ALWAYS || random.is_multiple_of(SAMPLE) {
             suspects.add(Effects::OPAQUE);
             suspects.add_text(place as u32);
         }
@@ -382,7 +382,7 @@ mod tests {
     fn a_text_is_trusted_after_clean_answers() {
         let (mut learned, mut scanner) = (Learned::default(), Scanner::default());
         let found = scanner.scan(b"select f(1)", false);
-        let mut asks = |learned: &mut Learned, random| {
+        let asks = |learned: &mut Learned, random| {
             let mut suspects = Suspects::default();
             learned.on_text(&found, random, &mut suspects);
             (!suspects.is_empty()).then(|| suspects.texts().to_vec())
