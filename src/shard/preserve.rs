@@ -223,11 +223,14 @@ impl<T: Transport> Shard<T> {
                 self.note_found(backend, &Found { effects, only: None, fingerprint }, random);
             }
             _ => {
-                let text = self.statements.text(number).to_vec();
-                let query = text.split(|&byte| byte == 0).next().unwrap_or_default();
+                let mut copy = std::mem::take(&mut self.sql);
+                copy.clear();
+                copy.extend_from_slice(self.statements.text(number));
+                let query = copy.split(|&byte| byte == 0).next().unwrap_or_default();
                 if let Some(found) = self.note_text(backend, query) {
                     self.statements.classify(number, found.effects, found.fingerprint);
                 }
+                self.sql = copy;
             }
         }
     }
@@ -422,7 +425,7 @@ impl<T: Transport> Shard<T> {
             return;
         };
         let client = self.clients.get_mut(client_id.index, client_id.generation).expect("looked up above");
-        self.vectors.let_go(std::mem::replace(&mut client.wanted, new_wanted));
+        client.wanted = new_wanted;
         let link = self.backends.get_mut(id.index, id.generation).expect("looked up above");
         self.vectors.let_go(std::mem::replace(&mut link.has, new_has));
         if status == TransactionStatus::Idle {
@@ -432,7 +435,15 @@ impl<T: Transport> Shard<T> {
                 link.kept.pins = link.kept.pins.common(Effects::LASTING);
             }
             link.kept.suspects.clear();
+        } else {
+            // A ROLLBACK brings back what nobody would ask for any more.
+            let names = self.vectors.settings(wanted).iter().map(|setting| setting.name.as_bytes());
+            for name in names.filter(|name| !parameters::is_tracked(name)) {
+                link.kept.suspects.add(Effects::SETTINGS);
+                link.kept.suspects.add_name(name);
+            }
         }
+        self.vectors.let_go(wanted);
         for setting in told {
             self.write(connection, setting.name.len() + setting.value.len() + 16, |writer| {
                 let name = parameters::reported_name(&setting.name);

@@ -379,6 +379,11 @@ impl<T: Transport> Shard<T> {
             }
         }
         self.count_pending(id);
+        // A statement that EXECUTE names was to be prepared first: the EXECUTE itself will say what is wrong.
+        let ahead = self.backend(id).and_then(|backend| backend.pipeline.head());
+        if entry.expect == Expect::OwnParse && ahead.is_some_and(|ahead| ahead.expect == Expect::OwnSync) {
+            return Pass::Nobody;
+        }
         match duplicate && code == Some(SqlState::DUPLICATE_STATEMENT) {
             true => Pass::Nobody,
             false => Pass::Client,

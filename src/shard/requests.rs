@@ -343,6 +343,14 @@ impl<T: Transport> Shard<T> {
         let client = self.clients.get_mut(id.index, id.generation).expect("the caller has looked it up");
         if !client.unnamed.is_empty() {
             // Parsed on another backend: it comes along.
+            if self.keeps_session(backend) {
+                let mut copy = std::mem::take(&mut self.sql);
+                copy.clear();
+                copy.extend_from_slice(self.client(id).expect("looked up above").unnamed.bytes());
+                self.note_text(backend, copy.split(|&byte| byte == 0).next().unwrap_or_default());
+                self.sql = copy;
+            }
+            let client = self.clients.get_mut(id.index, id.generation).expect("looked up above");
             let text = client.unnamed.bytes();
             let written = self.io.scratch().write(text.len() + 16, |free| {
                 let mut writer = crate::protocol::Writer::new(free);
