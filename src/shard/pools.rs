@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use crate::ids::{ClientId, PoolId};
-use crate::pool::{self, Backoff, Part};
+use crate::pool::{self, Backoff, Homes, Part};
 use crate::session::parameters::VectorId;
 use crate::session::{RelayMode, Transparency};
 
 use super::Server;
+use super::budget::Claim;
 
 /// What applies to one database and user.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -80,8 +81,26 @@ pub(super) struct Pool {
     pub last_values: bool,
     /// For each shard, places that came from it less those that went there.
     pub borrowed: Box<[i32]>,
+    /// The shards that have a part of it.
+    pub homes: Homes,
     /// Other shards are asked for a place not before then.
     pub ask_at: Option<Instant>,
+    /// How often they were asked.
+    pub round: u32,
+    /// For each shard, the last question to which it had nothing, and how many in a row those were.
+    pub nothing: Box<[(u32, u32)]>,
+    /// Who of them waits longest, if any asked lately.
+    pub claim: Option<Claim>,
+}
+
+impl Pool {
+    /// What the server reports at login.
+    pub(super) fn learn_parameters(&mut self, reported: Vec<(Box<str>, Box<str>)>) {
+        let is_off =
+            |(name, value): &(Box<str>, Box<str>)| &**name == "standard_conforming_strings" && &**value == "off";
+        self.backslashes = reported.iter().any(is_off);
+        self.parameters = reported;
+    }
 }
 
 #[derive(Default)]
@@ -90,6 +109,7 @@ pub(super) struct Pools {
     by_key: HashMap<Key, u32, foldhash::fast::RandomState>,
     vacant: Vec<u32>,
     next_server: usize,
+    next_turn: usize,
     last_serial: u32,
 }
 
@@ -108,6 +128,7 @@ impl Pools {
         &mut self,
         key: Key,
         settings: PoolSettings,
+        homes: Homes,
         permits: u32,
         backoff: Backoff,
         shard_count: u16,
@@ -135,7 +156,11 @@ impl Pools {
             backslashes: false,
             last_values: false,
             borrowed: vec![0; shard_count as usize].into_boxed_slice(),
+            homes,
             ask_at: None,
+            round: 0,
+            nothing: vec![(0, 0); shard_count as usize].into_boxed_slice(),
+            claim: None,
         };
         let index = match self.vacant.pop() {
             Some(index) => {
@@ -186,6 +211,12 @@ impl Pools {
         let slots = self.slots.get(index as usize..)?;
         let offset = slots.iter().position(Option::is_some)?;
         Some(PoolId(index + offset as u32))
+    }
+
+    /// Counts the clients that are placed in turn.
+    pub(super) fn next_turn(&mut self) -> usize {
+        self.next_turn = self.next_turn.wrapping_add(1);
+        self.next_turn
     }
 
     /// The next in turn of `count` servers.

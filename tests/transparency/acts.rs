@@ -144,7 +144,7 @@ pub fn act(random: &mut Random, client: usize, may_pin: bool) -> Act {
         31 => query("discard all"),
         32 => {
             let name = *random.pick(&["s", "T"]);
-            let text = *random.pick(&["select count(*) from t", "select '1/2/2024'::date", "show work_mem"]);
+            let text = *random.pick(&["select count(*) from t", "select 1 + 1", "show work_mem"]);
             // An error names one of a client's names for a text, and not always the one that was used.
             let text = &*format!("{text} -- {name}");
             extended(format!("parse {name}: {text}"), &[parse(name, text), bind(name, &[]), execute(), sync()])

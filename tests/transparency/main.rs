@@ -58,7 +58,7 @@ fn sessions_are_as_on_a_direct_connection() {
         );
     }
     let yaml = format!("relay_mode: Smart\nsession_state: preserve\npool: {{size: {BACKENDS}, queue_timeout: 5s}}\n");
-    let qcp = Qcp::start(&yaml, 1);
+    let qcp = Qcp::start(&yaml, 2);
     let places = Places { direct: server.tcp(), through: qcp.tcp() };
     if let Ok(seed) = std::env::var("SEED") {
         return one(&places, seed.parse().expect("SEED is a number"));
