@@ -14,6 +14,7 @@ const MAPS: &[&str] = &[
     "reconnect: {?: 1}",
     "auth: {?: 1}",
     "control: {?: 1}",
+    "metrics: {?: 1}",
     "log_output: {?: 1}",
     "servers: [{?: 1}]",
     "databases: {x: {?: 1}}",

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -14,7 +15,7 @@ use serde::de::{self, Deserializer, MapAccess, Unexpected, Visitor};
 use super::address::{ListenAddress, ServerAddress};
 use super::problem::{KeyPath, Segment};
 use super::values::{Count, FromText, Name, OneOrMany, Parsed, Size, Wait};
-use super::{AuthMethod, LogOutput, SessionState};
+use super::{AuthMethod, LogFormat, LogOutput, SessionState};
 use crate::pool::Schedule;
 use crate::session::RelayMode;
 use crate::session::Transparency;
@@ -27,6 +28,7 @@ pub(super) struct File {
     pub relay_mode: Option<Parsed<RelayMode>>,
     pub log_level: Option<Parsed<log::LevelFilter>>,
     pub log_output: Option<Output>,
+    pub log_format: Option<Parsed<LogFormat>>,
     pub arena: Arena,
     pub cores: Option<Count<1, 1024>>,
     pub session_state: Option<Parsed<SessionState>>,
@@ -41,6 +43,7 @@ pub(super) struct File {
     pub dedicated_databases: Option<Vec<Name>>,
     pub dedicated_users: Option<Vec<Name>>,
     pub control: Control,
+    pub metrics: Metrics,
     pub shutdown_timeout: Option<Parsed<Wait<0>>>,
 }
 
@@ -117,6 +120,12 @@ pub(super) struct Control {
     pub socket: Option<Parsed<PathBuf>>,
 }
 
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct Metrics {
+    pub address: Option<Parsed<SocketAddr>>,
+}
+
 /// An element of `servers`: the address alone, or a map that has it.
 #[derive(Debug)]
 pub(super) struct Server(pub ServerAddress);
@@ -171,13 +180,14 @@ impl<'de> Deserialize<'de> for Output {
             type Value = Output;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("one of stderr, stdout, {file: PATH}")
+                f.write_str("one of stderr, stdout, syslog, {file: PATH}")
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Output, E> {
                 match text {
                     "stderr" => Ok(Output(LogOutput::Stderr)),
                     "stdout" => Ok(Output(LogOutput::Stdout)),
+                    "syslog" => Ok(Output(LogOutput::Syslog)),
                     _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
                 }
             }
@@ -205,11 +215,9 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
             "dns_ttl",
             "role_check_interval",
             "route",
-            "log_format",
             "slow_query",
             "queue_notice",
             "console",
-            "metrics",
         ],
         ["pool"] | ["databases" | "users", _, "pool"] => &[
             "reserve_size",
@@ -233,7 +241,6 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
 /// The same for values.
 pub(super) fn value_comes_later(path: &KeyPath, value: &str) -> bool {
     let later: &[&str] = match words(path).as_slice() {
-        ["log_output"] => &["syslog"],
         ["auth", "method"] => &["password", "md5", "scram-sha-256", "cert", "peer", "hba"],
         _ => &[],
     };

@@ -19,6 +19,7 @@ mod tests;
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -49,6 +50,8 @@ pub struct Config {
     pub auth: Auth,
     /// As configured; [`control_sockets`] says where it is otherwise.
     pub control_socket: Option<PathBuf>,
+    /// Where Prometheus finds the metrics; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
     /// How long `quit` waits for transactions to end; zero is not at all.
     pub shutdown_timeout: Duration,
 
@@ -78,6 +81,7 @@ pub struct Arena {
 pub struct Log {
     pub level: log::LevelFilter,
     pub output: LogOutput,
+    pub format: LogFormat,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -85,6 +89,15 @@ pub enum LogOutput {
     Stderr,
     Stdout,
     File(PathBuf),
+    Syslog,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    /// An object of JSON in each line.
+    Json,
 }
 
 /// How QCP opens connections to servers.

@@ -163,6 +163,7 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         log: Log {
             level: file.log_level.map_or(log::LevelFilter::Info, |level| level.0),
             output: file.log_output.map_or(LogOutput::Stderr, |output| output.0),
+            format: file.log_format.map(|format| format.0).unwrap_or_default(),
         },
         max_clients: file.limits.max_clients.map_or(MAX_CLIENTS, |count| count.0),
         login_timeout: file.limits.login_timeout.map_or(LOGIN_TIMEOUT, |wait| wait.0.0),
@@ -173,6 +174,7 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
             check_connections: file.auth.check_connections.map_or(CHECK_CONNECTIONS, |count| count.0),
         },
         control_socket: file.control.socket.map(|path| path.0),
+        metrics: file.metrics.address.map(|address| address.0),
         shutdown_timeout: file.shutdown_timeout.map_or(SHUTDOWN_TIMEOUT, |wait| wait.0.0),
         servers: servers.unwrap_or_else(|| {
             vec![ServerAddress::Tcp { host: Ipv4Addr::LOCALHOST.to_string(), port: SERVER_PORT_DEFAULT }]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Unexpected, Visitor};
 
 use super::sizes::{DURATION_MAX, format_duration, parse_duration, parse_size};
-use super::{AuthMethod, SessionState};
+use super::{AuthMethod, LogFormat, SessionState};
 use crate::pool::Schedule;
 use crate::session::RelayMode;
 use crate::session::Transparency;
@@ -79,6 +80,10 @@ impl Word for AuthMethod {
     const WORDS: &'static [(&'static str, Self)] = &[("server", AuthMethod::Server), ("trust", AuthMethod::Trust)];
 }
 
+impl Word for LogFormat {
+    const WORDS: &'static [(&'static str, Self)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
+}
+
 impl Word for SessionState {
     const WORDS: &'static [(&'static str, Self)] =
         &[("preserve", SessionState::Preserve), ("none", SessionState::None)];
@@ -117,6 +122,16 @@ impl<const MIN_MS: u64> FromText for Wait<MIN_MS> {
 
     fn from_text(text: &str) -> Option<Self> {
         parse_duration(text).filter(|duration| *duration >= Duration::from_millis(MIN_MS)).map(Wait)
+    }
+}
+
+impl FromText for SocketAddr {
+    fn allowed() -> String {
+        "\"address:port\" with a numeric address, such as 127.0.0.1:9930 or [::1]:9930".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<SocketAddr> {
+        text.parse().ok().filter(|address: &SocketAddr| address.port() != 0)
     }
 }
 

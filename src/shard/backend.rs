@@ -315,6 +315,9 @@ impl<T: Transport> Shard<T> {
         backend.deadline = None;
         backend.used = now;
         let (pool, purpose, checks) = (backend.pool, backend.purpose, backend.checks.take());
+        let took = now.duration_since(backend.born);
+        self.pools.get_mut(pool).totals.connect.record(took);
+        let backend = self.backend(id).expect("looked up above");
         // All of them at once: a client that comes meanwhile must not be told half.
         let reported = std::mem::take(&mut backend.reported);
         if !reported.is_empty() && self.pools.get(pool).parameters != reported {
@@ -505,7 +508,7 @@ impl<T: Transport> Shard<T> {
     /// This shard's share of `min_size`, once the pool has been used.
     pub(super) fn minimum(&self, id: PoolId) -> u32 {
         let pool = self.pools.get(id);
-        if pool.parameters.is_empty() || pool.clients + pool.transactions as u32 == 0 {
+        if pool.parameters.is_empty() || u64::from(pool.clients) + pool.totals.links == 0 {
             return 0;
         }
         pool.homes.share(pool.settings.pool.min_size, self.settings.id).min(pool.part.permits())

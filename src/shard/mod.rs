@@ -26,6 +26,7 @@ mod replies;
 pub mod report;
 mod requests;
 mod statements;
+mod stats;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -33,6 +34,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::control::report::metrics::Origin;
 use crate::ids::{BackendId, ClientId, ConnectionId, PoolId, ShardId};
 use crate::io::{Close, Event, SocketAddress, Transport};
 use crate::memory::{Block, Nodes, Outbox, Slab, Slice, Stash};
@@ -171,6 +173,8 @@ struct Client {
     unnamed: Stash,
     /// When the login ends at the latest; later, since when it is connected.
     since: Instant,
+    /// Received and not yet counted for its pool.
+    bytes_in: u64,
 }
 
 /// Bytes of a cancel key beside the process id, where the protocol has room for them (3.2).
@@ -243,6 +247,11 @@ struct Backend {
     deadline: Option<Instant>,
     born: Instant,
     used: Instant,
+    /// When the query under way began, and its transaction.
+    asked: Instant,
+    begun: Instant,
+    /// Received and not yet counted for its pool.
+    bytes_out: u64,
     /// When the client that has it got it.
     lent_at: Instant,
     /// The first error the server sent during its login, whole.
@@ -335,6 +344,7 @@ pub struct Shard<T: Transport> {
     /// Secrets that no client has been given yet.
     secrets: Vec<[u8; SECRET_SIZE]>,
     counters: Counters,
+    errors: stats::Errors,
     running: Running,
     scan_at: Instant,
     started: Instant,
@@ -412,6 +422,7 @@ impl<T: Transport> Shard<T> {
             random: settings.seed | 1,
             secrets: Vec::new(),
             counters: Counters::default(),
+            errors: stats::Errors::new(),
             running: Running::Yes,
             scan_at: now,
             started: now,
@@ -518,6 +529,9 @@ impl<T: Transport> Shard<T> {
             Mail::Report(answer) => {
                 // Whoever asked may have given up waiting.
                 let _ = answer.send(self.report());
+            }
+            Mail::Metrics(answer) => {
+                let _ = answer.send(self.metrics());
             }
             Mail::Cancel { slot, secret } => self.on_cancel_request(slot, &secret),
             Mail::Client(arrival) => self.on_arrival(*arrival),
@@ -631,6 +645,7 @@ impl<T: Transport> Shard<T> {
 
     fn write_error(&mut self, connection: ConnectionId, fault: &Fault, ready: Option<TransactionStatus>) {
         let answer = fault.answer();
+        self.errors.count(answer.code, Origin::Pooler);
         let fields = ErrorFields {
             severity: answer.severity,
             code: answer.code,
@@ -695,6 +710,9 @@ impl Backend {
             born: now,
             used: now,
             lent_at: now,
+            asked: now,
+            begun: now,
+            bytes_out: 0,
             refusal: None,
             blamed: false,
             fatal: false,
@@ -753,6 +771,7 @@ impl Client {
             terminating: false,
             unnamed: Stash::default(),
             since: now,
+            bytes_in: 0,
         }
     }
 }

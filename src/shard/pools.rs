@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use crate::control::report::metrics::Totals;
 use crate::ids::{ClientId, PoolId};
 use crate::pool::{self, Backoff, Homes, Part};
 use crate::session::parameters::VectorId;
@@ -10,6 +11,7 @@ use crate::session::{RelayMode, Transparency};
 
 use super::Server;
 use super::budget::Claim;
+use super::stats::Retired;
 
 /// What applies to one database and user.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -73,8 +75,8 @@ pub(super) struct Pool {
     pub backends: u32,
     /// While attempts to open a backend fail.
     pub trouble: Option<Trouble>,
-    pub queries: u64,
-    pub transactions: u64,
+    /// Counted for the metrics.
+    pub totals: Box<Totals>,
     /// By the server's own settings, backslashes escape in plain constants.
     pub backslashes: bool,
     /// Clients have asked for the last values of sequences.
@@ -108,12 +110,13 @@ pub(super) struct Pools {
     slots: Vec<Option<Pool>>,
     by_key: HashMap<Key, u32, foldhash::fast::RandomState>,
     vacant: Vec<u32>,
+    retired: Retired,
     next_server: usize,
     next_turn: usize,
     last_serial: u32,
 }
 
-/// Pools of one shard, at most: each takes some hundred bytes outside the arena.
+/// Pools of one shard, at most: each takes some hundred bytes outside the arena, and as many again for what is counted.
 pub(super) const POOLS_MAX: usize = 4096;
 /// Proven vectors remembered for one pool.
 pub(super) const PROVEN_MAX: usize = 32;
@@ -151,8 +154,7 @@ impl Pools {
             clients: 0,
             backends: 0,
             trouble: None,
-            queries: 0,
-            transactions: 0,
+            totals: Box::default(),
             backslashes: false,
             last_values: false,
             borrowed: vec![0; shard_count as usize].into_boxed_slice(),
@@ -195,10 +197,16 @@ impl Pools {
         }
         let pool = self.slots[id.0 as usize].take().expect("looked at above");
         self.by_key.remove(&pool.key);
+        self.retired.add(&pool.key.database, &pool.totals);
         self.vacant.push(id.0);
         let mut held = pool.proven;
         held.extend(pool.greeting.map(|(of, _)| (of, VectorId::NEUTRAL)));
         held
+    }
+
+    /// What pools that are gone have done, by database.
+    pub(super) fn retired(&self) -> impl Iterator<Item = (&str, &Totals)> {
+        self.retired.iter()
     }
 
     pub(super) fn ids(&self) -> impl Iterator<Item = PoolId> {

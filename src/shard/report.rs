@@ -90,8 +90,8 @@ impl<T: Transport> Shard<T> {
                 cleaning: count(|state| matches!(state, BackendState::Cleaning(_))),
                 waiting: pool.part.waiting() as u64,
                 oldest_wait_ms: oldest.map_or(0, |waited| waited.as_millis() as u64),
-                queries: pool.queries,
-                transactions: pool.transactions,
+                queries: pool.totals.queries,
+                transactions: pool.totals.links,
                 clients: u64::from(pool.clients),
             }
         });
