@@ -14,8 +14,9 @@ use serde::de::{self, Deserializer, MapAccess, Unexpected, Visitor};
 
 use super::address::{ListenAddress, ServerAddress};
 use super::problem::{KeyPath, Segment};
-use super::values::{Count, FromText, Name, OneOrMany, Parsed, Size, Wait};
-use super::{AuthMethod, LogFormat, LogOutput, SessionState};
+use super::values::{Count, FromText, Hidden, Name, OneOrMany, Parsed, Size, Wait};
+use super::{LogFormat, LogOutput, SessionState};
+use crate::auth::settings::Method;
 use crate::pool::Schedule;
 use crate::session::RelayMode;
 use crate::session::Transparency;
@@ -90,8 +91,32 @@ pub(super) struct Reconnect {
 #[derive(Deserialize, Default, Debug)]
 #[serde(deny_unknown_fields, default, expecting = "a map of settings")]
 pub(super) struct Auth {
-    pub method: Option<Parsed<AuthMethod>>,
+    pub method: Option<Parsed<Method>>,
     pub check_connections: Option<Count<1, 1000>>,
+    pub users: Option<BTreeMap<String, Hidden>>,
+    pub user_file: Option<Parsed<PathBuf>>,
+    pub hba_file: Option<Parsed<PathBuf>>,
+    pub ident_file: Option<Parsed<PathBuf>>,
+    pub scram_iterations_max: Option<Count<1, 100_000_000>>,
+    pub failed_logins_max: Option<Count<0, 1_000_000>>,
+    pub query: Option<Name>,
+    pub query_user: Option<Name>,
+    pub query_database: Option<Name>,
+    pub server_user: Option<Name>,
+    pub server_password: Option<Hidden>,
+    pub server_password_file: Option<Parsed<PathBuf>>,
+    pub server_password_env: Option<Name>,
+}
+
+/// `auth` of one database or user.
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct OwnAuth {
+    pub method: Option<Parsed<Method>>,
+    pub server_user: Option<Name>,
+    pub server_password: Option<Hidden>,
+    pub server_password_file: Option<Parsed<PathBuf>>,
+    pub server_password_env: Option<Name>,
 }
 
 #[derive(Deserialize, Default, Debug)]
@@ -103,6 +128,7 @@ pub(super) struct Database {
     pub session_state: Option<Parsed<SessionState>>,
     pub transparency: Option<Parsed<Transparency>>,
     pub pool: Pool,
+    pub auth: OwnAuth,
 }
 
 #[derive(Deserialize, Default, Debug)]
@@ -112,6 +138,7 @@ pub(super) struct User {
     pub session_state: Option<Parsed<SessionState>>,
     pub transparency: Option<Parsed<Transparency>>,
     pub pool: Pool,
+    pub auth: OwnAuth,
 }
 
 #[derive(Deserialize, Default, Debug)]
@@ -229,9 +256,9 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
             "keepalive_timeout",
         ],
         ["limits"] => &["query_timeout", "idle_in_transaction_timeout", "transaction_timeout", "client_idle_timeout"],
-        ["auth"] => &["query", "auth_query", "users", "admin_users", "stats_users", "hba_file"],
+        ["auth"] => &["admin_users", "stats_users"],
         ["servers", _] | ["databases", _, "servers", _] => &["weight", "tls"],
-        ["databases", _] => &["limits", "auth", "tls", "route", "slow_query"],
+        ["databases", _] => &["limits", "tls", "route", "slow_query"],
         ["users", _] => &["limits", "route", "slow_query"],
         _ => &[],
     };
@@ -241,7 +268,7 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
 /// The same for values.
 pub(super) fn value_comes_later(path: &KeyPath, value: &str) -> bool {
     let later: &[&str] = match words(path).as_slice() {
-        ["auth", "method"] => &["password", "md5", "scram-sha-256", "cert", "peer", "hba"],
+        ["auth", "method"] | ["databases" | "users", _, "auth", "method"] => &["scram-sha-256-plus", "cert"],
         _ => &[],
     };
     later.contains(&value)

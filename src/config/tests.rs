@@ -82,7 +82,10 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
         "pool: {schedule: lifo}",
         "qcp.yaml:1: pool.schedule: found \"lifo\": one of round-robin, random, load-balancing",
     );
-    check("auth: {method: ask}", "qcp.yaml:1: auth.method: found \"ask\": one of server, trust");
+    check(
+        "auth: {method: ask}",
+        "qcp.yaml:1: auth.method: found \"ask\": one of server, trust, reject, password, md5, scram-sha-256, peer, hba",
+    );
     check("databases_only: 1", "qcp.yaml:1: databases_only: found 1: true or false");
     check("session_state: some", "qcp.yaml:1: session_state: found \"some\": one of preserve, none");
     check("log_output: paper", "qcp.yaml:1: log_output: found \"paper\": one of stderr, stdout, syslog, {file: PATH}");
@@ -137,7 +140,7 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     check("control:\n  port: 3", "qcp.yaml:2: control.port: unknown key; allowed here: socket");
     check(
         "databases: {a: {size: 3}}",
-        "qcp.yaml:1: databases.a.size: unknown key; allowed here: servers, dbname, relay_mode, session_state, transparency, pool",
+        "qcp.yaml:1: databases.a.size: unknown key; allowed here: servers, dbname, relay_mode, session_state, transparency, pool, auth",
     );
     check("databases: {a: 3}", "qcp.yaml:1: databases.a: found 3: a map of settings");
     check("just a text", "qcp.yaml:1: found \"just a text\": a map of settings");
@@ -196,8 +199,9 @@ fn what_comes_later_is_told_from_what_is_unknown() {
     }
     let check = |text, expected| assert_eq!(refusal(text), expected, "{text}");
     check(
-        "auth: {method: md5}",
-        "qcp.yaml:1: auth.method: found \"md5\": known, comes later; for now: one of server, trust",
+        "auth: {method: cert}",
+        "qcp.yaml:1: auth.method: found \"cert\": known, comes later; for now: one of server, trust, reject, \
+         password, md5, scram-sha-256, peer, hba",
     );
 }
 
@@ -381,4 +385,48 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn secrets_are_shown_by_no_error_and_no_debug() {
+    for text in [
+        "auth: {users: {a: [xyzzy]}}",
+        "auth: {users: {a: {xyzzy: 1}}}",
+        "auth: {users: {a: 424242}}",
+        "auth: {users: {a: true}}",
+        "auth: {server_password: 424242}",
+        "auth: {method: trust, server_password: xyzzy, server_password_env: HOME}",
+        "databases: {d: {auth: {server_password: 4242.42}}}",
+    ] {
+        let said = refusal(text);
+        assert!(!said.contains("424") && !said.contains("true,"), "{text}: {said}");
+        assert!(!said.split("found").last().is_some_and(|found| found.contains("xyzzy")), "{text}: {said}");
+    }
+    let text = "auth: {method: trust, users: {a: xyzzy}, server_password: xyzzy}";
+    let (config, _) = Config::parse("qcp.yaml", text).unwrap();
+    assert!(!format!("{config:?}").contains("xyzzy"));
+}
+
+#[test]
+fn the_innermost_login_of_qcps_own_counts_and_the_user_list_is_the_last() {
+    use crate::auth::settings::Method;
+    let text = "auth: {method: md5, server_password: everyone, users: {listed: known}}\n\
+                databases: {d: {auth: {server_user: other}}, e: {auth: {method: trust}}}\n\
+                users: {u: {auth: {server_password: own, method: reject}}}";
+    let (config, _) = Config::parse("qcp.yaml", text).unwrap();
+    let check = |database: &str, user: &str, method: Method, name: Option<&str>, password: Option<&str>| {
+        let rules = config.pool(database, user).unwrap().rules;
+        assert_eq!(rules.method, method, "{database} {user}");
+        let credentials = rules.credentials.as_deref();
+        assert_eq!(credentials.and_then(|known| known.user.as_deref()), name, "{database} {user}");
+        let secret = credentials.and_then(|known| known.secret.as_deref());
+        assert_eq!(secret.and_then(|secret| secret.password()), password.map(str::as_bytes), "{database} {user}");
+    };
+    check("x", "y", Method::Md5, None, Some("everyone"));
+    check("d", "y", Method::Md5, Some("other"), None);
+    check("e", "y", Method::Trust, None, Some("everyone"));
+    check("d", "u", Method::Reject, None, Some("own"));
+    let (config, _) = Config::parse("qcp.yaml", "auth: {method: md5, users: {listed: known}}").unwrap();
+    let known = |user: &str| config.pool("x", user).unwrap().rules.credentials;
+    assert!(known("listed").is_some() && known("unlisted").is_none());
 }

@@ -113,6 +113,9 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
     let doorbells = doorbells.map_err(|error| Error::Io("an eventfd cannot be made", error))?;
     let (addresses, boxes) = mailboxes(&doorbells);
     let config = Arc::new(config);
+    let mut secret = [0; crate::auth::secrets::KEY_SIZE];
+    getrandom::fill(&mut secret).map_err(|error| Error::Io("random numbers", io::Error::other(error.to_string())))?;
+    let salts = crate::auth::secrets::Salts::new(secret);
     let population = Arc::new(Population::new(cores));
     let mut handles = Vec::new();
     let (ended, ends) = mpsc::channel();
@@ -125,6 +128,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
             listeners,
             doorbell,
             mailbox,
+            salts: salts.clone(),
             population: population.clone(),
             ended: ended.clone(),
         };

@@ -17,7 +17,10 @@ mod client;
 mod deadlines;
 mod link;
 mod login;
+mod lookup;
 pub mod mailbox;
+mod own_check;
+mod own_login;
 pub mod placement;
 mod pools;
 mod preserve;
@@ -28,12 +31,18 @@ mod requests;
 mod statements;
 mod stats;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::auth::{
+    self,
+    limiter::Limiter,
+    outgoing::Outgoing,
+    secrets::{Salts, Verifier},
+};
 use crate::control::report::metrics::Origin;
 use crate::ids::{BackendId, ClientId, ConnectionId, PoolId, ShardId};
 use crate::io::{Close, Event, SocketAddress, Transport};
@@ -99,8 +108,10 @@ pub struct Settings {
     pub cancel_timeout: Duration,
     /// Pauses between failed attempts.
     pub backoff: (Duration, Duration),
-    /// Whether logins are not checked at all.
-    pub trust: bool,
+    /// Users, rules and limits of logins.
+    pub auth: Arc<auth::settings::Settings>,
+    /// The same in all shards, and new with each process.
+    pub salts: Salts,
     /// Connections beyond the pool that check logins, of this shard.
     pub check_connections: u32,
     /// Bytes of clients' settings.
@@ -189,6 +200,8 @@ enum BackendState {
     /// Logging in: by itself, or by what `client` answers.
     LoggingIn,
     Idle,
+    /// Of a pool, asked for the secret of a user on this client's behalf.
+    LookingUp(ClientId),
     Linked(ClientId),
     /// Has no client; is being brought into a state in which it can be lent.
     Cleaning(clean::Stage),
@@ -224,6 +237,8 @@ struct Backend {
     dropping: bool,
     paused: bool,
     challenged: bool,
+    /// QCP's own login, where it is not relayed.
+    login: Option<Box<Outgoing>>,
     pipeline: Pipeline,
     has: VectorId,
     prepared: Prepared,
@@ -338,6 +353,17 @@ pub struct Shard<T: Transport> {
     check_queue: VecDeque<ClientId>,
     /// Logins whose question is open again; looked at when the event is through.
     awake: VecDeque<ClientId>,
+    /// Whose passwords go through their rounds, in turn.
+    working: VecDeque<own_check::Working>,
+    /// What servers have said of users (`auth.query`).
+    found: HashMap<Box<str>, lookup::Found, foldhash::fast::RandomState>,
+    limiter: Limiter,
+    /// Connections that begin with something else than the protocol, for the log.
+    junk: Limiter,
+    /// For users without a verifier; the same in all shards.
+    salts: Salts,
+    /// Verifiers of users whose password is known in plain text, and of those that nobody knows: both take as long.
+    verifiers: HashMap<Box<str>, (std::sync::Weak<auth::secrets::Secret>, Verifier), foldhash::fast::RandomState>,
     /// Clean backends to be handed on; so that a chain of hand-overs is a loop.
     returned: VecDeque<BackendId>,
     random: u64,
@@ -418,6 +444,12 @@ impl<T: Transport> Shard<T> {
             checks: 0,
             check_queue: VecDeque::new(),
             awake: VecDeque::new(),
+            working: VecDeque::new(),
+            found: HashMap::default(),
+            limiter: Limiter::new(settings.auth.limiter),
+            junk: Limiter::new(auth::settings::LIMITER),
+            salts: settings.salts.clone(),
+            verifiers: HashMap::default(),
             returned: VecDeque::with_capacity(settings.backends_max),
             random: settings.seed | 1,
             secrets: Vec::new(),
@@ -600,6 +632,7 @@ impl<T: Transport> Shard<T> {
             | BackendState::Connecting
             | BackendState::LoggingIn
             | BackendState::Idle
+            | BackendState::LookingUp(_)
             | BackendState::Moving(_)
             | BackendState::Cleaning(_) => None,
         }
@@ -692,6 +725,7 @@ impl Backend {
             dropping: false,
             paused: false,
             challenged: false,
+            login: None,
             pipeline: Pipeline::new(),
             has: VectorId::NEUTRAL,
             prepared: Prepared::new(statements_max),

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use crate::auth::incoming::Derived;
+use crate::auth::settings::Rules;
 use crate::control::report::metrics::Totals;
 use crate::ids::{ClientId, PoolId};
 use crate::pool::{self, Backoff, Homes, Part};
@@ -28,6 +30,8 @@ pub struct PoolSettings {
     pub dedicated: bool,
     /// Sizes and times.
     pub pool: pool::Settings,
+    /// Who checks clients, and how QCP logs in.
+    pub rules: Rules,
 }
 
 /// A pool is one server, database and user.
@@ -69,6 +73,8 @@ pub(super) struct Pool {
     pub proven: Vec<(VectorId, VectorId)>,
     /// What a client with these settings is told at the end of its login, but for its key.
     pub greeting: Option<(VectorId, Box<[u8]>)>,
+    /// Keys that log in at the server: of QCP's own last login there, or of a client's.
+    pub derived: Option<Derived>,
     /// Clients that belong to it.
     pub clients: u32,
     /// Backends of any purpose.
@@ -151,6 +157,7 @@ impl Pools {
             askers: Vec::new(),
             proven: Vec::new(),
             greeting: None,
+            derived: None,
             clients: 0,
             backends: 0,
             trouble: None,

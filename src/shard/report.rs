@@ -51,6 +51,8 @@ impl<T: Transport> Shard<T> {
                 BackendState::LoggingIn => (ReportedBackend::Login, backend.checks),
                 BackendState::Idle => (ReportedBackend::Idle, None),
                 BackendState::Linked(client) => (ReportedBackend::Linked, Some(client)),
+
+                BackendState::LookingUp(client) => (ReportedBackend::Linked, Some(client)),
                 BackendState::Cleaning(_) | BackendState::Moving(_) => (ReportedBackend::Cleaning, None),
                 BackendState::Piped(client) => (ReportedBackend::Dedicated, Some(client)),
             };
