@@ -10,6 +10,7 @@ use qcp::ids::ConnectionId;
 use super::dials::Dials;
 use super::postgres::{REPORTED, Session, Status};
 use super::random::Random;
+use super::shrink::Keep;
 use super::wire::{self, Mark, message};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,7 +47,10 @@ pub struct Application {
     pub process_id: u32,
     pub key: Vec<u8>,
     pub cancels: u32,
-    pub actions_left: usize,
+    /// Numbers of the actions that it will take, in order. What an action is about hangs on its number and on nothing that
+    /// others do, so that some can be left out while the rest stay what they were.
+    pub actions: VecDeque<u32>,
+    seed: u64,
     next_request: u32,
     /// Waits for the server to take COPY data: how it goes on.
     copying: Option<Vec<Vec<u8>>>,
@@ -72,7 +76,7 @@ pub enum Heard {
 }
 
 impl Application {
-    pub fn new(id: u32, dials: &Dials, random: &mut Random) -> Self {
+    pub fn new(id: u32, dials: &Dials, keep: &Keep, random: &mut Random) -> Self {
         let mut startup = Vec::new();
         if random.in_thousand(dials.startup_settings) {
             startup.push(("application_name".to_owned(), format!("app{}", random.below(4))));
@@ -101,7 +105,8 @@ impl Application {
             process_id: 0,
             key: Vec::new(),
             cancels: 0,
-            actions_left: dials.actions,
+            actions: keep.actions_of(id, dials.actions).into(),
+            seed: random.next(),
             next_request: 0,
             copying: None,
             alone: false,

@@ -37,6 +37,7 @@ use super::coverage::Coverage;
 use super::dials::{Dials, Everything};
 use super::random::Random;
 use super::server::{Arrived, Manner, ServerConnection, Stage};
+use super::shrink::Keep;
 use super::transport::{NOBODY, Pipes, Wish};
 use super::wire::{self, Mark};
 use plan::{Action, Plan};
@@ -98,10 +99,10 @@ const NODES: usize = 4096;
 const CHECKS: u32 = 2;
 
 impl World {
-    pub fn new(seed: u64, dials: Option<Dials>, traced: bool) -> Self {
+    pub fn new(seed: u64, keep: &Keep, traced: bool) -> Self {
         let mut random = Random(seed);
-        let drawn = Dials::new(&mut random);
-        let dials = dials.unwrap_or(drawn);
+        let mut dials = Dials::new(&mut random);
+        keep.turn(&mut dials);
         let base = Instant::now();
         let doorbells: Vec<Doorbell> =
             (0..dials.shards).map(|_| Doorbell::new().expect("descriptors are left")).collect();
@@ -140,7 +141,8 @@ impl World {
                 last: Census::default(),
             });
         }
-        let applications = (0..dials.clients as u32).map(|id| Application::new(id, &dials, &mut random)).collect();
+        let applications =
+            (0..dials.clients as u32).map(|id| Application::new(id, &dials, keep, &mut random)).collect();
         let mut world = Self {
             random,
             base,
@@ -342,8 +344,8 @@ impl World {
 }
 
 /// Runs a seed. Errors: why it failed.
-pub fn run(seed: u64, dials: Option<Dials>, traced: bool) -> (World, Result<(), String>) {
-    let mut world = World::new(seed, dials, traced);
+pub fn run(seed: u64, keep: &Keep, traced: bool) -> (World, Result<(), String>) {
+    let mut world = World::new(seed, keep, traced);
     let result = catch_unwind(AssertUnwindSafe(|| world.run()));
     let result = result.map_err(|cause| match cause.downcast::<String>() {
         Ok(text) => *text,

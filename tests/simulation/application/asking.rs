@@ -22,7 +22,7 @@ impl Application {
     }
 
     /// The next messages, in one write; nothing when it has to wait.
-    pub fn act(&mut self, dials: &Dials, random: &mut Random) -> Vec<u8> {
+    pub fn act(&mut self, dials: &Dials) -> Vec<u8> {
         let mut messages = Vec::new();
         self.alone = false;
         if let Some(rest) = self.copying.take() {
@@ -32,7 +32,8 @@ impl Application {
                 messages.push(message(b'S', b""));
             }
         } else {
-            self.actions_left -= 1;
+            let number = self.actions.pop_front().expect("the caller has looked");
+            let random = &mut Random(self.seed ^ u64::from(number) << 32);
             let count = if random.in_thousand(dials.pipelining) { 1 + random.below(4) } else { 1 };
             for _ in 0..count {
                 self.one_action(dials, random, &mut messages);

@@ -76,7 +76,7 @@ impl World {
         if !one.held.is_empty() {
             return;
         }
-        if one.actions_left == 0 {
+        if one.actions.is_empty() {
             if settled || random.below(100) == 0 {
                 one.held.clear();
                 trace!(self, "client {index}: leaves");
@@ -91,7 +91,7 @@ impl World {
             self.plan(5 * MILLI, Action::Act(index));
             return;
         }
-        let mut bytes = one.act(dials, random);
+        let mut bytes = one.act(dials);
         if settled {
             one.heard_at = self.now;
         }
