@@ -50,7 +50,7 @@ fn attempt(seed: u64, keep: &Keep) -> world::World {
     println!("{:?}", world.dials);
     println!("the least that fails: {}", shrunk.err().unwrap_or_else(|| "nothing with a trace".to_owned()));
     println!("again: SEED={seed} KEEP={least} cargo test --test simulation replay -- --nocapture");
-    panic!("seed {seed} fails: {}", result.err().expect("looked at above"));
+    panic!("seed {seed} fails: {}", result.unwrap_err());
 }
 
 /// Names the seeds that fail, up to so many, and why, without a word about how.
