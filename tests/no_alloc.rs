@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use qcp::ids::{ConnectionId, ShardId};
 use qcp::io::doorbell::Doorbell;
-use qcp::io::{Close, Errno, Event, SocketAddress, Transport};
+use qcp::io::{Close, Errno, Event, Group, Parcel, SocketAddress, Transport};
 use qcp::memory::{Arena, Nodes, Outbox, Scratch, Slice};
 use qcp::pool::{self, Schedule};
 use qcp::protocol::startup::{self, Version};
@@ -22,7 +22,7 @@ use qcp::protocol::writer::{Full, NO_PARAMETER_TYPES, NO_PARAMETERS};
 use qcp::protocol::{Direction, Framer, Step, TransactionStatus, Writer, reader};
 use qcp::session::RelayMode;
 use qcp::shard::mailbox::mailboxes;
-use qcp::shard::{Catalogue, PoolSettings, Server as ServerName, Settings, Shard};
+use qcp::shard::{Catalogue, PoolSettings, Population, Server as ServerName, Settings, Shard};
 
 const CLIENTS: usize = 8;
 /// Fewer, so that clients wait and backends go round.
@@ -262,7 +262,7 @@ impl World {
         let doorbells = [Doorbell::new().expect("a descriptor is to be had")];
         let (_, mailbox) = mailboxes(&doorbells);
         let mailbox = mailbox.into_iter().next().expect("one for each doorbell");
-        let shard = Shard::new(Pipes::new(), settings(), Rc::new(OnePool), mailbox, Arc::default());
+        let shard = Shard::new(Pipes::new(), settings(), Rc::new(OnePool), mailbox, Arc::new(Population::new(1)));
         let mut world = World { shard, peers: Vec::new(), first: 0 };
         let startup = written(|writer| {
             writer.startup_message(Version::V3_0, [(&b"user"[..], &b"alice"[..]), (b"database", b"shop")])
@@ -356,6 +356,7 @@ fn settings() -> Settings {
         nodes_count: 64,
         login_timeout: Duration::from_secs(60),
         connect_timeout: Duration::from_secs(60),
+        cancel_timeout: Duration::from_secs(10),
         backoff: (Duration::from_millis(100), Duration::from_secs(5)),
         trust: true,
         check_connections: 1,
@@ -384,6 +385,7 @@ impl Catalogue for OnePool {
                 idle_timeout: Duration::from_secs(600),
                 lifetime: Duration::from_secs(3600),
                 schedule: Schedule::RoundRobin,
+                placement: Schedule::LoadBalancing,
             },
         })
     }
@@ -481,6 +483,14 @@ impl Transport for Pipes {
 
     fn close(&mut self, connection: ConnectionId, _how: Close) {
         panic!("{connection:?} is closed, and nobody has gone")
+    }
+
+    fn detach(&mut self, _connection: ConnectionId) {
+        unreachable!("there is one shard")
+    }
+
+    fn adopt(&mut self, _parcel: Parcel, _group: Group) -> Option<ConnectionId> {
+        unreachable!("there is one shard")
     }
 
     fn peer(&self, connection: ConnectionId) -> String {

@@ -20,8 +20,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use qcp::ids::{ConnectionId, ShardId};
@@ -30,7 +29,7 @@ use qcp::io::{Errno, Event, SocketAddress};
 use qcp::memory::Arena;
 use qcp::shard::census::{Census, PoolCensus};
 use qcp::shard::mailbox::{Address, mailboxes};
-use qcp::shard::{Mail, Settings, Shard};
+use qcp::shard::{Mail, Population, Settings, Shard};
 
 use super::application::{self, Application, Heard};
 use super::coverage::Coverage;
@@ -38,12 +37,12 @@ use super::dials::{Dials, Everything};
 use super::random::Random;
 use super::server::{Arrived, Manner, ServerConnection, Stage};
 use super::shrink::Keep;
-use super::transport::{NOBODY, Pipes, Wish};
+use super::transport::{NOBODY, Pipes, Roads, Wire, Wish, locked};
 use super::wire::{self, Mark};
 use plan::{Action, Plan};
 
 /// What a connection of a shard leads to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Peer {
     Application(usize),
     Server(usize),
@@ -73,6 +72,8 @@ pub struct World {
     cores: Vec<Core>,
     addresses: Vec<Address>,
     peers: Vec<Peer>,
+    /// What moves between shards.
+    roads: Arc<Mutex<Roads>>,
     applications: Vec<Application>,
     servers: Vec<ServerConnection>,
     executed: BTreeSet<Mark>,
@@ -107,8 +108,9 @@ impl World {
         let doorbells: Vec<Doorbell> =
             (0..dials.shards).map(|_| Doorbell::new().expect("descriptors are left")).collect();
         let (addresses, boxes) = mailboxes(&doorbells);
-        let clients_all = Arc::new(AtomicU32::new(0));
+        let population = Arc::new(Population::new(dials.shards));
         let catalogue = Rc::new(Everything(dials.clone()));
+        let roads = Arc::new(Mutex::new(Roads::default()));
         let mut cores = Vec::new();
         for (index, (mailbox, doorbell)) in boxes.into_iter().zip(doorbells).enumerate() {
             let arena = Arena::new(dials.chunk_size, dials.chunks).expect("memory is left");
@@ -120,6 +122,7 @@ impl World {
                 nodes_count: NODES,
                 login_timeout: LOGIN_TIMEOUT,
                 connect_timeout: CONNECT_TIMEOUT,
+                cancel_timeout: Duration::from_secs(10),
                 backoff: (Duration::from_millis(100), Duration::from_secs(5)),
                 trust: dials.trust,
                 check_connections: CHECKS,
@@ -129,8 +132,8 @@ impl World {
                 seed: random.next(),
                 memory_terms: Vec::new(),
             };
-            let pipes = Pipes::new(arena.clone(), base, dials.chunks / 4);
-            let shard = Shard::new(pipes, settings, catalogue.clone(), mailbox, clients_all.clone());
+            let pipes = Pipes::new(arena.clone(), base, dials.chunks / 4, roads.clone());
+            let shard = Shard::new(pipes, settings, catalogue.clone(), mailbox, population.clone());
             cores.push(Core {
                 shard,
                 arena,
@@ -151,6 +154,7 @@ impl World {
             cores,
             addresses,
             peers: Vec::new(),
+            roads,
             applications,
             servers: Vec::new(),
             executed: BTreeSet::new(),
@@ -244,6 +248,17 @@ impl World {
                 let error = Some(Errno(libc::ENOBUFS));
                 self.feed(core, Event::Ended { connection, error });
             }
+            Action::Depart(core, connection) => {
+                let Self { cores, random, .. } = self;
+                match cores[core].shard.io.depart(connection, random) {
+                    Ok(None) => {}
+                    Ok(Some(event)) => self.feed(core, event),
+                    Err(()) => {
+                        let after = self.latency();
+                        self.plan(after, Action::Depart(core, connection));
+                    }
+                }
+            }
             Action::Rung(core) => {
                 self.cores[core].ring_planned = false;
                 self.feed(core, Event::Rung);
@@ -312,6 +327,25 @@ impl World {
                     self.coverage.note("connection given up");
                     self.plan(0, Action::End(core, connection));
                 }
+                Wish::Detaching { connection } => {
+                    let after = self.latency();
+                    self.plan(after, Action::Depart(core, connection));
+                }
+                Wish::Adopted { peer, connection } => match self.peers[peer as usize] {
+                    Peer::Application(index) => {
+                        self.coverage.note("client moved");
+                        trace!(self, "client {index}: moves to shard {core}");
+                        self.applications[index].shard = core;
+                        self.applications[index].connection = Some(connection);
+                    }
+                    Peer::Server(index) => {
+                        self.coverage.note("backend moved");
+                        trace!(self, "server {index}: moves to shard {core}");
+                        self.servers[index].shard = core;
+                        self.servers[index].connection = connection;
+                    }
+                    Peer::Canceller => unreachable!("a cancel request is answered where it came"),
+                },
                 Wish::Resolve { ticket, port } => {
                     let after = self.latency();
                     self.plan(after, Action::Resolve(core, ticket, port));
@@ -320,7 +354,21 @@ impl World {
         }
     }
 
+    /// Where a connection's bytes go while it is between two shards.
+    fn under_way(&self, peer: Peer) -> Option<Arc<Mutex<Wire>>> {
+        if locked(&self.roads).is_empty() {
+            return None;
+        }
+        let number = self.peers.iter().rposition(|one| *one == peer)?;
+        locked(&self.roads).wire(number as u32)
+    }
+
     fn look_for_mail(&mut self) {
+        let dropped = std::mem::take(&mut locked(&self.roads).dropped);
+        for peer in dropped {
+            self.coverage.note("closed on its way");
+            self.closed_by_pooler(peer);
+        }
         for core in 0..self.cores.len() {
             if self.cores[core].doorbell.silence() && !self.cores[core].ring_planned {
                 self.cores[core].ring_planned = true;

@@ -9,6 +9,10 @@ impl World {
     }
 
     pub(super) fn send_from(&mut self, index: usize, bytes: &[u8]) {
+        if let Some(wire) = self.under_way(Peer::Application(index)) {
+            locked(&wire).arrive(bytes);
+            return;
+        }
         let (core, Some(connection)) = (self.applications[index].shard, self.applications[index].connection) else {
             return;
         };
@@ -138,6 +142,10 @@ impl World {
         let one = &mut self.applications[index];
         one.stage = application::Stage::Gone;
         let (core, Some(connection)) = (one.shard, one.connection) else { return };
+        if let Some(wire) = self.under_way(Peer::Application(index)) {
+            locked(&wire).hang_up(error);
+            return;
+        }
         self.cores[core].shard.io.hang_up(connection, error);
         self.plan_delivery(core, connection);
         self.plan_drain(core, connection);

@@ -61,24 +61,28 @@ impl World {
         }
     }
 
-    /// A pool's places over all shards are its size, once no message is under way.
+    /// A pool's places over all shards are never more than its size, and its size when no message is under way.
     pub(super) fn look_at_permits(&self) {
-        if self.cores.iter().any(|core| core.ring_planned) {
-            return;
-        }
+        let in_messages = self.cores.iter().any(|core| core.ring_planned);
         let parts: Vec<Census> = self.cores.iter().map(|core| core.shard.census()).collect();
         let mut names: Vec<_> =
             parts.iter().flat_map(|part| &part.pools).map(|pool| (&pool.name, &pool.server)).collect();
         names.sort();
         names.dedup();
         for (name, server) in names {
-            let (size, shards) = (self.dials.pool_size, self.cores.len() as u32);
-            let places = parts.iter().zip(0..).map(|(part, id)| {
-                let pool = part.pools.iter().find(|pool| &pool.name == name && &pool.server == server);
+            let size = self.dials.pool_size;
+            let part_of =
+                |part: &'_ Census| part.pools.iter().position(|pool| &pool.name == name && &pool.server == server);
+            let shares = parts.iter().find_map(|part| Some(part.pools[part_of(part)?].shares.clone()));
+            let shares = shares.expect("the name comes from one of them");
+            assert_eq!(shares.iter().sum::<u32>(), size, "shares of {name} at {server}");
+            let places = parts.iter().zip(&shares).map(|(part, share)| {
                 // A shard that has not made its part yet will make it with its share.
-                pool.map_or(size / shards + u32::from(id < size % shards), |pool| pool.permits)
+                part_of(part).map_or(*share, |at| part.pools[at].permits)
             });
-            assert_eq!(places.sum::<u32>(), size, "places of {name} at {server}");
+            let places: u32 = places.sum();
+            assert!(places <= size, "{places} places of {name} at {server}");
+            assert!(places == size || in_messages, "{places} places of {name} at {server}");
         }
     }
 

@@ -15,6 +15,8 @@ pub enum Action {
     Linger(usize, ConnectionId),
     /// The shard has given the connection up, and hears so.
     End(usize, ConnectionId),
+    /// The connection leaves its shard.
+    Depart(usize, ConnectionId),
     Rung(usize),
     Tick(usize),
     Process(usize),

@@ -122,6 +122,10 @@ impl World {
                 trace!(self, "server {index}: says {}", wire::show(&message));
             }
         }
+        if let Some(wire) = self.under_way(Peer::Server(index)) {
+            locked(&wire).arrive(bytes);
+            return;
+        }
         self.cores[core].shard.io.arrive(connection, bytes);
         self.plan_delivery(core, connection);
     }
@@ -131,6 +135,10 @@ impl World {
         let server = &mut self.servers[index];
         server.stage = Stage::Dead;
         let (core, connection) = (server.shard, server.connection);
+        if let Some(wire) = self.under_way(Peer::Server(index)) {
+            locked(&wire).hang_up(error);
+            return;
+        }
         self.cores[core].shard.io.hang_up(connection, error);
         self.plan_delivery(core, connection);
         self.plan_drain(core, connection);
@@ -160,7 +168,7 @@ impl World {
                 }
                 let mut bytes = self.servers[index].flush();
                 bytes.truncate(self.random.below(bytes.len() + 1));
-                self.cores[self.servers[index].shard].shard.io.arrive(self.servers[index].connection, &bytes);
+                self.answer(index, &bytes);
                 self.die(index, None);
             }
             _ => self.die(index, Some(Errno(libc::ECONNRESET))),
