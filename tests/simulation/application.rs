@@ -47,6 +47,8 @@ pub struct Application {
     pub process_id: u32,
     pub key: Vec<u8>,
     pub cancels: u32,
+    /// The pooler has given it up; it may not have read so yet.
+    pub left: bool,
     /// Numbers of the actions that it will take, in order. What an action is about hangs on its number and on nothing that
     /// others do, so that some can be left out while the rest stay what they were.
     pub actions: VecDeque<u32>,
@@ -105,6 +107,7 @@ impl Application {
             process_id: 0,
             key: Vec::new(),
             cancels: 0,
+            left: false,
             actions: keep.actions_of(id, dials.actions).into(),
             seed: random.next(),
             next_request: 0,

@@ -249,10 +249,14 @@ impl World {
                 self.feed(core, Event::Ended { connection, error });
             }
             Action::Depart(core, connection) => {
+                let peer = self.peer(core, connection);
                 let Self { cores, random, .. } = self;
                 match cores[core].shard.io.depart(connection, random) {
                     Ok(None) => {}
-                    Ok(Some(event)) => self.feed(core, event),
+                    Ok(Some(event)) => {
+                        trace!(self, "{peer:?} is out of shard {core}");
+                        self.feed(core, event);
+                    }
                     Err(()) => {
                         let after = self.latency();
                         self.plan(after, Action::Depart(core, connection));
@@ -315,10 +319,10 @@ impl World {
                 Wish::Receives { connection } => self.plan_delivery(core, connection),
                 Wish::Closed { peer } => self.closed_by_pooler(peer),
                 Wish::Closing { connection } => {
-                    if let Some(&Peer::Server(index)) =
-                        self.cores[core].shard.io.peer_of(connection).and_then(|peer| self.peers.get(peer as usize))
-                    {
-                        self.servers[index].left = true;
+                    match self.peer(core, connection) {
+                        Some(Peer::Server(index)) => self.servers[index].left = true,
+                        Some(Peer::Application(index)) => self.applications[index].left = true,
+                        Some(Peer::Canceller) | None => {}
                     }
                     self.plan(5 * SECOND, Action::Linger(core, connection));
                     self.plan_drain(core, connection);

@@ -91,6 +91,7 @@ impl World {
             Peer::Application(index) => {
                 let one = &mut self.applications[index];
                 one.connection = None;
+                one.left = true;
                 if one.stage == application::Stage::Gone {
                     return;
                 }

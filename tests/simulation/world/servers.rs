@@ -37,6 +37,7 @@ impl World {
         let refused = self.dials.refusals > 0 && self.random.in_thousand(self.dials.refusals);
         let code = *self.random.one_of(&["53300", "57P03", "28P01"]);
         let manner = Manner { password: self.dials.password, refuses: refused.then_some(code) };
+        self.look_whether_clean(index);
         let arrived = self.servers[index].arrive(bytes, &manner);
         match arrived.unwrap_or_else(|why| panic!("{why}")) {
             Arrived::Nothing => {}
@@ -208,9 +209,8 @@ impl World {
         }
         if let Some(holder) = self.servers[index].holder {
             let one = &self.applications[holder as usize];
-            let wanted =
-                one.cancels > 0 || one.stage == application::Stage::Gone || one.stage == application::Stage::Dismissed;
-            assert!(wanted, "client {holder} is hit by a cancel that is not its own");
+            let gone = one.left || one.stage == application::Stage::Gone;
+            assert!(one.cancels > 0 || gone, "client {holder} is hit by a cancel that is not its own");
         }
         self.coverage.note("cancel reached the server");
         if self.servers[index].session.sleeping().is_some() {
