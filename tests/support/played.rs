@@ -165,6 +165,8 @@ impl Server {
                 self.statements.remove(&message[target.name]);
                 written(|writer| writer.close_complete())
             }
+            // Everything has been answered by then.
+            tag::FLUSH => Vec::new(),
             tag::SYNC => written(|writer| writer.ready_for_query(TransactionStatus::Idle)),
             other => panic!("nobody sends a {}", char::from(other)),
         }
