@@ -52,7 +52,7 @@ const SCRATCH_RESERVE: usize = 2;
 const BULK_MIN: usize = 4096;
 /// So much without a word to the sender between is a stream: it is received several chunks at a time.
 const STREAM_MIN: u32 = 256 * 1024;
-/// When a stream brings less than half of what there is room for, the next receive waits so long. Servers write 8 KB at a
+/// When a stream brings less than a quarter of what there is room for, the next receive waits so long. Servers write 8 KB at a
 /// time, and a receive for each of those costs more than its bytes.
 const PACE: types::Timespec = types::Timespec::new().nsec(100_000);
 /// How long a peer may take to accept what is sent before a close.
@@ -238,7 +238,7 @@ impl Ring {
             bulk: Bulk::new(),
             arrived: VecDeque::with_capacity(bulk::PIECES),
             rearm: Vec::with_capacity(settings.connections_max),
-            paced: Vec::new(),
+            paced: Vec::with_capacity(settings.connections_max),
             pace_armed: false,
             pace: Box::new(pace()),
             scratch: Scratch::new(&settings.arena),
@@ -278,7 +278,7 @@ impl Ring {
             ("connections", connections_max, Slab::<Connection>::slot_size()),
             ("pieces to send", nodes_count, Nodes::node_size()),
             ("vectored sends", VECTORS, size_of::<Vector>()),
-            ("queues of connections", connections_max, 4 * size_of::<ConnectionId>()),
+            ("queues of connections", connections_max, 5 * size_of::<ConnectionId>()),
         ]
     }
 
@@ -463,7 +463,8 @@ impl Ring {
             let size = result as usize;
             connection.bulk &= size >= BULK_MIN;
             connection.streamed = connection.streamed.saturating_add(size as u32);
-            connection.short = size < self.arena.chunk_size() * bulk::PIECES / 2;
+            let pieces = if connection.large.is_some() { bulk::PIECES } else { 1 };
+            connection.short = size * 4 < pieces * self.arena.chunk_size();
         }
         if let Some(slot) = connection.large.take() {
             self.bulk.end(slot, result.max(0) as usize, |bytes| {
