@@ -201,11 +201,6 @@ fn user_data(operation: Operation, connection: ConnectionId) -> u64 {
     (operation as u64) << 56 | u64::from(connection.generation) << 32 | u64::from(connection.index)
 }
 
-fn pace() -> types::Timespec {
-    let micros = std::env::var("QCP_PACE").ok().and_then(|text| text.parse::<u32>().ok());
-    micros.map_or(PACE, |micros| types::Timespec::new().nsec(micros * 1000))
-}
-
 const NOBODY: ConnectionId = ConnectionId { index: 0, generation: 0 };
 
 impl Ring {
@@ -240,7 +235,7 @@ impl Ring {
             rearm: Vec::with_capacity(settings.connections_max),
             paced: Vec::with_capacity(settings.connections_max),
             pace_armed: false,
-            pace: Box::new(pace()),
+            pace: Box::new(PACE),
             scratch: Scratch::new(&settings.arena),
             arena: settings.arena,
             backend_reserve: settings.backend_reserve,
