@@ -4,6 +4,8 @@
 //! Invariant: memory that the kernel may touch is owned here until the completion says that it is done with it. A
 //! connection's slot is reused only when no operation of it is in flight.
 
+mod moving;
+
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
@@ -18,7 +20,7 @@ use super::buffers::Buffers;
 use super::bulk::{self, Bulk};
 use super::doorbell::Doorbell;
 use super::resolve::Resolver;
-use super::{Close, Errno, Event, Group, SocketAddress, Transport};
+use super::{Close, Errno, Event, Group, Parcel, SocketAddress, Transport};
 use crate::ids::ConnectionId;
 use crate::memory::{Arena, Nodes, Outbox, Scratch, Slab, Slice};
 
@@ -90,6 +92,10 @@ pub struct Ring {
     lingering: Vec<(ConnectionId, Instant)>,
     /// Ended by [`Transport::abort`]; their owners have yet to hear of it.
     aborted: Vec<ConnectionId>,
+    /// About to leave for another shard.
+    detached: Vec<ConnectionId>,
+    /// Came from another shard with bytes that their owners want.
+    early: Vec<ConnectionId>,
     listeners: Vec<Listener>,
     doorbell: Doorbell,
     resolver: Resolver,
@@ -120,6 +126,12 @@ struct Connection {
     wanted: bool,
     sending: Sending,
     connecting: Option<Box<SockaddrStorage>>,
+    /// Leaves for another shard; what has come since.
+    #[allow(clippy::box_collection)] // One word in each slot.
+    detaching: Option<Box<Vec<u8>>>,
+    /// What came along from another shard and is still to be told.
+    #[allow(clippy::box_collection)]
+    early: Option<Box<Vec<u8>>>,
     /// A large answer is under way: receive one chunk at a time, as the reader takes it.
     bulk: bool,
     /// Bytes received since something was last sent to this peer.
@@ -248,6 +260,8 @@ impl Ring {
             closing: Vec::new(),
             lingering: Vec::new(),
             aborted: Vec::new(),
+            detached: Vec::new(),
+            early: Vec::new(),
             listeners: Vec::new(),
             doorbell,
             resolver,
@@ -361,14 +375,19 @@ impl Ring {
     pub fn next_event(&mut self) -> Option<Event> {
         loop {
             if let Some((connection, bytes)) = self.arrived.pop_front() {
-                let slot = self.connections.get(connection.index, connection.generation);
-                if slot.is_some_and(|slot| slot.closing == Closing::No && !slot.ended) {
-                    return Some(Event::Received { connection, bytes });
+                let slot = self.connections.get_mut(connection.index, connection.generation);
+                match slot.filter(|slot| slot.closing == Closing::No && !slot.ended) {
+                    Some(Connection { detaching: Some(received), .. }) => received.extend_from_slice(&bytes),
+                    Some(_) => return Some(Event::Received { connection, bytes }),
+                    None => {}
                 }
                 continue;
             }
             if let Some(connection) = self.aborted.pop() {
                 return Some(Event::Ended { connection, error: Some(Errno(libc::ENOBUFS)) });
+            }
+            if let Some(event) = self.next_detached().or_else(|| self.next_early()) {
+                return Some(event);
             }
             if self.rung {
                 if let Some((ticket, addresses)) = self.resolver.next() {
@@ -463,14 +482,23 @@ impl Ring {
         }
         if let Some(slot) = connection.large.take() {
             self.bulk.end(slot, result.max(0) as usize, |bytes| {
-                if alive {
+                if let Some(received) = &mut connection.detaching {
+                    received.extend_from_slice(&bytes);
+                } else if alive {
                     self.arrived.push_back((id, bytes));
                 }
             });
         }
         let event = if result > 0 {
             // Of several chunks, each is an event of its own.
-            bytes.filter(|_| alive).map(|bytes| Event::Received { connection: id, bytes })
+            match (bytes, &mut connection.detaching) {
+                (Some(bytes), Some(received)) => {
+                    received.extend_from_slice(&bytes);
+                    None
+                }
+                (Some(bytes), None) => alive.then_some(Event::Received { connection: id, bytes }),
+                (None, _) => None,
+            }
         } else {
             match -result {
                 libc::ENOBUFS => {
@@ -498,6 +526,7 @@ impl Ring {
             }
         } else {
             self.finished_check(id);
+            self.detach_check(id);
         }
         event
     }
@@ -536,7 +565,11 @@ impl Ring {
             self.begin_close(id);
             return None;
         }
-        std::mem::take(&mut connection.notify).then_some(Event::Drained { connection: id })
+        let notify = std::mem::take(&mut connection.notify);
+        if connection.detaching.is_some() {
+            self.detach_check(id);
+        }
+        notify.then_some(Event::Drained { connection: id })
     }
 
     fn on_accept(&mut self, listener: usize, entry: &cqueue::Entry) -> Option<Event> {
@@ -608,6 +641,7 @@ impl Ring {
         if let Some(connection) = self.connections.get_mut(id.index, id.generation) {
             connection.operations -= 1;
             self.finished_check(id);
+            self.detach_check(id);
         }
     }
 
@@ -659,6 +693,8 @@ impl Ring {
             wanted: false,
             sending: Sending::No,
             connecting: None,
+            detaching: None,
+            early: None,
             bulk: false,
             streamed: 0,
             large: None,
@@ -905,7 +941,14 @@ impl Transport for Ring {
         if connection.closing != Closing::No || connection.ended || connection.wanted == on {
             return;
         }
+        if connection.detaching.is_some() {
+            return;
+        }
         connection.wanted = on;
+        if on && self.tells_early(id) {
+            return;
+        }
+        let connection = self.connections.get_mut(id.index, id.generation).expect("looked up above");
         match (on, connection.receive) {
             (true, Receive::Off) => self.arm_receive(id),
             (false, Receive::Armed) => {
@@ -987,6 +1030,14 @@ impl Transport for Ring {
         }
         let address = sys::getpeername::<SockaddrStorage>(connection.socket).ok();
         address.as_ref().and_then(tcp_address).is_some_and(|address| address.ip().to_canonical().is_loopback())
+    }
+
+    fn detach(&mut self, connection: ConnectionId) {
+        self.begin_detach(connection);
+    }
+
+    fn adopt(&mut self, parcel: Parcel, group: Group) -> Option<ConnectionId> {
+        self.adopt_parcel(parcel, group)
     }
 
     fn stop_listening(&mut self) {
