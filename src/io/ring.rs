@@ -140,6 +140,8 @@ struct Connection {
     large: Option<u8>,
     /// The last receive of the stream brought little.
     short: bool,
+    /// The last receive left something in the socket.
+    left: bool,
     dirty: bool,
     notify: bool,
     ended: bool,
@@ -450,6 +452,7 @@ impl Ring {
                     let Some(connection) = self.connections.get_mut(id.index, id.generation) else { continue };
                     if connection.receive == Receive::Paced {
                         connection.receive = Receive::Off;
+                        // What has come since is received by one chunk first; it says whether there is more.
                         connection.short = false;
                         self.arm_if_wanted(id);
                     }
@@ -477,6 +480,7 @@ impl Ring {
             let size = result as usize;
             connection.bulk &= size >= BULK_MIN;
             connection.streamed = connection.streamed.saturating_add(size as u32);
+            connection.left = cqueue::sock_nonempty(entry.flags());
             let pieces = if connection.large.is_some() { bulk::PIECES } else { 1 };
             connection.short = size * 4 < pieces * self.arena.chunk_size();
         }
@@ -699,6 +703,7 @@ impl Ring {
             streamed: 0,
             large: None,
             short: false,
+            left: false,
             dirty: false,
             notify: false,
             ended: false,
@@ -831,7 +836,8 @@ impl Ring {
         connection.receive = Receive::Armed;
         connection.operations += 1;
         let (socket, group) = (types::Fd(connection.socket), connection.group as u16);
-        let large = if streams { self.bulk.begin(&self.arena, self.backend_reserve + SCRATCH_RESERVE) } else { None };
+        // Only where it ends at once: one that waited would hold its chunks, for as long as the backend is idle.
+        let large = if streams && connection.left { self.bulk.begin(&self.arena, self.backend_reserve + SCRATCH_RESERVE) } else { None };
         let entry = if let Some((slot, header)) = large {
             connection.large = Some(slot);
             opcode::RecvMsg::new(socket, header).build()
