@@ -837,7 +837,11 @@ impl Ring {
         connection.operations += 1;
         let (socket, group) = (types::Fd(connection.socket), connection.group as u16);
         // Only where it ends at once: one that waited would hold its chunks, for as long as the backend is idle.
-        let large = if streams && connection.left { self.bulk.begin(&self.arena, self.backend_reserve + SCRATCH_RESERVE) } else { None };
+        let large = if streams && connection.left {
+            self.bulk.begin(&self.arena, self.backend_reserve + SCRATCH_RESERVE)
+        } else {
+            None
+        };
         let entry = if let Some((slot, header)) = large {
             connection.large = Some(slot);
             opcode::RecvMsg::new(socket, header).build()
