@@ -68,6 +68,7 @@ fn part(waiters: &mut Waiters) -> Part {
         idle_timeout: Duration::from_secs(600),
         lifetime: Duration::from_secs(3600),
         schedule: Schedule::RoundRobin,
+        placement: Schedule::LoadBalancing,
     };
     let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     let mut part = Part::new(settings, BACKENDS, backoff);

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use crate::ids::{ClientId, PoolId};
-use crate::pool::{self, Backoff, Part};
+use crate::pool::{self, Backoff, Homes, Part};
 use crate::session::RelayMode;
 use crate::session::parameters::VectorId;
 
 use super::Server;
+use super::budget::Claim;
 
 /// What applies to one database and user.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,8 +75,16 @@ pub(super) struct Pool {
     pub transactions: u64,
     /// For each shard, places that came from it less those that went there.
     pub borrowed: Box<[i32]>,
+    /// The shards that have a part of it.
+    pub homes: Homes,
     /// Other shards are asked for a place not before then.
     pub ask_at: Option<Instant>,
+    /// How often they were asked.
+    pub round: u32,
+    /// For each shard, the last question to which it had nothing, and how many in a row those were.
+    pub nothing: Box<[(u32, u32)]>,
+    /// Who of them waits longest, if any asked lately.
+    pub claim: Option<Claim>,
 }
 
 #[derive(Default)]
@@ -84,6 +93,7 @@ pub(super) struct Pools {
     by_key: HashMap<Key, u32, foldhash::fast::RandomState>,
     vacant: Vec<u32>,
     next_server: usize,
+    next_turn: usize,
     last_serial: u32,
 }
 
@@ -102,6 +112,7 @@ impl Pools {
         &mut self,
         key: Key,
         settings: PoolSettings,
+        homes: Homes,
         permits: u32,
         backoff: Backoff,
         shard_count: u16,
@@ -127,7 +138,11 @@ impl Pools {
             queries: 0,
             transactions: 0,
             borrowed: vec![0; shard_count as usize].into_boxed_slice(),
+            homes,
             ask_at: None,
+            round: 0,
+            nothing: vec![(0, 0); shard_count as usize].into_boxed_slice(),
+            claim: None,
         };
         let index = match self.vacant.pop() {
             Some(index) => {
@@ -178,6 +193,12 @@ impl Pools {
         let slots = self.slots.get(index as usize..)?;
         let offset = slots.iter().position(Option::is_some)?;
         Some(PoolId(index + offset as u32))
+    }
+
+    /// Counts the clients that are placed in turn.
+    pub(super) fn next_turn(&mut self) -> usize {
+        self.next_turn = self.next_turn.wrapping_add(1);
+        self.next_turn
     }
 
     /// The next in turn of `count` servers.

@@ -16,3 +16,4 @@ mod psql;
 mod queue;
 mod routes;
 mod servers;
+mod shards;

@@ -17,7 +17,7 @@ use qcp::protocol::writer::{Full, NO_PARAMETER_TYPES, NO_PARAMETERS};
 use qcp::protocol::{Direction, Framer, Step, TransactionStatus, Writer, reader};
 use qcp::session::RelayMode;
 use qcp::shard::mailbox::mailboxes;
-use qcp::shard::{Catalogue, PoolSettings, Server as ServerName, Settings, Shard};
+use qcp::shard::{Catalogue, PoolSettings, Population, Server as ServerName, Settings, Shard};
 
 /// How many of each there are.
 #[derive(Clone, Copy)]
@@ -204,7 +204,7 @@ impl World {
         let (_, mailbox) = mailboxes(&doorbells);
         let mailbox = mailbox.into_iter().next().expect("one for each doorbell");
         let catalogue = Rc::new(OnePool { size: sizes.backends as u32 });
-        let shard = Shard::new(Pipes::new(sizes), settings(sizes), catalogue, mailbox, Arc::default());
+        let shard = Shard::new(Pipes::new(sizes), settings(sizes), catalogue, mailbox, Arc::new(Population::new(1)));
         let mut world = World { sizes, shard, peers: Vec::new(), first: 0, events: Vec::new(), before, after };
         let startup = written(|writer| {
             writer.startup_message(Version::V3_0, [(&b"user"[..], &b"alice"[..]), (b"database", b"shop")])
@@ -316,6 +316,7 @@ fn settings(sizes: Sizes) -> Settings {
         nodes_count: 8 * sizes.clients,
         login_timeout: Duration::from_secs(60),
         connect_timeout: Duration::from_secs(60),
+        cancel_timeout: Duration::from_secs(10),
         backoff: (Duration::from_millis(100), Duration::from_secs(5)),
         trust: true,
         check_connections: 1,
@@ -346,6 +347,7 @@ impl Catalogue for OnePool {
                 idle_timeout: Duration::from_secs(600),
                 lifetime: Duration::from_secs(3600),
                 schedule: Schedule::RoundRobin,
+                placement: Schedule::LoadBalancing,
             },
         })
     }
