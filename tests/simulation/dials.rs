@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use qcp::auth::settings::{Method, Rules};
 use qcp::pool::{Schedule, Settings};
 use qcp::session::RelayMode;
 use qcp::shard::{Catalogue, PoolSettings, Server};
@@ -176,6 +177,7 @@ impl Catalogue for Everything {
             server_database: database.to_owned(),
             mode: dials.mode,
             dedicated: dials.dedicated,
+            rules: Rules { method: if dials.trust { Method::Trust } else { Method::Server }, credentials: None },
             pool: Settings {
                 size: dials.pool_size,
                 min_size: dials.min_size.min(dials.pool_size),

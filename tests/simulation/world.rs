@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use qcp::auth::secrets::Salts;
 use qcp::ids::{ConnectionId, ShardId};
 use qcp::io::doorbell::Doorbell;
 use qcp::io::{Errno, Event, SocketAddress};
@@ -165,7 +166,8 @@ impl World {
                 connect_timeout: CONNECT_TIMEOUT,
                 cancel_timeout: Duration::from_secs(10),
                 backoff: (Duration::from_millis(100), Duration::from_secs(5)),
-                trust: dials.trust,
+                auth: Arc::default(),
+                salts: Salts::new([1; 32]),
                 check_connections: CHECKS,
                 settings_bytes: 64 << 10,
                 statement_bytes: dials.chunks / 4 * dials.chunk_size,

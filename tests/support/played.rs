@@ -2,10 +2,13 @@
 //! relay step it. Everything around the shard is written to be simple; only what the shard does is counted or timed.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use qcp::auth::secrets::Salts;
+use qcp::auth::settings::{Method, Rules};
 use qcp::ids::{ConnectionId, ShardId};
 use qcp::io::doorbell::Doorbell;
 use qcp::io::{Close, Errno, Event, Group, Parcel, SocketAddress, Transport};
@@ -318,7 +321,8 @@ fn settings(sizes: Sizes) -> Settings {
         connect_timeout: Duration::from_secs(60),
         cancel_timeout: Duration::from_secs(10),
         backoff: (Duration::from_millis(100), Duration::from_secs(5)),
-        trust: true,
+        auth: Arc::default(),
+        salts: Salts::new([1; 32]),
         check_connections: 1,
         settings_bytes: 1 << 16,
         statement_bytes: 1 << 16,
@@ -339,6 +343,7 @@ impl Catalogue for OnePool {
             server_database: database.to_owned(),
             mode: RelayMode::Smart,
             dedicated: false,
+            rules: Rules { method: Method::Trust, credentials: None },
             pool: pool::Settings {
                 size: self.size,
                 min_size: 0,
@@ -457,6 +462,14 @@ impl Transport for Pipes {
 
     fn peer(&self, connection: ConnectionId) -> String {
         format!("{connection:?}")
+    }
+
+    fn address(&self, _connection: ConnectionId) -> Option<IpAddr> {
+        None
+    }
+
+    fn peer_user(&self, _connection: ConnectionId) -> Option<String> {
+        None
     }
 
     fn is_local(&self, _connection: ConnectionId) -> bool {
