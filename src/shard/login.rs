@@ -391,6 +391,12 @@ impl<T: Transport> Shard<T> {
         self.join(id, backend);
         if !self.ask_settings(backend, wanted, MARK_APPLY) {
             self.fail(id, &Fault::NoMemory);
+            return;
+        }
+        // A backend from another shard, or one whose settings this pool has forgotten that they are good, may be set so
+        // already: then there is nothing to ask, and no answer comes.
+        if self.backend(backend).is_some_and(|backend| !backend.pipeline.is_busy()) {
+            self.on_settings_applied(id, backend);
         }
     }
 
