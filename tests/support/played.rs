@@ -342,6 +342,7 @@ impl Catalogue for OnePool {
             servers: vec![ServerName::Tcp("127.0.0.1".to_owned(), 5432)],
             server_database: database.to_owned(),
             mode: RelayMode::Smart,
+            preserve: None,
             dedicated: false,
             rules: Rules { method: Method::Trust, credentials: None },
             pool: pool::Settings {
