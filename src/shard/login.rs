@@ -402,12 +402,6 @@ impl<T: Transport> Shard<T> {
         let old = std::mem::replace(&mut client.wanted, wanted);
         self.vectors.let_go(old);
         self.join(id, backend);
-        let link = self.backend(backend).expect("just joined");
-        if link.has == wanted && !link.touched {
-            // Another shard's clients had these settings on it: there is nothing to try.
-            self.on_settings_applied(id, backend);
-            return;
-        }
         if !self.ask_settings(backend, wanted, MARK_APPLY) {
             self.fail(id, &Fault::NoMemory);
             return;
