@@ -355,6 +355,7 @@ fn settings() -> Settings {
         backends_max: BACKENDS as usize,
         nodes_count: 64,
         login_timeout: Duration::from_secs(60),
+        client_stall_timeout: Duration::from_secs(60),
         connect_timeout: Duration::from_secs(60),
         backoff: (Duration::from_millis(100), Duration::from_secs(5)),
         trust: true,
@@ -466,6 +467,10 @@ impl Transport for Pipes {
 
     fn abort(&mut self, _connection: ConnectionId) {
         unreachable!("there is memory enough")
+    }
+
+    fn taken(&self, _connection: ConnectionId) -> u64 {
+        0
     }
 
     fn notify_drained(&mut self, _connection: ConnectionId) {

@@ -152,6 +152,16 @@ impl Block {
         // SAFETY: the range belongs to this block alone until it is dropped, and `self` is borrowed for writing.
         unsafe { std::slice::from_raw_parts_mut(self.chunk.pointer().add(self.start as usize), self.size as usize) }
     }
+
+    /// Copies `bytes` to `at`, and touches nothing else of the block: the kernel may be reading what lies before it.
+    pub(super) fn fill(&mut self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= self.size as usize);
+        // SAFETY: the range lies within this block, which belongs to its owner alone, and `self` is borrowed for writing.
+        unsafe {
+            let target = self.chunk.pointer().add(self.start as usize + at);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len());
+        }
+    }
 }
 
 impl Drop for Block {

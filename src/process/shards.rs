@@ -199,6 +199,7 @@ fn build(start: Start) -> io::Result<Shard<Ring>> {
         backends_max: sums.backends_max,
         nodes_count: sums.request_nodes,
         login_timeout: config.login_timeout,
+        client_stall_timeout: config.client_stall_timeout,
         connect_timeout: config.reconnect.connect_timeout,
         backoff: (config.reconnect.min_backoff, config.reconnect.max_backoff),
         trust: config.auth.method == AuthMethod::Trust,

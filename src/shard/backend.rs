@@ -56,6 +56,7 @@ impl<T: Transport> Shard<T> {
             reported: Vec::new(),
             addresses: Vec::new(),
             address: None,
+            stalled: None,
             deadline: Some(now + self.settings.connect_timeout),
             born: now,
             used: now,

@@ -60,6 +60,8 @@ impl<T: Transport> Shard<T> {
         }
         if given {
             self.give(id, from, 1);
+        } else {
+            self.pools.get_mut(id).refused_at = Some(self.io.now());
         }
     }
 

@@ -91,6 +91,10 @@ impl<T: Transport> Shard<T> {
                 self.on_backend_gone(id, why);
                 continue;
             }
+            if let BackendState::Linked(client) = backend.state {
+                self.watch_reader(id, client);
+                continue;
+            }
             if !matches!(backend.state, BackendState::Idle) || backend.purpose != Purpose::Pool {
                 continue;
             }
@@ -102,6 +106,33 @@ impl<T: Transport> Shard<T> {
             if self.can_replace(backend.pool) && (self.is_expired(backend) || unused && surplus) {
                 self.close_backend(id, Close::Flushed);
             }
+        }
+    }
+
+    /// A client that has a backend, has not taken all that it was sent, and takes nothing any more is closed, if others
+    /// wait for the backend.
+    fn watch_reader(&mut self, id: BackendId, client: ClientId) {
+        let (now, limit) = (self.io.now(), self.settings.client_stall_timeout);
+        let Some(connection) = self.client(client).map(|client| client.connection) else { return };
+        if limit.is_zero() || self.io.queued(connection).0 == 0 {
+            self.backend(id).expect("the caller has looked it up").stalled = None;
+            return;
+        }
+        let taken = self.io.taken(connection);
+        let backend = self.backend(id).expect("the caller has looked it up");
+        let since = match backend.stalled {
+            Some((since, before)) if before == taken => since,
+            Some(_) | None => {
+                backend.stalled = Some((now, taken));
+                return;
+            }
+        };
+        let pool = backend.pool;
+        let pool = self.pools.get(pool);
+        let stalled = now.duration_since(since);
+        if stalled >= limit && (pool.part.waiting() > 0 || pool.is_asked_for(now)) {
+            let pool = format!("{}/{}", pool.key.database, pool.key.user);
+            self.fail(client, &Fault::ClientStalled { pool, stalled });
         }
     }
 

@@ -87,6 +87,8 @@ pub struct Settings {
     pub nodes_count: usize,
     /// From accept to the end of the login.
     pub login_timeout: Duration,
+    /// For a client that takes nothing of its answer while others wait for the backend that it has; zero: no limit.
+    pub client_stall_timeout: Duration,
     /// For a connection to a server, with its login.
     pub connect_timeout: Duration,
     /// Pauses between failed attempts.
@@ -227,6 +229,8 @@ struct Backend {
     addresses: Vec<SocketAddr>,
     address: Option<SocketAddress>,
     deadline: Option<Instant>,
+    /// Since when its client has taken nothing of what is queued for it, and what it had taken by then.
+    stalled: Option<(Instant, u64)>,
     born: Instant,
     used: Instant,
     /// The first error the server sent during its login, whole.
@@ -326,7 +330,7 @@ const QUEUED_MAX: usize = 16 * 1024;
 /// Pieces queued for a peer above which its source is not read.
 const QUEUED_PIECES_MAX: usize = 64;
 /// Requests up to this size wait in a block rather than in the chunk they came in.
-const STASH_MAX: usize = 4096;
+const STASH_MAX: usize = 16 * 1024;
 /// Cancel connections under way at once; more wait for their clients to ask again.
 const CANCELS_MAX: usize = 64;
 
@@ -507,6 +511,12 @@ impl<T: Transport> Shard<T> {
                 if self.client(id).is_some_and(|client| client.paused) {
                     self.resume_client(id);
                 }
+                // It may have kept its backend only because it had not taken all of its answer.
+                if let Some(backend) = self.backend_of(id)
+                    && self.backend(backend).is_some_and(|backend| backend.pipeline.is_whole())
+                {
+                    self.try_release(backend);
+                }
             }
             Some(Owner::Backend(id)) => {
                 if let Some(client) = self.client_of(id) {
@@ -565,12 +575,7 @@ impl<T: Transport> Shard<T> {
             return false;
         }
         // The less there is, the less one peer that does not read may hold.
-        let arena = self.io.arena();
-        let (free, count) = (arena.free_count(), arena.chunk_count());
-        let allowed = match () {
-            () if free * 4 >= count => QUEUED_MAX,
-            () => 0,
-        };
+        let allowed = if self.io.arena().is_tight() { 0 } else { QUEUED_MAX };
         bytes > allowed || pieces >= QUEUED_PIECES_MAX
     }
 

@@ -1,7 +1,7 @@
 //! The shard's table of pools: made when the first client asks for one, dropped when nobody uses it any more.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::ids::{ClientId, PoolId};
 use crate::pool::{self, Backoff, Part};
@@ -66,6 +66,18 @@ pub(super) struct Pool {
     pub borrowed: Box<[i32]>,
     /// Other shards are asked for a place not before then.
     pub ask_at: Option<Instant>,
+    /// When another shard has last asked for a place and was not given one.
+    pub refused_at: Option<Instant>,
+}
+
+/// A shard that waits asks again sooner than this.
+const ASKED_FOR: Duration = Duration::from_secs(1);
+
+impl Pool {
+    /// Whether clients of other shards wait for a place.
+    pub(super) fn is_asked_for(&self, now: Instant) -> bool {
+        self.refused_at.is_some_and(|at| now.duration_since(at) < ASKED_FOR)
+    }
 }
 
 #[derive(Default)]
@@ -118,6 +130,7 @@ impl Pools {
             transactions: 0,
             borrowed: vec![0; shard_count as usize].into_boxed_slice(),
             ask_at: None,
+            refused_at: None,
         };
         let index = match self.vacant.pop() {
             Some(index) => {

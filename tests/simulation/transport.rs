@@ -57,6 +57,7 @@ struct Connection {
     late: bool,
     outbox: VecDeque<Slice>,
     outbox_bytes: usize,
+    taken: u64,
     notify: bool,
     inbound: VecDeque<u8>,
     /// What comes behind the inbound bytes.
@@ -138,6 +139,7 @@ impl Pipes {
             late: false,
             outbox: VecDeque::new(),
             outbox_bytes: 0,
+            taken: 0,
             notify: false,
             inbound: VecDeque::new(),
             end: None,
@@ -270,6 +272,7 @@ impl Pipes {
             let count = if gone { slice.len() } else { slice.len().min(most - drained.bytes.len()) };
             drained.bytes.extend_from_slice(&slice[..count]);
             connection.outbox_bytes -= count;
+            connection.taken += count as u64;
             slice.advance(count);
             if slice.is_empty() {
                 connection.outbox.pop_front();
@@ -346,6 +349,10 @@ impl Transport for Pipes {
     fn queued(&self, connection: ConnectionId) -> (usize, usize) {
         let slot = self.connections.get(connection.index, connection.generation);
         slot.map_or((0, 0), |connection| (connection.outbox_bytes, connection.outbox.len()))
+    }
+
+    fn taken(&self, connection: ConnectionId) -> u64 {
+        self.connections.get(connection.index, connection.generation).map_or(0, |connection| connection.taken)
     }
 
     fn notify_drained(&mut self, connection: ConnectionId) {

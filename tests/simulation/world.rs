@@ -123,6 +123,8 @@ const TRACE_LINES: usize = 200_000;
 /// A connection to a server, with its login.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longer than any peer pauses.
+const CLIENT_STALL_TIMEOUT: Duration = Duration::from_secs(40);
 /// Nobody waits longer than this for anything: sleeps, outages and timeouts are far shorter.
 const PATIENCE: u64 = 60 * SECOND;
 const NODES: usize = 4096;
@@ -158,6 +160,7 @@ impl World {
                 backends_max: 64,
                 nodes_count: NODES,
                 login_timeout: LOGIN_TIMEOUT,
+                client_stall_timeout: CLIENT_STALL_TIMEOUT,
                 connect_timeout: CONNECT_TIMEOUT,
                 backoff: (Duration::from_millis(100), Duration::from_secs(5)),
                 trust: dials.trust,
