@@ -473,6 +473,10 @@ impl Transport for Pipes {
         0
     }
 
+    fn is_starved(&self) -> bool {
+        false
+    }
+
     fn notify_drained(&mut self, _connection: ConnectionId) {
         unreachable!("peers take what they are sent")
     }

@@ -126,6 +126,9 @@ pub trait Transport {
     /// A number that changes when the peer takes some of what it was sent. Costs a system call.
     fn taken(&self, connection: ConnectionId) -> u64;
 
+    /// Whether clients have something to say and there is no chunk to receive it into.
+    fn is_starved(&self) -> bool;
+
     /// Asks for one [`Event::Drained`] when nothing is queued any more.
     fn notify_drained(&mut self, connection: ConnectionId);
 

@@ -49,6 +49,8 @@ const COALESCE_MAX: usize = 4096;
 const SCRATCH_RESERVE: usize = 2;
 /// A smaller receive than this says that the large answer is through.
 const BULK_MIN: usize = 4096;
+/// What a client may say at once while memory is short.
+const TIGHT_RECEIVE: u32 = 4096;
 /// How long a peer may take to accept what is sent before a close.
 const LINGER: Duration = Duration::from_secs(5);
 /// Up to this size, what comes while an earlier send is in flight is copied aside.
@@ -785,10 +787,12 @@ impl Ring {
         connection.receive = Receive::Armed;
         connection.operations += 1;
         let (socket, group) = (types::Fd(connection.socket), connection.group as u16);
-        // Where little is left, no answer may fill several chunks before anybody can say stop.
-        let entry = if connection.bulk || connection.group == Group::Backend && self.arena.is_tight() {
-            // One chunk at a time, so that stopping costs no cancellation and a slow reader holds little.
-            let entry = opcode::Recv::new(socket, std::ptr::null_mut(), 0).buf_group(group).build();
+        let tight = self.arena.is_tight();
+        let entry = if connection.bulk || tight {
+            // One chunk at a time, so that stopping costs no cancellation and a slow reader holds little. Where memory is
+            // short nobody may fill several before anybody can say stop, and what a client says may have to be kept.
+            let most = if tight && connection.group == Group::Client { TIGHT_RECEIVE } else { 0 };
+            let entry = opcode::Recv::new(socket, std::ptr::null_mut(), most).buf_group(group).build();
             entry.flags(squeue::Flags::BUFFER_SELECT)
         } else {
             opcode::RecvMulti::new(socket, group).build()
@@ -886,6 +890,11 @@ impl Transport for Ring {
     fn taken(&self, connection: ConnectionId) -> u64 {
         let slot = self.connections.get(connection.index, connection.generation);
         slot.map_or(0, |connection| taken(connection.socket, connection.local))
+    }
+
+    fn is_starved(&self) -> bool {
+        let group = Group::Client as usize;
+        self.buffers[group].len() == 0 && !self.starved[group].is_empty()
     }
 
     fn notify_drained(&mut self, connection: ConnectionId) {

@@ -8,6 +8,10 @@ use crate::session::fault::Fault;
 
 use super::{BackendState, ClientState, Purpose, Running, Shard};
 
+/// Memory that is used up for so long will not come back by itself.
+const STARVED_MAX: Duration = Duration::from_secs(1);
+/// Clients closed at once when it does not.
+const SHED_MAX: usize = 16;
 /// How often all clients and backends are looked at.
 const SCAN_EVERY: Duration = Duration::from_millis(250);
 
@@ -25,6 +29,7 @@ impl<T: Transport> Shard<T> {
         if now >= self.scan_at {
             self.scan_at = now + SCAN_EVERY;
             self.scan_clients();
+            self.shed_load();
             self.scan_backends();
             self.scan_cancels();
             self.scan_pools();
@@ -106,6 +111,38 @@ impl<T: Transport> Shard<T> {
             if self.can_replace(backend.pool) && (self.is_expired(backend) || unused && surplus) {
                 self.close_backend(id, Close::Flushed);
             }
+        }
+    }
+
+    /// Where clients that do not read have taken the memory that all others are received into, the worst of them are
+    /// closed: whatever else bounds them, this is what keeps the shard from standing still.
+    fn shed_load(&mut self) {
+        let now = self.io.now();
+        if !self.io.is_starved() {
+            self.starved_since = None;
+            return;
+        }
+        if now.duration_since(*self.starved_since.get_or_insert(now)) < STARVED_MAX {
+            return;
+        }
+        let weight = |client: &super::Client| {
+            let queued = self.io.queued(client.connection).0;
+            if queued == 0 { 0 } else { queued + client.pending.bytes() }
+        };
+        let mut readers: Vec<_> = self
+            .clients
+            .iter()
+            .map(|(index, generation, client)| (weight(client), ClientId { index, generation }))
+            .filter(|&(weight, _)| weight > 0)
+            .collect();
+        readers.sort_unstable_by_key(|&(weight, _)| std::cmp::Reverse(weight));
+        for (weight, id) in readers.into_iter().take(SHED_MAX) {
+            let Some(connection) = self.client(id).map(|client| client.connection) else { continue };
+            log::warn!(
+                "{}: closed, because the arena is used up and it does not take the {weight} bytes that it holds of it",
+                self.io.peer(connection)
+            );
+            self.leave(id);
         }
     }
 

@@ -321,6 +321,8 @@ pub struct Shard<T: Transport> {
     counters: Counters,
     running: Running,
     scan_at: Instant,
+    /// Since when no client can be received from, for want of memory.
+    starved_since: Option<Instant>,
     started: Instant,
 }
 
@@ -396,6 +398,7 @@ impl<T: Transport> Shard<T> {
             counters: Counters::default(),
             running: Running::Yes,
             scan_at: now,
+            starved_since: None,
             started: now,
             settings,
             io,

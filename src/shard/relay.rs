@@ -226,7 +226,7 @@ impl<T: Transport> Shard<T> {
         let connection = client.connection;
         let waits = matches!(client.state, ClientState::Waiting);
         self.io.receive(connection, false);
-        if self.put_in_front(id, rest) && waits && self.io.arena().is_tight() {
+        if self.put_in_front(id, rest) && waits && !self.io.arena().has_spare() {
             // It would hold a whole chunk for as long as it waits.
             self.leave_queue(id);
             self.refuse_request(id, &Fault::NoMemoryToWait);

@@ -14,3 +14,4 @@ mod modes;
 mod psql;
 mod queue;
 mod routes;
+mod slow;

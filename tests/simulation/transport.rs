@@ -355,6 +355,10 @@ impl Transport for Pipes {
         self.connections.get(connection.index, connection.generation).map_or(0, |connection| connection.taken)
     }
 
+    fn is_starved(&self) -> bool {
+        false
+    }
+
     fn notify_drained(&mut self, connection: ConnectionId) {
         if let Some(connection) = self.get(connection) {
             connection.notify = true;
