@@ -1,5 +1,6 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 
+pub mod auth;
 pub mod config;
 pub mod control;
 pub mod ids;

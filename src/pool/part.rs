@@ -74,8 +74,11 @@ impl Backoff {
         Self { min, max, failures: 0, until: None }
     }
 
-    /// The pause after another failure; `jitter` is 0..=255.
+    /// The pause after another failure; `jitter` is 0..=255. What was under way together fails as one.
     fn fail(&mut self, now: Instant, jitter: u8) {
+        if !self.allows(now) {
+            return;
+        }
         let doubled = self.min.saturating_mul(1 << self.failures.min(16)).min(self.max);
         self.failures = self.failures.saturating_add(1);
         // Between three quarters and the whole of it, so that shards and poolers do not knock in step.
@@ -354,5 +357,23 @@ mod tests {
         }
         part.set_refill(Refill::Impossible);
         assert!(!part.may_open(now, 0));
+    }
+
+    #[test]
+    fn attempts_that_fail_together_are_one_failure() {
+        let (mut part, mut waiters, mut now) = (part(4), Waiters::new(8), Instant::now());
+        for index in 0..4 {
+            part.checkout(&mut waiters, client(index), now, 0);
+        }
+        for expected in [100, 200, 400] {
+            for _ in 0..4 {
+                assert!(part.may_open(now, 0) && part.begin_open());
+            }
+            for _ in 0..4 {
+                part.open_failed(now, 255, true);
+            }
+            assert!(!part.may_open(now + Duration::from_millis(expected - 1), 0));
+            now += Duration::from_millis(expected);
+        }
     }
 }

@@ -10,12 +10,13 @@ use crate::protocol::error::field;
 use crate::protocol::reader::{self, Authentication};
 use crate::protocol::startup::Version;
 use crate::protocol::tag::backend as tag;
-use crate::protocol::{Direction, Framer, Step};
+use crate::protocol::{Direction, Framer, SqlState, Step};
 use crate::session::fault::Fault;
 use crate::session::parameters::VectorId;
 use crate::session::pipeline::Pipeline;
 use crate::session::prepared::Prepared;
 
+use super::pools::Trouble;
 use super::{Backend, BackendState, ClientState, Owner, Purpose, Server, Shard, Unnamed};
 
 /// Largest message of a server's during a login that is looked at whole.
@@ -53,6 +54,7 @@ impl<T: Transport> Shard<T> {
             process_id: 0,
             key: 0,
             cancels: 0,
+            cancel_again: None,
             reported: Vec::new(),
             addresses: Vec::new(),
             address: None,
@@ -353,8 +355,9 @@ impl<T: Transport> Shard<T> {
                 self.vectors.let_go(of);
             }
         }
-        if self.pools.get_mut(pool).trouble.take().is_some() {
-            log::info!("{}: connected again", self.pool_name(pool));
+        if let Some(trouble) = self.pools.get_mut(pool).trouble.take() {
+            let down = now.duration_since(trouble.since).as_secs_f64();
+            log::info!("{}: connected again after {down:.1} s", self.pool_name(pool));
         }
         if purpose == Purpose::Dedicated {
             let Some(client) = checks else { return self.close_backend(id, Close::Now) };
@@ -425,7 +428,7 @@ impl<T: Transport> Shard<T> {
             BackendState::Piped(client) => self.dismiss(client),
             BackendState::Resolving | BackendState::Connecting | BackendState::LoggingIn => {
                 backend.blamed = true;
-                self.note_trouble(pool, why);
+                self.note_trouble(pool, why, refusal.clone());
                 if let Some(client) = checks {
                     let server = &self.pools.get(pool).key.server;
                     self.fail(client, &Fault::NoServer(format!("{server}: {why}")));
@@ -436,17 +439,24 @@ impl<T: Transport> Shard<T> {
             }
         }
         self.close_backend(id, Close::Now);
-        if let Some(refusal) = refusal {
+        if let Some(refusal) = refusal
+            && !is_passing(&refusal)
+        {
+            // What it has let in so far it may not let in any more: from here on it is asked again.
+            self.pools.get_mut(pool).trusted_until = None;
             self.refuse_waiters(pool, &refusal);
         }
     }
 
     /// Logs a change for the worse once, not for each attempt.
-    fn note_trouble(&mut self, pool: PoolId, why: &str) {
+    fn note_trouble(&mut self, pool: PoolId, why: &str, refusal: Option<Box<[u8]>>) {
+        let now = self.io.now();
         if self.pools.get(pool).trouble.is_none() {
             log::warn!("{}: no server connection: {why}; trying again", self.pool_name(pool));
         }
-        self.pools.get_mut(pool).trouble = Some(why.to_owned());
+        let trouble = &mut self.pools.get_mut(pool).trouble;
+        let since = trouble.as_ref().map_or(now, |trouble| trouble.since);
+        *trouble = Some(Trouble { why: why.to_owned(), since, refusal });
     }
 
     /// The server has refused a login of our own, and nobody else's backend can serve those who wait.
@@ -458,13 +468,18 @@ impl<T: Transport> Shard<T> {
             let Self { pools, waiters, .. } = self;
             pools.get_mut(pool).part.pop_waiter(waiters)
         } {
-            if let Some(connection) = self.client(client).map(|client| client.connection)
-                && let Some(bytes) = self.io.scratch().copy(refusal)
-            {
-                self.io.send(connection, bytes);
-            }
-            self.dismiss(client);
+            self.refuse_in_servers_words(client, refusal);
         }
+    }
+
+    /// Ends a client that waits with what the server has said to a login of QCP's own.
+    pub(super) fn refuse_in_servers_words(&mut self, id: ClientId, refusal: &[u8]) {
+        if let Some(connection) = self.client(id).map(|client| client.connection)
+            && let Some(bytes) = self.io.scratch().copy(refusal)
+        {
+            self.io.send(connection, bytes);
+        }
+        self.dismiss(id);
     }
 
     /// Closes a backend and gives back its place. Whoever it served has been told.
@@ -544,4 +559,11 @@ impl<T: Transport> Shard<T> {
         let lifetime = self.pools.get(backend.pool).settings.pool.lifetime;
         lifetime > Duration::ZERO && self.io.now().duration_since(backend.born) >= lifetime
     }
+}
+
+/// Whether a server that refuses a login like this will take it in a while: it is full, starting up or shutting down.
+/// Clients then wait as long as they would for a free backend.
+fn is_passing(refusal: &[u8]) -> bool {
+    let code = reader::fields(refusal).code();
+    code.is_some_and(|code| code == SqlState::TOO_MANY_CONNECTIONS || code == SqlState::CANNOT_CONNECT_NOW)
 }

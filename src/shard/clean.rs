@@ -34,6 +34,9 @@ const MARK_RESET: u32 = 4;
 /// A backend that takes longer is closed.
 const CLEAN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A cancel that came before the server had begun with the query, or for which there was no connection, is repeated.
+const CANCEL_AGAIN: Duration = Duration::from_millis(500);
+
 /// Brings a backend back to what it was after its login.
 const RESET_QUERY: &[u8] = b"DISCARD ALL";
 
@@ -83,8 +86,23 @@ impl<T: Transport> Shard<T> {
         if running && !fail_copy {
             // Nobody waits for the answer: the server need not work on it.
             self.cancel_query(id);
+            self.backend(id).expect("looked up above").cancel_again = Some(self.io.now() + CANCEL_AGAIN);
         }
         self.go_on_cleaning(id);
+    }
+
+    /// A backend that is drained still works although it was asked to stop.
+    pub(super) fn cancel_again(&mut self, id: BackendId) {
+        let now = self.io.now();
+        let Some(backend) = self.backend(id) else { return };
+        if backend.cancel_again.is_none_or(|at| now < at) {
+            return;
+        }
+        let draining = matches!(backend.state, BackendState::Cleaning(Stage::Draining)) && backend.pipeline.is_busy();
+        backend.cancel_again = draining.then(|| now + CANCEL_AGAIN);
+        if draining {
+            self.cancel_query(id);
+        }
     }
 
     /// The next step, when the last one's answers are here.

@@ -52,17 +52,19 @@ impl<T: Transport> Shard<T> {
                 return;
             }
             let Some((client, _)) = pool.part.pop_waiter(waiters) else { return };
-            let fault = match (&pool.trouble, pool.part.lent()) {
-                (Some(why), 0) => Fault::NoServer(format!("{}: {why}", pool.key.server)),
-                _ => Fault::QueueTimeout {
+            let trouble = pool.trouble.as_ref().filter(|_| pool.part.lent() == 0);
+            if let Some(refusal) = trouble.and_then(|trouble| trouble.refusal.clone()) {
+                self.refuse_in_servers_words(client, &refusal);
+            } else if let Some(trouble) = trouble {
+                let fault = Fault::NoServer(format!("{}: {}", pool.key.server, trouble.why));
+                self.fail(client, &fault);
+            } else {
+                let fault = Fault::QueueTimeout {
                     pool: format!("{}/{}", pool.key.database, pool.key.user),
                     waiting: pool.part.waiting(),
                     waited,
-                },
-            };
-            match fault {
-                Fault::NoServer(_) => self.fail(client, &fault),
-                _ => self.refuse_request(client, &fault),
+                };
+                self.refuse_request(client, &fault);
             }
         }
     }
@@ -96,6 +98,8 @@ impl<T: Transport> Shard<T> {
                 self.on_backend_gone(id, why);
                 continue;
             }
+            self.cancel_again(id);
+            let Some(backend) = self.backends.get(index, generation) else { continue };
             if let BackendState::Linked(client) = backend.state {
                 self.watch_reader(id, client);
                 continue;

@@ -224,6 +224,8 @@ struct Backend {
     key: u32,
     /// Cancel connections under way for it.
     cancels: u32,
+    /// Being drained for nobody: what it works on is cancelled once more then.
+    cancel_again: Option<Instant>,
     /// What the server reports during its login.
     reported: Vec<(Box<str>, Box<str>)>,
     addresses: Vec<SocketAddr>,

@@ -36,6 +36,16 @@ pub struct Key {
     pub user: Box<str>,
 }
 
+/// Why a pool has no new backends at the moment.
+pub(super) struct Trouble {
+    /// How the last attempt failed.
+    pub why: String,
+    /// Since the first of them.
+    pub since: Instant,
+    /// The server's own message, if it was the server that refused the last.
+    pub refusal: Option<Box<[u8]>>,
+}
+
 pub(super) struct Pool {
     /// Never given to another pool of this shard; not 0.
     pub serial: u32,
@@ -58,8 +68,8 @@ pub(super) struct Pool {
     pub clients: u32,
     /// Backends of any purpose.
     pub backends: u32,
-    /// Whether the last attempt to open a backend failed, and how.
-    pub trouble: Option<String>,
+    /// While attempts to open a backend fail.
+    pub trouble: Option<Trouble>,
     pub queries: u64,
     pub transactions: u64,
     /// For each shard, places that came from it less those that went there.

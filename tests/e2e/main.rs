@@ -6,6 +6,7 @@
 mod support;
 
 mod drivers;
+mod gone;
 mod lifecycle;
 mod load;
 mod logins;
@@ -14,4 +15,5 @@ mod modes;
 mod psql;
 mod queue;
 mod routes;
+mod servers;
 mod slow;

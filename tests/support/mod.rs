@@ -5,11 +5,13 @@
 // Each test crate uses its own part of this.
 #![allow(dead_code)]
 
+pub mod door;
 pub mod pooler;
 pub mod postgres;
 pub mod proc;
 pub mod programs;
 pub mod raw;
+pub mod server;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering};

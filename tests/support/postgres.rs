@@ -176,16 +176,7 @@ impl Postgres {
 
     /// A command of the server's own programs, run by a user that PostgreSQL accepts to be run by.
     fn as_server(&self, program: &str) -> Command {
-        let program = self.programs.join(program);
-        let Some(owner) = unprivileged() else { return Command::new(program) };
-        let mut command = Command::new("setpriv");
-        command
-            .arg(format!("--reuid={}", owner.uid))
-            .arg(format!("--regid={}", owner.gid))
-            .arg("--clear-groups")
-            .arg(program)
-            .current_dir("/");
-        command
+        unprivileged_command(&self.programs.join(program))
     }
 
     /// The server's log so far, for the report of a test that failed.
@@ -199,8 +190,21 @@ impl Postgres {
     }
 }
 
+/// A command run by a user that PostgreSQL accepts to be run by.
+pub(super) fn unprivileged_command(program: &Path) -> Command {
+    let Some(owner) = unprivileged() else { return Command::new(program) };
+    let mut command = Command::new("setpriv");
+    command
+        .arg(format!("--reuid={}", owner.uid))
+        .arg(format!("--regid={}", owner.gid))
+        .arg("--clear-groups")
+        .arg(program)
+        .current_dir("/");
+    command
+}
+
 /// PostgreSQL refuses to be run by root; `None` where we are somebody else already.
-fn unprivileged() -> Option<nix::unistd::User> {
+pub(super) fn unprivileged() -> Option<nix::unistd::User> {
     if !nix::unistd::geteuid().is_root() {
         return None;
     }

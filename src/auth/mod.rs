@@ -1,0 +1,8 @@
+//! Who a client is, and who QCP is to a server: secrets, the exchanges that prove them, and the files that say who may
+//! come in how.
+//!
+//! Pure: no socket, no clock, no random number; what an exchange needs of these comes in as an argument. Nothing here
+//! writes a secret to a log, and what holds one wipes it when it is dropped.
+#![forbid(unsafe_code)]
+
+pub mod channel;

@@ -1,0 +1,101 @@
+//! A door before a server: lets connections through, or says what a server in trouble would; counts who knocks.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::Address;
+use super::raw::message;
+
+/// What it does with who knocks.
+#[derive(Clone, Debug)]
+pub enum Manner {
+    Open,
+    /// SQLSTATE and text of a FATAL error, said this long after the startup packet.
+    Refuse(&'static str, &'static str, Duration),
+}
+
+pub struct Door {
+    port: u16,
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    manner: Manner,
+    /// When each connection came.
+    knocks: Vec<Instant>,
+    /// Refusals under way.
+    inside: usize,
+    inside_most: usize,
+}
+
+impl Door {
+    /// Opens one before `server`. Its threads end with the process.
+    pub fn before(server: Address, manner: Manner) -> Door {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is left");
+        let port = listener.local_addr().expect("it is bound").port();
+        let state = Arc::new(Mutex::new(State { manner, knocks: Vec::new(), inside: 0, inside_most: 0 }));
+        let shared = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for knocking in listener.incoming().flatten() {
+                let (shared, server) = (Arc::clone(&shared), server.clone());
+                std::thread::spawn(move || answer(knocking, &server, &shared));
+            }
+        });
+        Door { port, state }
+    }
+
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub fn set(&self, manner: Manner) {
+        self.state.lock().expect("nobody panics with it").manner = manner;
+    }
+
+    /// When each connection came since the last question.
+    pub fn take_knocks(&self) -> Vec<Instant> {
+        std::mem::take(&mut self.state.lock().expect("nobody panics with it").knocks)
+    }
+
+    /// Most that waited for their refusal at a time.
+    pub fn inside_most(&self) -> usize {
+        self.state.lock().expect("nobody panics with it").inside_most
+    }
+}
+
+fn answer(mut knocking: TcpStream, server: &Address, state: &Mutex<State>) {
+    let manner = {
+        let mut state = state.lock().expect("nobody panics with it");
+        state.knocks.push(Instant::now());
+        state.manner.clone()
+    };
+    match manner {
+        Manner::Open => {
+            let Ok(through) = TcpStream::connect((server.host.as_str(), server.port)) else { return };
+            let (Ok(back), Ok(forth)) = (knocking.try_clone(), through.try_clone()) else { return };
+            std::thread::spawn(move || pass(through, back));
+            pass(knocking, forth);
+        }
+        Manner::Refuse(code, text, delay) => {
+            {
+                let mut state = state.lock().expect("nobody panics with it");
+                state.inside += 1;
+                state.inside_most = state.inside_most.max(state.inside);
+            }
+            let mut packet = [0; 4096];
+            let _ = knocking.read(&mut packet);
+            std::thread::sleep(delay);
+            let body = format!("SFATAL\0VFATAL\0C{code}\0M{text}\0\0");
+            let _ = knocking.write_all(&message(b'E', body.as_bytes()));
+            let _ = knocking.shutdown(Shutdown::Write);
+            state.lock().expect("nobody panics with it").inside -= 1;
+        }
+    }
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream) {
+    let _ = std::io::copy(&mut from, &mut to);
+    let _ = to.shutdown(Shutdown::Both);
+}
