@@ -4,6 +4,7 @@ pub mod auth;
 pub mod config;
 pub mod control;
 pub mod ids;
+pub mod import;
 pub mod io;
 pub mod memory;
 pub mod pool;

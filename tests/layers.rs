@@ -12,7 +12,7 @@ struct Layer {
 }
 
 /// From the bottom to the top. `process` and the programs in `bin` may name everything.
-const LAYERS: [Layer; 11] = [
+const LAYERS: [Layer; 12] = [
     Layer { name: "ids", may_name: &[] },
     Layer { name: "memory", may_name: &[] },
     Layer { name: "protocol", may_name: &[] },
@@ -28,6 +28,8 @@ const LAYERS: [Layer; 11] = [
     },
     // Fills in the settings that these layers declare.
     Layer { name: "config", may_name: &["session", "pool", "auth"] },
+    // Asks the real loader what it takes.
+    Layer { name: "import", may_name: &["config"] },
     Layer { name: "control", may_name: &["protocol"] },
 ];
 

@@ -1,11 +1,13 @@
 //! The pooler's program: reads the command line and the configuration, and hands over to `qcp::process`.
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
-use qcp::config::Config;
+use clap::{ArgGroup, Parser};
+use qcp::config::{self, Config, Warning};
+use qcp::import::{self, Import};
 use qcp::process;
 
 /// QCP, a PostgreSQL connection pooler
@@ -14,10 +16,22 @@ use qcp::process;
 /// takes it back as early as the relay mode allows. One thread per core, a fixed amount of memory.
 #[derive(Parser)]
 #[command(version, after_long_help = EXAMPLES)]
+#[command(group(ArgGroup::new("source").required(true).args(["config", "import_pgbouncer", "pgbouncer_ini"])))]
 struct Arguments {
     /// The configuration, in YAML; config-example.yaml explains every key
     #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    config: Option<PathBuf>,
+
+    /// Print what PgBouncer's configuration is as one of QCP's, and say of each key what became of it
+    ///
+    /// Reads the files that it includes and names as well. The configuration goes to stdout and loads as it is; what
+    /// became of each key goes to stderr: mapped, ignored and why, not there yet, or needs your decision.
+    #[arg(long, value_name = "INI", conflicts_with_all = ["cores", "check"])]
+    import_pgbouncer: Option<PathBuf>,
+
+    /// Run with PgBouncer's configuration, unless a key of it needs a decision
+    #[arg(long, value_name = "INI")]
+    pgbouncer_ini: Option<PathBuf>,
 
     /// Threads, each on a core of its own; goes before `cores` of the configuration [default: the cores this process may
     /// run on]
@@ -39,6 +53,7 @@ Examples:
   qcp --config /etc/qcp.yaml            run in the foreground
   qcp --config /etc/qcp.yaml --check    is the file right, are the servers there?
   psql -h 127.0.0.1 -p 8080 mydb        connect through it
+  qcp --import-pgbouncer /etc/pgbouncer/pgbouncer.ini > qcp.yaml
 
 A configuration needs no more than this:
   listening_address: 0.0.0.0:8080
@@ -52,11 +67,26 @@ SIGTERM lets transactions finish first (qcp-ctrl quit), SIGINT does not
 Exit codes:
   0  it stopped as asked
   1  it could not start or run; the reason is on stderr
-  2  the command line is wrong";
+  2  the command line is wrong
+  3  --import-pgbouncer: done, but some keys need your decision";
+
+/// `--import-pgbouncer` has printed a configuration that a person should look at first.
+const UNDECIDED: u8 = 3;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let (config, warnings) = match Config::load(&arguments.config) {
+    if let Some(file) = &arguments.import_pgbouncer {
+        return import(file);
+    }
+    let loaded = match (&arguments.config, &arguments.pgbouncer_ini) {
+        (Some(file), _) => Config::load(file),
+        (None, Some(file)) => match load_ini(file) {
+            Ok(loaded) => loaded,
+            Err(code) => return code,
+        },
+        (None, None) => unreachable!("clap asks for one of the group"),
+    };
+    let (config, warnings) = match loaded {
         Ok(loaded) => loaded,
         Err(error) => return refuse(&error),
     };
@@ -74,6 +104,40 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => refuse(&error),
     }
+}
+
+fn import(file: &Path) -> ExitCode {
+    let import = match import::from_disk(file) {
+        Ok(import) => import,
+        Err(error) => return refuse(&error),
+    };
+    match io::stdout().write_all(import.yaml.as_bytes()) {
+        // A reader that has seen enough, as `head` has, is no fault.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return refuse(&error),
+        Ok(()) | Err(_) => {}
+    }
+    tell(&import);
+    if import.open().next().is_some() { ExitCode::from(UNDECIDED) } else { ExitCode::SUCCESS }
+}
+
+fn tell(import: &Import) {
+    for finding in &import.findings {
+        eprintln!("{finding}");
+    }
+    eprintln!("{}", import.summary());
+}
+
+/// PgBouncer's configuration as one of ours, if nothing in it is open.
+fn load_ini(file: &Path) -> Result<Result<(Config, Vec<Warning>), config::Error>, ExitCode> {
+    let import = import::from_disk(file).map_err(|error| refuse(&error))?;
+    if import.open().next().is_some() {
+        for finding in import.open() {
+            eprintln!("qcp: {finding}");
+        }
+        eprintln!("qcp: not started: decide, with the help of qcp --import-pgbouncer {}", file.display());
+        return Err(ExitCode::FAILURE);
+    }
+    Ok(Config::parse(&format!("{} (imported)", file.display()), &import.yaml))
 }
 
 fn refuse(reason: &dyn std::error::Error) -> ExitCode {

@@ -7,13 +7,14 @@ mod driver;
 mod random;
 
 use driver::Options;
+use qcp::import;
 use qcp::protocol::properties::{self, Property};
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: fuzz [--seconds N] [--seed S] [--list] [TARGET]...";
 
 fn targets() -> Vec<Property> {
-    let layers = [properties::ALL];
+    let layers = [properties::ALL, import::properties::ALL];
     layers.iter().flat_map(|layer| layer.iter().copied()).collect()
 }
 
