@@ -60,7 +60,7 @@ impl Sums {
             connections_max,
             send_nodes,
             request_nodes,
-            ready_chunks: (chunks / 8).clamp(2, 64),
+            ready_chunks: (chunks / 16).clamp(2, 64),
             backend_chunks: (chunks / 4).clamp(2, 64),
             settings_bytes: 64 * clients_max + (256 << 10),
             statement_bytes: chunks / 4 * config.arena.chunk_size,

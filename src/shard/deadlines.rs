@@ -140,10 +140,17 @@ impl<T: Transport> Shard<T> {
             .filter(|&(weight, _)| weight > 0)
             .collect();
         readers.sort_unstable_by_key(|&(weight, _)| std::cmp::Reverse(weight));
-        for (weight, id) in readers.into_iter().take(SHED_MAX) {
-            let Some(connection) = self.client(id).map(|client| client.connection) else { continue };
+        readers.truncate(SHED_MAX);
+        if !readers.is_empty() {
             log::warn!(
-                "{}: closed, because the arena is used up and it does not take the {weight} bytes that it holds of it",
+                "the arena is used up: {} clients that do not take what it holds for them are closed",
+                readers.len()
+            );
+        }
+        for (weight, id) in readers {
+            let Some(connection) = self.client(id).map(|client| client.connection) else { continue };
+            log::info!(
+                "{}: closed, because the arena is used up and holds {weight} bytes for it",
                 self.io.peer(connection)
             );
             self.leave(id);
