@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use qcp::ids::{ConnectionId, ShardId};
 use qcp::io::doorbell::Doorbell;
-use qcp::io::{Close, Errno, Event, SocketAddress, Transport};
+use qcp::io::{Close, Errno, Event, Group, Parcel, SocketAddress, Transport};
 use qcp::memory::{Arena, Nodes, Outbox, Scratch, Slice};
 use qcp::pool::{self, Schedule};
 use qcp::protocol::startup::{self, Version};
@@ -490,6 +490,14 @@ impl Transport for Pipes {
 
     fn close(&mut self, connection: ConnectionId, _how: Close) {
         panic!("{connection:?} is closed, and nobody has gone")
+    }
+
+    fn detach(&mut self, _connection: ConnectionId) {
+        unreachable!("there is one shard")
+    }
+
+    fn adopt(&mut self, _parcel: Parcel, _group: Group) -> Option<ConnectionId> {
+        unreachable!("there is one shard")
     }
 
     fn peer(&self, connection: ConnectionId) -> String {

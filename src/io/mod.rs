@@ -5,11 +5,14 @@
 
 mod buffers;
 pub mod doorbell;
+pub mod parcel;
 pub mod park;
 pub mod resolve;
 pub mod ring;
 
 use std::time::Instant;
+
+pub use parcel::Parcel;
 
 use crate::ids::ConnectionId;
 use crate::memory::{Arena, Scratch, Slice};
@@ -72,6 +75,15 @@ pub enum Event {
         connection: ConnectionId,
         /// `None`: closed in an orderly way.
         error: Option<Errno>,
+    },
+    /// A connection is ready to go to another shard (see [`Transport::detach`]); its id is not valid any more.
+    Detached {
+        /// Which it was.
+        connection: ConnectionId,
+        /// As set by [`Transport::set_owner`].
+        owner: u64,
+        /// The connection.
+        parcel: Parcel,
     },
     /// All that was queued is sent (see [`Transport::notify_drained`]).
     Drained {
@@ -140,6 +152,15 @@ pub trait Transport {
 
     /// Begins to connect. Errors: no socket to be had.
     fn connect(&mut self, address: &SocketAddress) -> Result<ConnectionId, Errno>;
+
+    /// Takes a connection out, so that another shard may have it: nothing more is received, what is queued is sent, then
+    /// [`Event::Detached`] brings it with all that had come. If it ends before, there is [`Event::Ended`] as ever; until
+    /// then it may be closed as ever.
+    fn detach(&mut self, connection: ConnectionId);
+
+    /// Takes in what another shard's transport has let go. Nothing is received until [`Transport::receive`]. `None`: there
+    /// is no slot, and the connection is closed.
+    fn adopt(&mut self, parcel: Parcel, group: Group) -> Option<ConnectionId>;
 
     /// Ends a connection; its id is not valid any more.
     fn close(&mut self, connection: ConnectionId, how: Close);

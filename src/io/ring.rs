@@ -4,6 +4,8 @@
 //! Invariant: memory that the kernel may touch is owned here until the completion says that it is done with it. A
 //! connection's slot is reused only when no operation of it is in flight.
 
+mod moving;
+
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
@@ -17,7 +19,7 @@ use nix::sys::socket::{self as sys, AddressFamily, SockFlag, SockType, SockaddrL
 use super::buffers::Buffers;
 use super::doorbell::Doorbell;
 use super::resolve::Resolver;
-use super::{Close, Errno, Event, Group, SocketAddress, Transport};
+use super::{Close, Errno, Event, Group, Parcel, SocketAddress, Transport};
 use crate::ids::ConnectionId;
 use crate::memory::{Arena, Nodes, Outbox, Scratch, Slab, Slice};
 
@@ -88,6 +90,10 @@ pub struct Ring {
     look_at: Instant,
     /// Ended by [`Transport::abort`]; their owners have yet to hear of it.
     aborted: Vec<ConnectionId>,
+    /// About to leave for another shard.
+    detached: Vec<ConnectionId>,
+    /// Came from another shard with bytes that their owners want.
+    early: Vec<ConnectionId>,
     listeners: Vec<Listener>,
     doorbell: Doorbell,
     resolver: Resolver,
@@ -120,6 +126,12 @@ struct Connection {
     /// How the send in flight is looked at.
     patience: Patience,
     connecting: Option<Box<SockaddrStorage>>,
+    /// Leaves for another shard; what has come since.
+    #[allow(clippy::box_collection)] // One word in each slot.
+    detaching: Option<Box<Vec<u8>>>,
+    /// What came along from another shard and is still to be told.
+    #[allow(clippy::box_collection)]
+    early: Option<Box<Vec<u8>>>,
     /// A large answer is under way: receive one chunk at a time, as the reader takes it.
     bulk: bool,
     dirty: bool,
@@ -248,6 +260,8 @@ impl Ring {
             looks: 0,
             look_at: Instant::now(),
             aborted: Vec::new(),
+            detached: Vec::new(),
+            early: Vec::new(),
             listeners: Vec::new(),
             doorbell,
             resolver,
@@ -361,6 +375,9 @@ impl Ring {
             if let Some(connection) = self.aborted.pop() {
                 return Some(Event::Ended { connection, error: Some(Errno(libc::ENOBUFS)) });
             }
+            if let Some(event) = self.next_detached().or_else(|| self.next_early()) {
+                return Some(event);
+            }
             if self.rung {
                 if let Some((ticket, addresses)) = self.resolver.next() {
                     return Some(Event::Resolved { ticket, addresses });
@@ -435,7 +452,12 @@ impl Ring {
         let alive = connection.closing == Closing::No && !connection.ended;
         let event = if let Some(bytes) = bytes {
             connection.bulk &= bytes.len() >= BULK_MIN;
-            alive.then_some(Event::Received { connection: id, bytes })
+            if let Some(received) = &mut connection.detaching {
+                received.extend_from_slice(&bytes);
+                None
+            } else {
+                alive.then_some(Event::Received { connection: id, bytes })
+            }
         } else {
             match -result {
                 libc::ENOBUFS => {
@@ -462,6 +484,7 @@ impl Ring {
             }
         } else {
             self.finished_check(id);
+            self.detach_check(id);
         }
         event
     }
@@ -506,7 +529,11 @@ impl Ring {
             self.begin_close(id);
             return None;
         }
-        std::mem::take(&mut connection.notify).then_some(Event::Drained { connection: id })
+        let notify = std::mem::take(&mut connection.notify);
+        if connection.detaching.is_some() {
+            self.detach_check(id);
+        }
+        notify.then_some(Event::Drained { connection: id })
     }
 
     fn on_accept(&mut self, listener: usize, entry: &cqueue::Entry) -> Option<Event> {
@@ -618,6 +645,7 @@ impl Ring {
         if let Some(connection) = self.connections.get_mut(id.index, id.generation) {
             connection.operations -= 1;
             self.finished_check(id);
+            self.detach_check(id);
         }
     }
 
@@ -670,6 +698,8 @@ impl Ring {
             sending: Sending::No,
             patience: Patience::New,
             connecting: None,
+            detaching: None,
+            early: None,
             bulk: false,
             dirty: false,
             notify: false,
@@ -908,7 +938,14 @@ impl Transport for Ring {
         if connection.closing != Closing::No || connection.ended || connection.wanted == on {
             return;
         }
+        if connection.detaching.is_some() {
+            return;
+        }
         connection.wanted = on;
+        if on && self.tells_early(id) {
+            return;
+        }
+        let connection = self.connections.get_mut(id.index, id.generation).expect("looked up above");
         match (on, connection.receive) {
             (true, Receive::Off) => self.arm_receive(id),
             (false, Receive::Armed) => {
@@ -990,6 +1027,14 @@ impl Transport for Ring {
         }
         let address = sys::getpeername::<SockaddrStorage>(connection.socket).ok();
         address.as_ref().and_then(tcp_address).is_some_and(|address| address.ip().to_canonical().is_loopback())
+    }
+
+    fn detach(&mut self, connection: ConnectionId) {
+        self.begin_detach(connection);
+    }
+
+    fn adopt(&mut self, parcel: Parcel, group: Group) -> Option<ConnectionId> {
+        self.adopt_parcel(parcel, group)
     }
 
     fn stop_listening(&mut self) {

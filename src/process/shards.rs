@@ -171,7 +171,8 @@ fn connection_of(event: &Event) -> Option<ConnectionId> {
         | Event::Received { connection, .. }
         | Event::Ended { connection, .. }
         | Event::Drained { connection } => Some(*connection),
-        Event::Resolved { .. } | Event::Rung | Event::Tick => None,
+        // Its slot is free already: dropping the event has closed it.
+        Event::Detached { .. } | Event::Resolved { .. } | Event::Rung | Event::Tick => None,
     }
 }
 

@@ -455,6 +455,8 @@ impl<T: Transport> Shard<T> {
                 Some(Owner::Cancel(index, generation)) => self.on_cancel_ended(index, generation),
                 None => self.io.close(connection, Close::Now),
             },
+            // Nothing leaves a shard yet.
+            Event::Detached { parcel, .. } => drop(parcel),
             Event::Resolved { ticket, addresses } => self.on_resolved(ticket, addresses),
             Event::Rung => self.on_mail(),
             Event::Tick => self.on_tick(),

@@ -5,10 +5,11 @@
 //! end; with no chunk left nothing is received, not even an end.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use qcp::ids::ConnectionId;
-use qcp::io::{Close, Errno, Event, Group, SocketAddress, Transport};
+use qcp::io::{Close, Errno, Event, Group, Parcel, SocketAddress, Transport};
 use qcp::memory::{Arena, Scratch, Slab, Slice};
 
 use super::random::Random;
@@ -42,6 +43,15 @@ pub enum Wish {
     Aborted {
         connection: ConnectionId,
     },
+    /// Is to leave for another shard.
+    Detaching {
+        connection: ConnectionId,
+    },
+    /// Came from another shard.
+    Adopted {
+        peer: Peer,
+        connection: ConnectionId,
+    },
     Resolve {
         ticket: u64,
         port: u16,
@@ -59,14 +69,80 @@ struct Connection {
     outbox_bytes: usize,
     taken: u64,
     notify: bool,
-    inbound: VecDeque<u8>,
-    /// What comes behind the inbound bytes.
-    end: Option<Option<Errno>>,
+    wire: Arc<Mutex<Wire>>,
     ended: bool,
     flushing: bool,
+    detaching: bool,
+    /// Came along from another shard.
+    early: Vec<u8>,
     /// The world will deliver, or drain, at some time already.
     delivery_planned: bool,
     drain_planned: bool,
+}
+
+/// What is on its way to a shard. It outlasts a move from one shard to another.
+#[derive(Default)]
+pub struct Wire {
+    inbound: VecDeque<u8>,
+    /// What comes behind the inbound bytes.
+    end: Option<Option<Errno>>,
+}
+
+impl Wire {
+    /// Bytes from the peer; they are on their way.
+    pub fn arrive(&mut self, bytes: &[u8]) {
+        if self.end.is_none() {
+            self.inbound.extend(bytes);
+        }
+    }
+
+    /// The peer has closed. `error`: what is on its way is lost.
+    pub fn hang_up(&mut self, error: Option<Errno>) {
+        if self.end.is_none() {
+            if error.is_some() {
+                self.inbound.clear();
+            }
+            self.end = Some(error);
+        }
+    }
+}
+
+/// Connections between two shards, by their peers; and those whose parcel was dropped.
+#[derive(Default)]
+pub struct Roads {
+    under_way: Vec<(Peer, Arc<Mutex<Wire>>)>,
+    pub dropped: Vec<Peer>,
+}
+
+impl Roads {
+    pub fn wire(&self, peer: Peer) -> Option<Arc<Mutex<Wire>>> {
+        self.under_way.iter().find(|(moving, _)| *moving == peer).map(|(_, wire)| wire.clone())
+    }
+
+    fn leave(&mut self, peer: Peer) -> Option<Arc<Mutex<Wire>>> {
+        let at = self.under_way.iter().position(|(moving, _)| *moving == peer)?;
+        Some(self.under_way.swap_remove(at).1)
+    }
+}
+
+/// What a [`Parcel`] of these pipes carries.
+struct Moving {
+    peer: Peer,
+    roads: Arc<Mutex<Roads>>,
+}
+
+impl Drop for Moving {
+    fn drop(&mut self) {
+        let mut roads = self.roads.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not there: it was adopted.
+        if roads.leave(self.peer).is_some() {
+            roads.dropped.push(self.peer);
+        }
+    }
+}
+
+pub fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The pipes of one shard.
@@ -82,6 +158,7 @@ pub struct Pipes {
     backend_reserve: usize,
     pub connect_errno: Option<Errno>,
     pub late: u64,
+    roads: Arc<Mutex<Roads>>,
 }
 
 /// Chunks left for messages of our own, as the ring has it.
@@ -89,7 +166,7 @@ const SCRATCH_RESERVE: usize = 2;
 pub const NOBODY: Peer = Peer::MAX;
 
 impl Pipes {
-    pub fn new(arena: Arena, now: Instant, backend_reserve: usize) -> Self {
+    pub fn new(arena: Arena, now: Instant, backend_reserve: usize, roads: Arc<Mutex<Roads>>) -> Self {
         arena.set_block_floor(backend_reserve + SCRATCH_RESERVE);
         Self {
             scratch: Scratch::new(&arena),
@@ -102,6 +179,7 @@ impl Pipes {
             backend_reserve,
             connect_errno: None,
             late: 0,
+            roads,
         }
     }
 
@@ -141,10 +219,11 @@ impl Pipes {
             outbox_bytes: 0,
             taken: 0,
             notify: false,
-            inbound: VecDeque::new(),
-            end: None,
+            wire: Arc::default(),
             ended: false,
             flushing: false,
+            detaching: false,
+            early: Vec::new(),
             delivery_planned: false,
             drain_planned: false,
         };
@@ -193,35 +272,63 @@ impl Pipes {
 
     /// Bytes from the peer; they are on their way.
     pub fn arrive(&mut self, id: ConnectionId, bytes: &[u8]) {
-        if let Some(connection) = self.get(id)
-            && connection.end.is_none()
-        {
-            connection.inbound.extend(bytes);
+        if let Some(connection) = self.get(id) {
+            locked(&connection.wire).arrive(bytes);
         }
     }
 
     /// The peer has closed. `reset`: what is on its way is lost.
     pub fn hang_up(&mut self, id: ConnectionId, error: Option<Errno>) {
-        if let Some(connection) = self.get(id)
-            && connection.end.is_none()
-        {
-            if error.is_some() {
-                connection.inbound.clear();
-            }
-            connection.end = Some(error);
+        if let Some(connection) = self.get(id) {
+            locked(&connection.wire).hang_up(error);
         }
+    }
+
+    /// A connection leaves, with some of what is on its way to it, or has ended. `Err`: not yet, something is unsent.
+    pub fn depart(&mut self, id: ConnectionId, random: &mut Random) -> Result<Option<Event>, ()> {
+        let Some(connection) = self.get(id) else { return Ok(None) };
+        if connection.flushing || connection.ended {
+            return Ok(None);
+        }
+        if !connection.outbox.is_empty() {
+            return Err(());
+        }
+        let mut received = std::mem::take(&mut connection.early);
+        let end = {
+            let mut wire = locked(&connection.wire);
+            let size = random.below(wire.inbound.len() + 1);
+            received.extend(wire.inbound.drain(..size));
+            if wire.inbound.is_empty() && random.below(2) == 0 { wire.end } else { None }
+        };
+        if let Some(error) = end {
+            connection.ended = true;
+            return Ok(Some(Event::Ended { connection: id, error }));
+        }
+        let connection = self.connections.remove(id.index, id.generation).expect("looked up above");
+        locked(&self.roads).under_way.push((connection.peer, connection.wire));
+        let socket = Box::new(Moving { peer: connection.peer, roads: self.roads.clone() });
+        let parcel = Parcel { socket, received, layer: None };
+        Ok(Some(Event::Detached { connection: id, owner: connection.owner, parcel }))
     }
 
     /// Bytes on their way to the shard.
     pub fn undelivered(&self, id: ConnectionId) -> usize {
-        self.connections.get(id.index, id.generation).map_or(0, |connection| connection.inbound.len())
+        self.connections
+            .get(id.index, id.generation)
+            .map_or(0, |connection| connection.early.len() + locked(&connection.wire).inbound.len())
     }
 
     /// Whether [`Self::deliver`] could bring anything.
     pub fn has_news(&self, id: ConnectionId) -> bool {
         let Some(connection) = self.connections.get(id.index, id.generation) else { return false };
-        let something = !connection.inbound.is_empty() || connection.end.is_some() && connection.wanted;
-        something && !connection.ended && !connection.flushing && (connection.wanted || connection.late)
+        let wire = locked(&connection.wire);
+        let something =
+            !connection.early.is_empty() || !wire.inbound.is_empty() || wire.end.is_some() && connection.wanted;
+        something
+            && !connection.detaching
+            && !connection.ended
+            && !connection.flushing
+            && (connection.wanted || connection.late)
     }
 
     /// The next bytes or the end, if the shard receives and a chunk is free. `Err`: there is no chunk.
@@ -242,19 +349,26 @@ impl Pipes {
         }
         let was_late = !connection.wanted;
         connection.late = false;
-        if connection.inbound.is_empty() {
+        let mut wire = locked(&connection.wire);
+        if !connection.early.is_empty() {
+            for byte in connection.early.drain(..).rev() {
+                wire.inbound.push_front(byte);
+            }
+        }
+        if wire.inbound.is_empty() {
             connection.ended = true;
-            let error = connection.end.expect("has_news has seen it");
+            let error = wire.end.expect("has_news has seen it");
             return Ok(Some(Event::Ended { connection: id, error }));
         }
-        let most = connection.inbound.len().min(chunk_size);
+        let most = wire.inbound.len().min(chunk_size);
         let size = match random.below(4) {
             _ if whole => most,
             0 => 1 + random.below(most.min(8)),
             1 => 1 + random.below(most),
             _ => most,
         };
-        let bytes: Vec<u8> = connection.inbound.drain(..size).collect();
+        let bytes: Vec<u8> = wire.inbound.drain(..size).collect();
+        drop(wire);
         // A scratch of its own for each: like the kernel's, the chunk is held by nobody else.
         let bytes = Scratch::new(&arena).copy(&bytes).expect("a chunk is free");
         self.late += u64::from(was_late);
@@ -377,11 +491,11 @@ impl Transport for Pipes {
 
     fn receive(&mut self, id: ConnectionId, on: bool) {
         let Some(connection) = self.get(id) else { return };
-        if connection.flushing || connection.ended || connection.wanted == on {
+        if connection.flushing || connection.ended || connection.detaching || connection.wanted == on {
             return;
         }
         connection.wanted = on;
-        connection.late = !on && !connection.inbound.is_empty();
+        connection.late = !on && !locked(&connection.wire).inbound.is_empty();
         if on {
             self.wishes.push(Wish::Receives { connection: id });
         }
@@ -410,6 +524,28 @@ impl Transport for Pipes {
         let peer = connection.peer;
         self.connections.remove(id.index, id.generation);
         self.wishes.push(Wish::Closed { peer });
+    }
+
+    fn detach(&mut self, id: ConnectionId) {
+        let Some(connection) = self.get(id) else { return };
+        if connection.flushing || connection.ended || connection.detaching {
+            return;
+        }
+        connection.detaching = true;
+        connection.wanted = false;
+        connection.late = false;
+        self.wishes.push(Wish::Detaching { connection: id });
+    }
+
+    fn adopt(&mut self, parcel: Parcel, group: Group) -> Option<ConnectionId> {
+        let moving = parcel.socket.downcast::<Moving>().expect("all shards have the same transport");
+        let wire = locked(&self.roads).leave(moving.peer).expect("what was packed is under way");
+        let id = self.insert(moving.peer, group);
+        let connection = self.get(id).expect("just inserted");
+        connection.wire = wire;
+        connection.early = parcel.received;
+        self.wishes.push(Wish::Adopted { peer: moving.peer, connection: id });
+        Some(id)
     }
 
     fn peer(&self, connection: ConnectionId) -> String {

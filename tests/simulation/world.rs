@@ -5,8 +5,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use qcp::ids::{ConnectionId, ShardId};
@@ -22,11 +22,11 @@ use super::coverage::Coverage;
 use super::dials::{Dials, Everything};
 use super::random::Random;
 use super::server::{Arrived, Manner, ServerConnection, Stage};
-use super::transport::{NOBODY, Pipes, Wish};
+use super::transport::{NOBODY, Pipes, Roads, Wire, Wish, locked};
 use super::wire::{self, Mark};
 
 /// What a connection of a shard leads to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Peer {
     Application(usize),
     Server(usize),
@@ -46,6 +46,8 @@ enum Action {
     Linger(usize, ConnectionId),
     /// The shard has given the connection up, and hears so.
     End(usize, ConnectionId),
+    /// The connection leaves its shard.
+    Depart(usize, ConnectionId),
     Rung(usize),
     Tick(usize),
     Process(usize),
@@ -103,6 +105,8 @@ pub struct World {
     cores: Vec<Core>,
     addresses: Vec<Address>,
     peers: Vec<Peer>,
+    /// What moves between shards.
+    roads: Arc<Mutex<Roads>>,
     applications: Vec<Application>,
     servers: Vec<ServerConnection>,
     executed: BTreeSet<Mark>,
@@ -150,6 +154,7 @@ impl World {
         let (addresses, boxes) = mailboxes(&doorbells);
         let clients_all = Arc::new(AtomicU32::new(0));
         let catalogue = Rc::new(Everything(dials.clone()));
+        let roads = Arc::new(Mutex::new(Roads::default()));
         let mut cores = Vec::new();
         for (index, (mailbox, doorbell)) in boxes.into_iter().zip(doorbells).enumerate() {
             let arena = Arena::new(dials.chunk_size, dials.chunks).expect("memory is left");
@@ -171,7 +176,7 @@ impl World {
                 seed: random.next(),
                 memory_terms: Vec::new(),
             };
-            let pipes = Pipes::new(arena.clone(), base, dials.chunks / 4);
+            let pipes = Pipes::new(arena.clone(), base, dials.chunks / 4, roads.clone());
             let shard = Shard::new(pipes, settings, catalogue.clone(), mailbox, clients_all.clone());
             cores.push(Core {
                 shard,
@@ -192,6 +197,7 @@ impl World {
             cores,
             addresses,
             peers: Vec::new(),
+            roads,
             applications,
             servers: Vec::new(),
             executed: BTreeSet::new(),
@@ -285,6 +291,17 @@ impl World {
                 let error = Some(Errno(libc::ENOBUFS));
                 self.feed(core, Event::Ended { connection, error });
             }
+            Action::Depart(core, connection) => {
+                let Self { cores, random, .. } = self;
+                match cores[core].shard.io.depart(connection, random) {
+                    Ok(None) => {}
+                    Ok(Some(event)) => self.feed(core, event),
+                    Err(()) => {
+                        let after = self.latency();
+                        self.plan(after, Action::Depart(core, connection));
+                    }
+                }
+            }
             Action::Rung(core) => {
                 self.cores[core].ring_planned = false;
                 self.feed(core, Event::Rung);
@@ -353,6 +370,25 @@ impl World {
                     self.coverage.note("connection given up");
                     self.plan(0, Action::End(core, connection));
                 }
+                Wish::Detaching { connection } => {
+                    let after = self.latency();
+                    self.plan(after, Action::Depart(core, connection));
+                }
+                Wish::Adopted { peer, connection } => match self.peers[peer as usize] {
+                    Peer::Application(index) => {
+                        self.coverage.note("client moved");
+                        trace!(self, "client {index}: moves to shard {core}");
+                        self.applications[index].shard = core;
+                        self.applications[index].connection = Some(connection);
+                    }
+                    Peer::Server(index) => {
+                        self.coverage.note("backend moved");
+                        trace!(self, "server {index}: moves to shard {core}");
+                        self.servers[index].shard = core;
+                        self.servers[index].connection = connection;
+                    }
+                    Peer::Canceller => unreachable!("a cancel request is answered where it came"),
+                },
                 Wish::Resolve { ticket, port } => {
                     let after = self.latency();
                     self.plan(after, Action::Resolve(core, ticket, port));
@@ -361,7 +397,18 @@ impl World {
         }
     }
 
+    /// Where a connection's bytes go while it is between two shards.
+    fn under_way(&self, peer: Peer) -> Option<Arc<Mutex<Wire>>> {
+        let number = self.peers.iter().rposition(|one| *one == peer)?;
+        locked(&self.roads).wire(number as u32)
+    }
+
     fn look_for_mail(&mut self) {
+        let dropped = std::mem::take(&mut locked(&self.roads).dropped);
+        for peer in dropped {
+            self.coverage.note("closed on its way");
+            self.closed_by_pooler(peer);
+        }
         for core in 0..self.cores.len() {
             if self.cores[core].doorbell.silence() && !self.cores[core].ring_planned {
                 self.cores[core].ring_planned = true;
@@ -502,6 +549,10 @@ impl World {
     }
 
     fn send_from(&mut self, index: usize, bytes: &[u8]) {
+        if let Some(wire) = self.under_way(Peer::Application(index)) {
+            locked(&wire).arrive(bytes);
+            return;
+        }
         let (core, Some(connection)) = (self.applications[index].shard, self.applications[index].connection) else {
             return;
         };
@@ -631,6 +682,10 @@ impl World {
         let one = &mut self.applications[index];
         one.stage = application::Stage::Gone;
         let (core, Some(connection)) = (one.shard, one.connection) else { return };
+        if let Some(wire) = self.under_way(Peer::Application(index)) {
+            locked(&wire).hang_up(error);
+            return;
+        }
         self.cores[core].shard.io.hang_up(connection, error);
         self.plan_delivery(core, connection);
         self.plan_drain(core, connection);
@@ -833,6 +888,10 @@ impl World {
                 trace!(self, "server {index}: says {}", wire::show(&message));
             }
         }
+        if let Some(wire) = self.under_way(Peer::Server(index)) {
+            locked(&wire).arrive(bytes);
+            return;
+        }
         self.cores[core].shard.io.arrive(connection, bytes);
         self.plan_delivery(core, connection);
     }
@@ -842,6 +901,10 @@ impl World {
         let server = &mut self.servers[index];
         server.stage = Stage::Dead;
         let (core, connection) = (server.shard, server.connection);
+        if let Some(wire) = self.under_way(Peer::Server(index)) {
+            locked(&wire).hang_up(error);
+            return;
+        }
         self.cores[core].shard.io.hang_up(connection, error);
         self.plan_delivery(core, connection);
         self.plan_drain(core, connection);
@@ -871,7 +934,7 @@ impl World {
                 }
                 let mut bytes = self.servers[index].flush();
                 bytes.truncate(self.random.below(bytes.len() + 1));
-                self.cores[self.servers[index].shard].shard.io.arrive(self.servers[index].connection, &bytes);
+                self.answer(index, &bytes);
                 self.die(index, None);
             }
             _ => self.die(index, Some(Errno(libc::ECONNRESET))),
