@@ -275,7 +275,7 @@ impl InMemory {
     pub fn new(seed: u64) -> Self {
         let arena = Arena::new(CHUNK_SIZE, CHUNKS).expect("memory");
         Self {
-            pipes: Pipes::new(arena, Instant::now(), RESERVE),
+            pipes: Pipes::new(arena, Instant::now(), RESERVE, Default::default()),
             random: Random(seed),
             peers: HashMap::new(),
             connections: HashMap::new(),
@@ -346,7 +346,9 @@ impl Net for InMemory {
                     events.push(Event::Ended { connection, error: Some(Errno(libc::ENOBUFS)) });
                 }
                 Wish::Wrote { .. } | Wish::Receives { .. } | Wish::Closing { .. } => {}
-                Wish::Connect { .. } | Wish::Resolve { .. } => unreachable!("the script does not ask for it"),
+                Wish::Connect { .. } | Wish::Resolve { .. } | Wish::Detaching { .. } | Wish::Adopted { .. } => {
+                    unreachable!("the script does not ask for it")
+                }
             }
         }
         let mut connections: Vec<_> = self.connections.iter().map(|(&serial, &id)| (serial, id)).collect();
