@@ -204,6 +204,10 @@ impl Chunk {
         self.index
     }
 
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
     /// The chunk's first `length` bytes, which will not be written again while the slice lives.
     #[inline]
     pub(crate) fn filled(self, length: usize) -> Slice {

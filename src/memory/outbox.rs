@@ -30,8 +30,8 @@ pub enum Piece {
 /// Bytes `start..end` of a block of their own.
 pub struct Kept {
     block: Block,
-    start: u32,
-    end: u32,
+    start: u16,
+    end: u16,
 }
 
 impl std::ops::Deref for Piece {
@@ -53,7 +53,7 @@ impl Piece {
             Self::Shared(slice) => slice.advance(count),
             Self::Kept(kept) => {
                 assert!(count <= (kept.end - kept.start) as usize);
-                kept.start += count as u32;
+                kept.start += count as u16;
             }
         }
     }
@@ -63,6 +63,7 @@ impl Piece {
 const GATHERED_MIN: usize = 1024;
 /// The largest block that is cut from a chunk; more bytes than this go into several.
 const KEPT_MAX: usize = 16 * 1024;
+const _: () = assert!(KEPT_MAX <= u16::MAX as usize);
 
 /// The queue of one connection.
 pub struct Outbox {
@@ -198,14 +199,15 @@ impl Outbox {
     /// Appends a copy of `bytes`, in the last piece's block if that has room. For what is short and comes while the
     /// pieces before it do not leave: each would hold a whole chunk otherwise. `false`: no block or node is to be had.
     pub fn gather(&mut self, nodes: &mut Nodes, arena: &Arena, bytes: &[u8]) -> bool {
+        assert!(bytes.len() <= KEPT_MAX);
         if self.tail != NONE
             && let Some(Piece::Kept(kept)) = &mut nodes.nodes[self.tail as usize].piece
-            && kept.block.size() - kept.end as usize >= bytes.len()
+            && kept.block.size().min(KEPT_MAX) - kept.end as usize >= bytes.len()
         {
             let end = kept.end as usize + bytes.len();
             // Above `end`, where nobody reads, even while what is below it is in the kernel's hands.
             kept.block.fill(kept.end as usize, bytes);
-            kept.end = end as u32;
+            kept.end = end as u16;
             self.bytes += bytes.len() as u32;
             return true;
         }
@@ -238,7 +240,7 @@ impl Outbox {
                     }
                 }
                 old.consume(nodes, size);
-                let kept = Piece::Kept(Kept { block, start: 0, end: size as u32 });
+                let kept = Piece::Kept(Kept { block, start: 0, end: size as u16 });
                 self.append(nodes, kept).expect("a node is free");
                 continue;
             }
@@ -293,7 +295,7 @@ impl Outbox {
 fn keep(arena: &Arena, room: usize, bytes: &[u8]) -> Option<Piece> {
     let mut block = arena.spare_block(room)?;
     block.fill(0, bytes);
-    Some(Piece::Kept(Kept { block, start: 0, end: bytes.len() as u32 }))
+    Some(Piece::Kept(Kept { block, start: 0, end: bytes.len() as u16 }))
 }
 
 #[cfg(test)]

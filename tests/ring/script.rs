@@ -92,7 +92,7 @@ fn script(seed: u64) -> Vec<Step> {
 
 /// Bytes of a connection in one direction: they tell where they belong.
 fn byte(serial: Serial, to_peer: bool, at: usize) -> u8 {
-    (at.wrapping_mul(31) ^ (at >> 8) ^ (serial as usize).wrapping_mul(101) ^ usize::from(to_peer) * 77) as u8
+    (at.wrapping_mul(31) ^ (at >> 8) ^ (serial as usize).wrapping_mul(101) ^ (usize::from(to_peer) * 77)) as u8
 }
 
 fn bytes(serial: Serial, to_peer: bool, from: usize, count: usize) -> Vec<u8> {

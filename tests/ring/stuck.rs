@@ -40,16 +40,16 @@ fn a_little_for_each_of_many_does_not_hold_a_chunk_each() {
         sent[at].extend_from_slice(bytes);
     };
     // One after the other, until the kernel takes no more from it.
-    for at in 0..PEERS as usize {
+    for (at, &(connection, _)) in connections.iter().enumerate() {
         for round in 0..5000u32 {
             send(&mut net, at, &[round as u8; 1000]);
             net.turn(&mut events);
             net.turn(&mut events);
-            if net.ring.queued(connections[at].0).0 > 0 {
+            if net.ring.queued(connection).0 > 0 {
                 break;
             }
         }
-        assert!(net.ring.queued(connections[at].0).0 > 0, "its socket is full");
+        assert!(net.ring.queued(connection).0 > 0, "its socket is full");
     }
     for round in 0..50u8 {
         for at in 0..PEERS as usize {
@@ -70,8 +70,8 @@ fn a_little_for_each_of_many_does_not_hold_a_chunk_each() {
     println!("{queued} bytes are queued: {before} chunks held at first, then {held}; {fair} would be fair");
     assert!(before > 2 * fair, "the test shows nothing");
     assert!(held <= fair, "{held} chunks hold {queued} bytes; {fair} would be fair");
-    for at in 0..PEERS as usize {
-        net.peer_reads(connections[at].1, true);
+    for &(_, serial) in &connections {
+        net.peer_reads(serial, true);
     }
     let deadline = Instant::now() + Duration::from_secs(20);
     while (0..PEERS as usize).any(|at| net.peer_got(connections[at].1).0.len() < sent[at].len()) {
