@@ -63,10 +63,9 @@ fn open(messages: &str) -> Vec<String> {
 fn every_file_imports_to_a_configuration_that_loads() {
     for (file, expected) in FILES {
         let imported = qcp("--import-pgbouncer", &folder().join(file));
-        let (config, warnings) = Config::parse(file, &imported.stdout)
+        let (_config, warnings) = Config::parse(file, &imported.stdout)
             .unwrap_or_else(|error| panic!("{error}\n{}\n{}", imported.stdout, imported.stderr));
         assert!(warnings.is_empty(), "{file}: {warnings:?}");
-        assert!(config.check_cores(1).is_ok(), "{file}");
         let found = open(&imported.stderr);
         for key in expected {
             assert!(found.iter().any(|open| open == key), "{file}: {key} is not open\n{}", imported.stderr);

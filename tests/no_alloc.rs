@@ -22,7 +22,7 @@ use qcp::protocol::writer::{Full, NO_PARAMETER_TYPES, NO_PARAMETERS};
 use qcp::protocol::{Direction, Framer, Step, TransactionStatus, Writer, reader};
 use qcp::session::RelayMode;
 use qcp::shard::mailbox::mailboxes;
-use qcp::shard::{Catalogue, PoolSettings, Server as ServerName, Settings, Shard};
+use qcp::shard::{Catalogue, PoolSettings, Population, Server as ServerName, Settings, Shard};
 
 const CLIENTS: usize = 8;
 /// Fewer, so that clients wait and backends go round.
@@ -262,7 +262,7 @@ impl World {
         let doorbells = [Doorbell::new().expect("a descriptor is to be had")];
         let (_, mailbox) = mailboxes(&doorbells);
         let mailbox = mailbox.into_iter().next().expect("one for each doorbell");
-        let shard = Shard::new(Pipes::new(), settings(), Rc::new(OnePool), mailbox, Arc::default());
+        let shard = Shard::new(Pipes::new(), settings(), Rc::new(OnePool), mailbox, Arc::new(Population::new(1)));
         let mut world = World { shard, peers: Vec::new(), first: 0 };
         let startup = written(|writer| {
             writer.startup_message(Version::V3_0, [(&b"user"[..], &b"alice"[..]), (b"database", b"shop")])
@@ -357,6 +357,7 @@ fn settings() -> Settings {
         login_timeout: Duration::from_secs(60),
         client_stall_timeout: Duration::from_secs(60),
         connect_timeout: Duration::from_secs(60),
+        cancel_timeout: Duration::from_secs(10),
         backoff: (Duration::from_millis(100), Duration::from_secs(5)),
         trust: true,
         check_connections: 1,
@@ -385,6 +386,7 @@ impl Catalogue for OnePool {
                 idle_timeout: Duration::from_secs(600),
                 lifetime: Duration::from_secs(3600),
                 schedule: Schedule::RoundRobin,
+                placement: Schedule::LoadBalancing,
             },
         })
     }

@@ -94,9 +94,6 @@ fn main() -> ExitCode {
         eprintln!("qcp: warning: {warning}");
     }
     let cores = process::cores(arguments.cores.map(usize::from), &config);
-    if let Err(error) = config.check_cores(cores) {
-        return refuse(&error);
-    }
     if arguments.check {
         return process::check(&config);
     }

@@ -61,6 +61,7 @@ pub(super) struct Pool {
     pub max_queue: Option<Count<0, 1_000_000>>,
     pub queue_timeout: Option<Parsed<Wait<0>>>,
     pub schedule: Option<Parsed<Schedule>>,
+    pub placement: Option<Parsed<Schedule>>,
     pub idle_timeout: Option<Parsed<Wait<0>>>,
     pub lifetime: Option<Parsed<Wait<0>>>,
 }
@@ -71,6 +72,7 @@ pub(super) struct Limits {
     pub max_clients: Option<Count<1, 1_000_000>>,
     pub login_timeout: Option<Parsed<Wait<1>>>,
     pub client_stall_timeout: Option<Parsed<Wait<0>>>,
+    pub cancel_timeout: Option<Parsed<Wait<1>>>,
 }
 
 #[derive(Deserialize, Default, Debug)]
@@ -209,19 +211,12 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
             "reserve_size",
             "reserve_timeout",
             "max_backends",
-            "placement",
             "reset_query",
             "max_statements",
             "keepalive_interval",
             "keepalive_timeout",
         ],
-        ["limits"] => &[
-            "query_timeout",
-            "idle_in_transaction_timeout",
-            "transaction_timeout",
-            "client_idle_timeout",
-            "cancel_timeout",
-        ],
+        ["limits"] => &["query_timeout", "idle_in_transaction_timeout", "transaction_timeout", "client_idle_timeout"],
         ["auth"] => &["query", "auth_query", "users", "admin_users", "stats_users", "hba_file"],
         ["servers", _] | ["databases", _, "servers", _] => &["weight", "tls"],
         ["databases", _] => &["limits", "session_state", "transparency", "auth", "tls", "route", "slow_query"],

@@ -45,6 +45,8 @@ pub struct Config {
     pub login_timeout: Duration,
     /// For a client that takes nothing of its answer while others wait for its backend; zero: no limit.
     pub client_stall_timeout: Duration,
+    /// For a cancel request to a server; its backend is closed then.
+    pub cancel_timeout: Duration,
     pub reconnect: Reconnect,
     pub auth: Auth,
     /// As configured; [`control_sockets`] says where it is otherwise.
@@ -207,21 +209,6 @@ impl Config {
         let servers = listed.and_then(|listed| listed.servers.as_deref()).unwrap_or(&self.servers);
         let server_database = listed.and_then(|listed| listed.dbname.as_deref()).unwrap_or(database);
         (servers, server_database)
-    }
-
-    /// Refuses pools that have less than one backend for each shard, because a pool is split statically so far. This is
-    /// the only place that knows of that rule.
-    pub fn check_cores(&self, cores: usize) -> Result<(), Error> {
-        let changed = self.database_changes().chain(self.user_changes());
-        let changed = changed.filter_map(|(path, changes)| Some((path, changes.size()?)));
-        for (path, size) in std::iter::once((KeyPath::default(), self.everyone.pool.size)).chain(changed) {
-            if (size as usize) < cores {
-                let allowed =
-                    format!("at least the number of cores, which is {cores}; give it more, or run with fewer cores");
-                return Err(self.source.error(path.join(["pool", "size"]), Problem::value(size, allowed)));
-            }
-        }
-        Ok(())
     }
 
     /// Each entry of `databases` with its path.

@@ -30,6 +30,7 @@ const CHUNKS_COUNT: u32 = 3150;
 const MAX_CLIENTS: u32 = 10_000;
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
 const CLIENT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
@@ -43,6 +44,7 @@ const POOL: pool::Settings = pool::Settings {
     idle_timeout: Duration::from_secs(10 * 60),
     lifetime: Duration::from_secs(60 * 60),
     schedule: pool::Schedule::RoundRobin,
+    placement: pool::Schedule::LoadBalancing,
 };
 
 /// The text that a configuration was read from, so that an error can name the line.
@@ -126,10 +128,6 @@ impl Override {
         }
     }
 
-    pub(super) fn size(&self) -> Option<u32> {
-        self.pool.size.map(|count| count.0)
-    }
-
     fn sets_any_size(&self) -> bool {
         self.pool.size.is_some() || self.pool.min_size.is_some()
     }
@@ -144,6 +142,7 @@ fn pool_over(written: &file::Pool, below: pool::Settings) -> pool::Settings {
         idle_timeout: written.idle_timeout.as_ref().map_or(below.idle_timeout, |wait| wait.0.0),
         lifetime: written.lifetime.as_ref().map_or(below.lifetime, |wait| wait.0.0),
         schedule: written.schedule.as_ref().map_or(below.schedule, |schedule| schedule.0),
+        placement: written.placement.as_ref().map_or(below.placement, |placement| placement.0),
     }
 }
 
@@ -163,6 +162,7 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         max_clients: file.limits.max_clients.map_or(MAX_CLIENTS, |count| count.0),
         login_timeout: file.limits.login_timeout.map_or(LOGIN_TIMEOUT, |wait| wait.0.0),
         client_stall_timeout: file.limits.client_stall_timeout.map_or(CLIENT_STALL_TIMEOUT, |wait| wait.0.0),
+        cancel_timeout: file.limits.cancel_timeout.map_or(CANCEL_TIMEOUT, |wait| wait.0.0),
         reconnect: reconnect(&source, file.reconnect)?,
         auth: Auth {
             method: file.auth.method.map(|method| method.0).unwrap_or_default(),

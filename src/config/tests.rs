@@ -127,7 +127,7 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     check(
         "pool:\n  sise: 3",
         "qcp.yaml:2: pool.sise: unknown key; did you mean size?; allowed here: size, min_size, max_queue, queue_timeout, \
-         schedule, idle_timeout, lifetime",
+         schedule, placement, idle_timeout, lifetime",
     );
     check("control:\n  port: 3", "qcp.yaml:2: control.port: unknown key; allowed here: socket");
     check(
@@ -162,13 +162,27 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
 }
 
 #[test]
+fn placement_goes_by_user_then_database() {
+    let (config, _) = Config::parse(
+        "qcp.yaml",
+        "pool: {placement: random}\ndatabases: {a: {pool: {placement: round-robin}}}\n\
+         users: {u: {pool: {placement: load-balancing}}}\n",
+    )
+    .expect("it is valid");
+    let placement = |database, user| config.pool(database, user).expect("all are served").pool.placement;
+    assert_eq!(placement("b", "v"), pool::Schedule::Random);
+    assert_eq!(placement("a", "v"), pool::Schedule::RoundRobin);
+    assert_eq!(placement("a", "u"), pool::Schedule::LoadBalancing);
+}
+
+#[test]
 fn what_comes_later_is_told_from_what_is_unknown() {
     for (key, text) in [
         ("tls", "tls: {}"),
         ("metrics", "metrics: {address: \"127.0.0.1:9930\"}"),
         ("transparency", "transparency: balanced"),
         ("pool.reserve_size", "pool: {reserve_size: 3}"),
-        ("databases.a.pool.placement", "databases: {a: {pool: {placement: random}}}"),
+        ("databases.a.pool.reset_query", "databases: {a: {pool: {reset_query: \"DISCARD ALL\"}}}"),
         ("users.batch.limits", "users: {batch: {limits: {query_timeout: 0s}}}"),
         ("limits.query_timeout", "limits: {query_timeout: 0s}"),
         ("auth.admin_users", "auth: {admin_users: [alice]}"),
@@ -279,24 +293,6 @@ fn a_socket_file_has_the_port_of_the_first_tcp_address() {
 }
 
 #[test]
-fn a_pool_smaller_than_the_cores_is_refused() {
-    let check = |text, cores, expected: Option<&str>| {
-        let found = parse(text).check_cores(cores).err().map(|error| error.to_string());
-        let expected = expected.map(|place| {
-            format!("{place}: at least the number of cores, which is {cores}; give it more, or run with fewer cores")
-        });
-        assert_eq!(found, expected, "{text}");
-    };
-    check("", 20, None);
-    check("", 21, Some("qcp.yaml: pool.size: found 20"));
-    check("pool: {size: 2}", 3, Some("qcp.yaml:1: pool.size: found 2"));
-    check("databases:\n  a: {pool: {size: 2}}", 2, None);
-    check("databases:\n  a: {pool: {size: 2}}", 3, Some("qcp.yaml:2: databases.a.pool.size: found 2"));
-    check("databases:\n  '*': {pool: {size: 2}}", 3, Some("qcp.yaml:2: databases.*.pool.size: found 2"));
-    check("users:\n  a: {pool: {size: 2}}", 3, Some("qcp.yaml:2: users.a.pool.size: found 2"));
-}
-
-#[test]
 fn the_control_socket_is_where_it_was_put_or_in_one_of_two_places() {
     let check = |configured: Option<&str>, runtime_directory: Option<&str>, expected: &[&str]| {
         let found = control_sockets(configured.map(Path::new), runtime_directory.map(OsStr::new));
@@ -384,7 +380,7 @@ proptest! {
     fn no_text_panics(any: String, near in nearly_a_configuration()) {
         for text in [any, near] {
             match Config::parse("qcp.yaml", &text) {
-                Ok((config, _)) => { let _ = (config.pool("a", "a"), config.check_cores(64)); }
+                Ok((config, _)) => { let _ = config.pool("a", "a"); }
                 Err(error) => { let _ = error.to_string(); }
             }
         }

@@ -1,15 +1,18 @@
 //! Who gets which backend: pure decisions about a shard's part of each pool.
 #![forbid(unsafe_code)]
 
+pub mod budget;
 pub mod part;
+pub mod placement;
 pub mod waiters;
 
 use std::time::Duration;
 
 pub use part::{Backoff, Checkin, Checkout, Part, Refill};
+pub use placement::Homes;
 pub use waiters::Waiters;
 
-/// Which of several suitable servers a login goes to.
+/// Which of several suitable servers a login goes to, or which of a pool's shards a client lives on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Schedule {
     /// One after the other.
@@ -17,7 +20,7 @@ pub enum Schedule {
     RoundRobin,
     /// Any, by the shard's seeded random numbers.
     Random,
-    /// The one with the fewest clients for each place of its pool.
+    /// The one with the fewest clients.
     LoadBalancing,
 }
 
@@ -38,4 +41,6 @@ pub struct Settings {
     pub lifetime: Duration,
     /// Which of several servers.
     pub schedule: Schedule,
+    /// Which of the pool's shards a client lives on.
+    pub placement: Schedule,
 }

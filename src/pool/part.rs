@@ -207,9 +207,10 @@ impl Part {
         waiters.remove(&mut self.queue, client)
     }
 
-    /// Whether those who wait need a place that this shard does not have.
-    pub fn wants_permit(&self) -> bool {
-        self.queue.len() as u32 > self.opening && self.open() >= self.permits && self.refill != Refill::Impossible
+    /// Whether those who wait need what this shard does not have: a place, or, where none can be opened, a backend.
+    pub fn wants_more(&self) -> bool {
+        let can_open = self.open() < self.permits && self.refill != Refill::Impossible;
+        self.queue.len() as u32 > self.opening && !can_open
     }
 
     /// Gives a place away that nobody here uses or waits for; `false` when there is none.
@@ -221,11 +222,22 @@ impl Part {
         unused
     }
 
-    /// The idle backend to close so that its place can be given away: the one used longest ago, where nobody waits and
-    /// another shard can open one in its stead.
+    /// The idle backend that may go to another shard: the one used longest ago, where nobody waits.
     pub fn spare_idle(&self) -> Option<BackendId> {
-        let spare = self.queue.is_empty() && self.refill == Refill::Free;
-        if spare { self.idle.first().copied() } else { None }
+        if self.queue.is_empty() { self.idle.first().copied() } else { None }
+    }
+
+    /// A lent backend has gone to another shard, and its place with it.
+    pub fn left(&mut self) {
+        assert!(self.lent > 0 && self.permits > 0, "only a lent backend, which has a place, moves");
+        self.lent -= 1;
+        self.permits -= 1;
+    }
+
+    /// A backend has come from another shard, whose place has been added: it counts as lent until it is checked in.
+    pub fn arrived(&mut self) {
+        self.lent += 1;
+        self.check();
     }
 
     /// Places that another shard gave.
@@ -292,6 +304,7 @@ mod tests {
             idle_timeout: Duration::ZERO,
             lifetime: Duration::ZERO,
             schedule: Schedule::RoundRobin,
+            placement: Schedule::LoadBalancing,
         };
         Part::new(settings, permits, Backoff::new(Duration::from_millis(100), Duration::from_secs(5)))
     }
@@ -332,16 +345,23 @@ mod tests {
         assert_eq!(part.checkin(&mut waiters, backend(1)), Checkin::HandTo(client(0)));
         assert!(!part.give_permit() && part.spare_idle().is_none());
         part.checkout(&mut waiters, client(1), now, 0);
-        assert!(part.wants_permit());
+        assert!(part.wants_more());
         part.add_permits(1);
-        assert!(!part.wants_permit() && part.may_open(now, 0));
+        assert!(!part.wants_more() && part.may_open(now, 0));
         part.remove_waiter(&mut waiters, client(1));
         assert!(part.give_permit() && !part.give_permit());
         part.checkin(&mut waiters, backend(1));
         assert_eq!(part.spare_idle(), Some(backend(1)));
-        part.lost_idle(backend(1));
-        assert!(part.give_permit());
+        part.borrow_idle(backend(1));
+        part.left();
         assert_eq!((part.permits(), part.open()), (0, 0));
+        part.add_permits(1);
+        part.arrived();
+        assert_eq!((part.permits(), part.open(), part.lent()), (1, 1, 1));
+        part.set_refill(Refill::Impossible);
+        part.add_permits(1);
+        part.checkout(&mut waiters, client(2), now, 0);
+        assert!(part.wants_more(), "a place is there, and nothing can be opened");
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod shards;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use crate::control::socket::{BindFault, Bound};
 use crate::control::wire::Answer;
 use crate::ids::ShardId;
 use crate::io::doorbell::Doorbell;
+use crate::shard::Population;
 use crate::shard::mailbox::{Address, Mail, mailboxes};
 
 pub use check::check;
@@ -104,7 +105,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
     let doorbells = doorbells.map_err(|error| Error::Io("an eventfd cannot be made", error))?;
     let (addresses, boxes) = mailboxes(&doorbells);
     let config = Arc::new(config);
-    let clients_all = Arc::new(AtomicU32::new(0));
+    let population = Arc::new(Population::new(cores));
     let mut handles = Vec::new();
     let (ended, ends) = mpsc::channel();
     let parts = listening.shards.into_iter().zip(doorbells).zip(boxes);
@@ -116,7 +117,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
             listeners,
             doorbell,
             mailbox,
-            clients_all: clients_all.clone(),
+            population: population.clone(),
             ended: ended.clone(),
         };
         handles.push(shards::start(start).map_err(Error::Shard)?);
@@ -124,7 +125,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
     let desk = Desk {
         config: config.clone(),
         addresses: addresses.clone(),
-        clients_all,
+        population,
         started: Instant::now(),
         draining: Arc::default(),
     };
@@ -179,7 +180,7 @@ fn wait_for_signals(signals: SigSet, desk: Desk) -> Result<(), Error> {
 struct Desk {
     config: Arc<Config>,
     addresses: Vec<Address>,
-    clients_all: Arc<AtomicU32>,
+    population: Arc<Population>,
     started: Instant,
     draining: Arc<std::sync::atomic::AtomicBool>,
 }
@@ -227,7 +228,7 @@ impl Desk {
             uptime_s: self.started.elapsed().as_secs(),
             state: if draining { RunState::Draining } else { RunState::Running },
             cores: self.addresses.len() as u64,
-            clients: u64::from(self.clients_all.load(Ordering::Relaxed)),
+            clients: u64::from(self.population.count()),
             backends,
             listening: self.config.listen.iter().map(ToString::to_string).collect(),
             config: self.config.file().to_owned(),

@@ -7,7 +7,6 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -21,7 +20,7 @@ use crate::io::park::Park;
 use crate::io::ring::{self, Ring};
 use crate::io::{Event, Transport};
 use crate::memory::Arena;
-use crate::shard::{self, Catalogue, Mailbox, PoolSettings, Server, Shard};
+use crate::shard::{self, Catalogue, Mailbox, PoolSettings, Population, Server, Shard};
 
 use super::listeners::Listener;
 
@@ -40,7 +39,7 @@ pub(super) struct Start {
     pub listeners: Vec<Listener>,
     pub doorbell: Doorbell,
     pub mailbox: Mailbox,
-    pub clients_all: Arc<AtomicU32>,
+    pub population: Arc<Population>,
     /// Told once, when the shard has ended, however that came about.
     pub ended: Sender<io::Result<()>>,
 }
@@ -177,7 +176,7 @@ fn connection_of(event: &Event) -> Option<ConnectionId> {
 }
 
 fn build(start: Start) -> io::Result<Shard<Ring>> {
-    let Start { id, cores, config, listeners, doorbell, mailbox, clients_all, ended: _ } = start;
+    let Start { id, cores, config, listeners, doorbell, mailbox, population, ended: _ } = start;
     let sums = Sums::new(&config, cores);
     let settings = ring::Settings {
         arena: Arena::new(config.arena.chunk_size, sums.chunks)?,
@@ -202,6 +201,7 @@ fn build(start: Start) -> io::Result<Shard<Ring>> {
         login_timeout: config.login_timeout,
         client_stall_timeout: config.client_stall_timeout,
         connect_timeout: config.reconnect.connect_timeout,
+        cancel_timeout: config.cancel_timeout,
         backoff: (config.reconnect.min_backoff, config.reconnect.max_backoff),
         trust: config.auth.method == AuthMethod::Trust,
         check_connections: (config.auth.check_connections / cores as u32).max(1),
@@ -211,7 +211,7 @@ fn build(start: Start) -> io::Result<Shard<Ring>> {
         seed: u64::from_le_bytes(seed),
         memory_terms: sums.terms(),
     };
-    Ok(Shard::new(ring, settings, Rc::new(Settings(config)), mailbox, clients_all))
+    Ok(Shard::new(ring, settings, Rc::new(Settings(config)), mailbox, population))
 }
 
 /// Prepared statements kept on one backend.

@@ -49,6 +49,8 @@ pub enum Fault {
         pool: String,
         /// Clients waiting.
         waiting: usize,
+        /// Since when the longest of those who have a backend has it.
+        oldest: Option<Duration>,
     },
     /// `pool.queue_timeout`.
     QueueTimeout {
@@ -58,6 +60,8 @@ pub enum Fault {
         waiting: usize,
         /// How long.
         waited: Duration,
+        /// Since when the longest of those who have a backend has it.
+        oldest: Option<Duration>,
     },
     /// Cancelled while it waited.
     CancelledInQueue,
@@ -176,19 +180,23 @@ impl Fault {
                 ),
                 "Raise limits.max_clients, or close connections.",
             ),
-            Self::QueueFull { pool, waiting } => answer(
+            Self::QueueFull { pool, waiting, oldest } => answer(
                 Error,
                 SqlState::TOO_MANY_CONNECTIONS,
-                format!("all server connections of pool {pool} are busy and {waiting} clients wait (pool.max_queue)"),
+                format!(
+                    "all server connections of pool {pool} are busy and {waiting} clients wait (pool.max_queue){}",
+                    oldest_transaction(*oldest)
+                ),
                 Info,
             ),
-            Self::QueueTimeout { pool, waiting, waited } => answer(
+            Self::QueueTimeout { pool, waiting, waited, oldest } => answer(
                 Error,
                 SqlState::TOO_MANY_CONNECTIONS,
                 format!(
                     "no server connection of pool {pool} became free within {} ms (pool.queue_timeout); \
-                     {waiting} more clients wait",
-                    waited.as_millis()
+                     {waiting} more clients wait{}",
+                    waited.as_millis(),
+                    oldest_transaction(*oldest)
                 ),
                 Info,
             ),
@@ -246,5 +254,14 @@ impl Fault {
                 LogError,
             ),
         }
+    }
+}
+
+/// What keeps the server connections, for those who wait for one.
+fn oldest_transaction(age: Option<Duration>) -> String {
+    match age {
+        Some(age) if age < Duration::from_secs(1) => format!("; oldest transaction: {} ms", age.as_millis()),
+        Some(age) => format!("; oldest transaction: {} s", age.as_secs()),
+        None => String::new(),
     }
 }

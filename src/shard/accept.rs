@@ -1,7 +1,5 @@
 //! A client connects, and its first packets: encryption requests, cancel requests, the startup packet.
 
-use std::sync::atomic::Ordering;
-
 use crate::ids::{ClientId, ConnectionId, ShardId};
 use crate::io::{Close, Transport};
 use crate::memory::Slice;
@@ -18,11 +16,12 @@ impl<T: Transport> Shard<T> {
             return;
         }
         let limit = self.settings.clients_max;
-        let before = self.clients_all.fetch_add(1, Ordering::Relaxed);
-        let inserted =
-            if before < limit { self.clients.insert(Client::new(connection, self.io.now())).ok() } else { None };
+        let entered = self.population.enter(limit);
+        let inserted = if entered { self.clients.insert(Client::new(connection, self.io.now())).ok() } else { None };
         let Some((index, generation)) = inserted else {
-            self.clients_all.fetch_sub(1, Ordering::Relaxed);
+            if entered {
+                self.population.leave();
+            }
             let fault = Fault::TooManyClients(limit);
             self.write_error(connection, &fault, None);
             self.io.close(connection, Close::Flushed);
@@ -74,7 +73,7 @@ impl<T: Transport> Shard<T> {
                 // "there is no reply": the connection is closed whatever came of it (Canceling Requests in Progress).
                 self.leave(id);
             }
-            Ok(Some((Packet::StartupMessage(_), size))) => self.begin_login(id, &bytes, size),
+            Ok(Some((Packet::StartupMessage(_), size))) => self.begin_login(id, &bytes, size, None),
             Err(refused) => self.fail(id, &Fault::Startup(refused)),
         }
     }

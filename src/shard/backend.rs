@@ -5,19 +5,16 @@ use std::time::Duration;
 
 use crate::ids::{BackendId, ClientId, PoolId};
 use crate::io::{Close, Errno, SocketAddress, Transport};
-use crate::memory::{Slice, Stash};
+use crate::memory::Slice;
 use crate::protocol::error::field;
 use crate::protocol::reader::{self, Authentication};
 use crate::protocol::startup::Version;
 use crate::protocol::tag::backend as tag;
-use crate::protocol::{Direction, Framer, SqlState, Step};
+use crate::protocol::{SqlState, Step};
 use crate::session::fault::Fault;
-use crate::session::parameters::VectorId;
-use crate::session::pipeline::Pipeline;
-use crate::session::prepared::Prepared;
 
 use super::pools::Trouble;
-use super::{Backend, BackendState, ClientState, Owner, Purpose, Server, Shard, Unnamed};
+use super::{Backend, BackendState, ClientState, Owner, Purpose, Server, Shard};
 
 /// Largest message of a server's during a login that is looked at whole.
 const LOGIN_MESSAGE_MAX: usize = 16 * 1024;
@@ -32,40 +29,9 @@ impl<T: Transport> Shard<T> {
         checks: Option<ClientId>,
     ) -> Option<BackendId> {
         let now = self.io.now();
-        let backend = Backend {
-            connection: None,
-            state: BackendState::Resolving,
-            purpose,
-            pool,
-            checks,
-            framer: Framer::new(Direction::Backend),
-            stash: Stash::default(),
-            need: 0,
-            dropping: false,
-            paused: false,
-            challenged: false,
-            pipeline: Pipeline::new(),
-            has: VectorId::NEUTRAL,
-            prepared: Prepared::new(self.settings.statements_max),
-            stale: Vec::new(),
-            touched: false,
-            tainted: false,
-            unnamed: Unnamed::Others,
-            process_id: 0,
-            key: 0,
-            cancels: 0,
-            cancel_again: None,
-            reported: Vec::new(),
-            addresses: Vec::new(),
-            address: None,
-            stalled: None,
-            deadline: Some(now + self.settings.connect_timeout),
-            born: now,
-            used: now,
-            refusal: None,
-            blamed: false,
-            fatal: false,
-        };
+        let mut backend = Backend::new(pool, purpose, self.settings.statements_max, now);
+        backend.checks = checks;
+        backend.deadline = Some(now + self.settings.connect_timeout);
         let Ok((index, generation)) = self.backends.insert(backend) else {
             match purpose {
                 Purpose::Pool => self.pools.get_mut(pool).part.open_failed(now, 0, false),
@@ -161,6 +127,8 @@ impl<T: Transport> Shard<T> {
         let Some(backend) = self.backend(id) else { return };
         match backend.state {
             BackendState::Linked(_) | BackendState::Cleaning(_) => self.relay_answer(id, bytes),
+            // Its transport keeps what comes.
+            BackendState::Moving(_) => {}
             BackendState::Piped(client) => self.pipe_answer(id, client, bytes),
             BackendState::LoggingIn | BackendState::Idle => self.on_whole_messages(id, bytes),
             BackendState::Resolving | BackendState::Connecting => {}
@@ -434,7 +402,7 @@ impl<T: Transport> Shard<T> {
                     self.fail(client, &Fault::NoServer(format!("{server}: {why}")));
                 }
             }
-            BackendState::Idle | BackendState::Cleaning(_) => {
+            BackendState::Idle | BackendState::Cleaning(_) | BackendState::Moving(_) => {
                 log::debug!("{}: a server connection was closed: {why}", self.pool_name(pool));
             }
         }
@@ -528,14 +496,9 @@ impl<T: Transport> Shard<T> {
             }
         }
         self.ask_for_place(id);
-        let part = &self.pools.get(id).part;
-        if part.refill() == crate::pool::Refill::Impossible && part.open() == 0 && part.waiting() > 0 {
-            while let Some((client, _)) = {
-                let Self { pools, waiters, .. } = self;
-                pools.get_mut(id).part.pop_waiter(waiters)
-            } {
-                self.fail(client, &Fault::CannotRefill);
-            }
+        // Where others have a part of the pool, their answers decide.
+        if self.pools.get(id).homes.count() == 1 {
+            self.despair(id);
         }
     }
 
@@ -545,7 +508,7 @@ impl<T: Transport> Shard<T> {
         if pool.parameters.is_empty() || pool.clients + pool.transactions as u32 == 0 {
             return 0;
         }
-        super::share(pool.settings.pool.min_size, self.settings.id, self.settings.shard_count).min(pool.part.permits())
+        pool.homes.share(pool.settings.pool.min_size, self.settings.id).min(pool.part.permits())
     }
 
     /// `database/user at server`, for people.

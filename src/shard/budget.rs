@@ -1,20 +1,59 @@
-//! A pool's size is places split over the shards. A shard whose clients wait asks the others; a place that nobody uses
-//! moves to it by mailbox. Nothing is exchanged while nobody waits.
+//! A pool's size is places split over the shards that have a part of it. A shard whose clients wait asks the others; a place
+//! that nobody uses moves to it by mailbox, or a backend with its place: an idle one, or one that comes back while the
+//! clients here have waited less long. Nothing is exchanged while nobody waits.
 //!
-//! Invariant: a place is counted by one shard, or is in one message; `borrowed` says where it came from.
+//! Invariant: a place is counted by one shard, or is in one message; `borrowed` says where it came from. A backend that
+//! moves keeps its place where it was until its socket is out.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::ids::{PoolId, ShardId};
-use crate::io::{Close, Transport};
-use crate::pool::Backoff;
+use crate::ids::{BackendId, PoolId, ShardId};
+use crate::io::{Close, Group, Parcel, SocketAddress, Transport};
+use crate::pool::{Backoff, Refill, budget};
+use crate::session::fault::Fault;
+use crate::session::parameters::Setting;
 
+use super::clean::Stage;
 use super::mailbox::Mail;
 use super::pools::{Key, PoolSettings};
-use super::{Running, Shard, share};
+use super::{Backend, BackendState, Owner, Purpose, Running, Shard, placement};
 
-/// A shard that was not given anything asks again after this.
-const ASK_EVERY: Duration = Duration::from_millis(20);
+/// A shard asks again after this, for each two other shards of the pool: so the messages of all together stay few.
+const ASK_EVERY: Duration = Duration::from_millis(5);
+/// A question that was not repeated is not remembered longer: a quiet shard looks at its queues ten times a second.
+pub(super) const CLAIM_FOR: Duration = Duration::from_millis(120);
+/// A backend that cannot be taken out of its transport in this time is closed.
+const MOVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// So many times in a row all shards must say that they have nothing before it is believed: a backend may be on its way
+/// between two of them.
+const ROUNDS: u32 = 3;
+
+/// Another shard's clients wait for a backend of this pool.
+#[derive(Clone, Copy)]
+pub(super) struct Claim {
+    from: ShardId,
+    /// Since when the longest of them waits.
+    since: Instant,
+    pub at: Instant,
+}
+
+/// A backend between two shards, and what the next one has to know of it.
+pub struct Traveller {
+    parcel: Parcel,
+    process_id: u32,
+    key: u32,
+    address: Option<SocketAddress>,
+    born: Instant,
+    used: Instant,
+    /// What it is set to.
+    settings: Vec<Setting>,
+    touched: bool,
+    /// It has prepared statements, under names that mean something else there.
+    has_statements: bool,
+    /// What the server reports at a login.
+    reported: Vec<(Box<str>, Box<str>)>,
+    refill: Refill,
+}
 
 impl<T: Transport> Shard<T> {
     /// The shard's part of a pool, made if need be. `None`: there are too many.
@@ -23,50 +62,165 @@ impl<T: Transport> Shard<T> {
             return Some(pool);
         }
         let (id, shard_count) = (self.settings.id, self.settings.shard_count);
-        let permits = share(settings.pool.size, id, shard_count);
+        let homes = placement::homes(&key, settings.pool.size, shard_count);
+        let permits = homes.share(settings.pool.size, id);
         let (min, max) = self.settings.backoff;
-        self.pools.insert(key, settings, permits, Backoff::new(min, max), shard_count)
+        self.pools.insert(key, settings, homes, permits, Backoff::new(min, max), shard_count)
     }
 
-    /// Asks the other shards for a place, if clients wait for one that is not here.
+    /// Asks the other shards, if clients wait for what is not here.
     pub(super) fn ask_for_place(&mut self, id: PoolId) {
-        let now = self.io.now();
-        if self.settings.shard_count == 1 || !self.pools.get(id).part.wants_permit() {
+        let part = &self.pools.get(id).part;
+        if !part.wants_more() {
             return;
         }
+        let since = part.first_waiter(&self.waiters).map(|(_, since)| since);
+        self.ask_others(id, since);
+    }
+
+    /// Asks the other shards. `since`: when the longest waiter came; without one a place alone is wanted, for a login.
+    pub(super) fn ask_others(&mut self, id: PoolId, since: Option<Instant>) {
+        let (now, own) = (self.io.now(), self.settings.id);
         let pool = self.pools.get_mut(id);
-        if pool.ask_at.is_some_and(|at| now < at) {
+        let others = u32::from(pool.homes.count()) - u32::from(pool.homes.has(own));
+        if others == 0 || pool.ask_at.is_some_and(|at| now < at) {
             return;
         }
-        pool.ask_at = Some(now + ASK_EVERY);
-        let key = pool.key.clone();
-        let own = self.settings.id;
-        for shard in self.mailbox.others(own) {
-            self.mailbox.send(shard, Mail::Ask { key: key.clone(), from: own });
+        pool.ask_at = Some(now + ASK_EVERY * others.div_ceil(2));
+        pool.round += 1;
+        let (key, homes, round) = (pool.key.clone(), pool.homes, pool.round);
+        let can_open = since.is_none() || pool.part.refill() != Refill::Impossible;
+        for shard in homes.iter().filter(|&shard| shard != own) {
+            self.mailbox.send(shard, Mail::Ask { key: key.clone(), from: own, since, can_open, round });
         }
     }
 
-    /// Another shard's clients wait. A place that is not used here goes there; an idle backend makes room for it.
-    pub(super) fn on_ask(&mut self, key: Key, from: ShardId) {
+    /// Another shard's clients wait.
+    pub(super) fn on_ask(&mut self, key: Key, from: ShardId, since: Option<Instant>, can_open: bool, round: u32) {
         if self.running != Running::Yes {
             return;
         }
+        let now = self.io.now();
         let Some(settings) = self.catalogue.pool(&key.database, &key.user) else { return };
         let Some(id) = self.pool_of(key.clone(), settings) else { return };
-        let mut given = self.pools.get_mut(id).part.give_permit();
-        if !given && let Some(backend) = self.pools.get(id).part.spare_idle() {
-            self.close_backend(backend, Close::Flushed);
-            given = self.pools.get_mut(id).part.give_permit();
+        let pool = self.pools.get_mut(id);
+        if can_open && pool.part.give_permit() {
+            self.give(id, from, 1, None);
+            return;
         }
-        if given {
-            self.give(id, from, 1);
+        let Some(since) = since else { return };
+        if let Some(backend) = pool.part.spare_idle() {
+            pool.part.borrow_idle(backend);
+            self.send_backend(backend, from);
+        } else if pool.part.open() == 0 {
+            self.mailbox.send(from, Mail::Nothing { key, from: self.settings.id, round });
         } else {
-            self.pools.get_mut(id).refused_at = Some(self.io.now());
+            let known = pool.claim.filter(|claim| claim.from != from && now < claim.at + CLAIM_FOR);
+            if known.is_none_or(|claim| since < claim.since) {
+                pool.claim = Some(Claim { from, since, at: now });
+            }
         }
     }
 
-    /// Places from another shard.
-    pub(super) fn on_give(&mut self, key: Key, from: ShardId, places: u32) {
+    /// Another shard has no backend of the pool. When none has, and none can be opened, nobody need wait.
+    pub(super) fn on_nothing(&mut self, key: &Key, from: ShardId, round: u32) {
+        let Some(id) = self.pools.find(key) else { return };
+        let own = self.settings.id;
+        let pool = self.pools.get_mut(id);
+        let heard = &mut pool.nothing[usize::from(from.0)];
+        // In a row: an answer that is missing begins anew.
+        *heard = if round <= heard.0 + 1 { (round, heard.1 + 1) } else { (round, 1) };
+        let last = pool.round;
+        let nothing = &pool.nothing;
+        let all = pool.homes.iter().filter(|&shard| shard != own).all(|shard| {
+            let (round, times) = nothing[usize::from(shard.0)];
+            times >= ROUNDS && round + ROUNDS >= last
+        });
+        if all {
+            self.despair(id);
+        }
+    }
+
+    /// Those who wait are told that there can be no backend, if that is so.
+    pub(super) fn despair(&mut self, id: PoolId) {
+        let part = &self.pools.get(id).part;
+        if part.refill() != Refill::Impossible || part.open() > 0 {
+            return;
+        }
+        while let Some((client, _)) = {
+            let Self { pools, waiters, .. } = self;
+            pools.get_mut(id).part.pop_waiter(waiters)
+        } {
+            self.fail(client, &Fault::CannotRefill);
+        }
+    }
+
+    /// To which shard a clean backend goes before the clients who wait here, if to any.
+    #[inline]
+    pub(super) fn claimant(&mut self, id: PoolId) -> Option<ShardId> {
+        let now = self.io.now();
+        let Self { pools, waiters, .. } = self;
+        let pool = pools.get_mut(id);
+        let claim = pool.claim?;
+        if now >= claim.at + CLAIM_FOR {
+            pool.claim = None;
+            return None;
+        }
+        let own = pool.part.first_waiter(waiters).map(|(_, since)| since);
+        if !budget::goes_away(claim.since, own, now) {
+            return None;
+        }
+        pool.claim = None;
+        Some(claim.from)
+    }
+
+    /// Begins to move a clean backend, which counts as lent.
+    pub(super) fn send_backend(&mut self, id: BackendId, to: ShardId) {
+        let deadline = self.io.now() + MOVE_TIMEOUT;
+        let backend = self.backend(id).expect("the caller has looked it up");
+        backend.state = BackendState::Moving(to);
+        backend.deadline = Some(deadline);
+        let connection = backend.connection.expect("a clean backend is connected");
+        self.io.detach(connection);
+    }
+
+    /// A backend's socket is out of this shard's transport.
+    pub(super) fn on_backend_detached(&mut self, id: BackendId, parcel: Parcel) {
+        let Some(backend) = self.backend(id) else { return };
+        let BackendState::Moving(to) = backend.state else { return };
+        // Its connection is the parcel now.
+        backend.connection = None;
+        if !parcel.received.is_empty() || self.running != Running::Yes {
+            // Most likely the server's goodbye; whoever asks again gets the place.
+            drop(parcel);
+            self.close_backend(id, Close::Now);
+            return;
+        }
+        let backend = self.backends.remove(id.index, id.generation).expect("just looked at");
+        let settings = self.vectors.settings(backend.has).to_vec();
+        self.vectors.let_go(backend.has);
+        let pool = self.pools.get_mut(backend.pool);
+        pool.backends -= 1;
+        pool.part.left();
+        let traveller = Traveller {
+            parcel,
+            process_id: backend.process_id,
+            key: backend.key,
+            address: backend.address,
+            born: backend.born,
+            used: backend.used,
+            settings,
+            touched: backend.touched,
+            has_statements: backend.prepared.count() > 0 || !backend.stale.is_empty(),
+            reported: pool.parameters.clone(),
+            refill: pool.part.refill(),
+        };
+        self.give(backend.pool, to, 1, Some(Box::new(traveller)));
+        self.refill(backend.pool);
+    }
+
+    /// Places from another shard, and perhaps the backend that has one of them.
+    pub(super) fn on_give(&mut self, key: Key, from: ShardId, places: u32, backend: Option<Box<Traveller>>) {
         let settings = self.catalogue.pool(&key.database, &key.user);
         let Some(id) = settings.and_then(|settings| self.pool_of(key, settings)) else {
             // Only a changed configuration or a full table brings this about; the pool is smaller from here on.
@@ -76,7 +230,55 @@ impl<T: Transport> Shard<T> {
         let pool = self.pools.get_mut(id);
         pool.part.add_permits(places);
         pool.borrowed[from.0 as usize] += places as i32;
+        pool.nothing.fill((0, 0));
+        if let Some(traveller) = backend {
+            self.take_in(id, *traveller);
+        }
         self.refill(id);
+    }
+
+    /// A backend comes from another shard, whose place has been added. If there is no room for it, it is closed.
+    fn take_in(&mut self, pool: PoolId, traveller: Traveller) {
+        if self.running != Running::Yes {
+            return;
+        }
+        let Ok(has) = self.vectors.intern(traveller.settings) else { return };
+        let Some(connection) = self.io.adopt(traveller.parcel, Group::Backend) else {
+            self.vectors.let_go(has);
+            return;
+        };
+        let mut backend = Backend::new(pool, Purpose::Pool, self.settings.statements_max, traveller.born);
+        backend.connection = Some(connection);
+        backend.state = BackendState::Cleaning(Stage::Done);
+        backend.pipeline.reset();
+        backend.has = has;
+        backend.touched = traveller.touched;
+        backend.process_id = traveller.process_id;
+        backend.key = traveller.key;
+        backend.address = traveller.address;
+        backend.used = traveller.used;
+        let Ok((index, generation)) = self.backends.insert(backend) else {
+            self.io.close(connection, Close::Now);
+            self.vectors.let_go(has);
+            return;
+        };
+        let id = BackendId { index, generation };
+        let entry = self.pools.get_mut(pool);
+        entry.backends += 1;
+        entry.part.arrived();
+        if entry.part.refill() == Refill::Unknown {
+            entry.part.set_refill(traveller.refill);
+        }
+        if entry.parameters.is_empty() {
+            entry.parameters = traveller.reported;
+        }
+        self.io.set_owner(connection, Owner::Backend(id).pack());
+        self.io.receive(connection, true);
+        if traveller.has_statements {
+            self.forget_statements(id);
+        } else {
+            self.give_back(id);
+        }
     }
 
     /// A pool that nobody uses here returns what it has borrowed.
@@ -92,15 +294,15 @@ impl<T: Transport> Shard<T> {
                 places += 1;
             }
             if places > 0 {
-                self.give(id, shard, places as u32);
+                self.give(id, shard, places as u32, None);
             }
         }
     }
 
-    fn give(&mut self, id: PoolId, to: ShardId, places: u32) {
+    fn give(&mut self, id: PoolId, to: ShardId, places: u32, backend: Option<Box<Traveller>>) {
         let pool = self.pools.get_mut(id);
         pool.borrowed[to.0 as usize] -= places as i32;
-        let mail = Mail::Give { key: pool.key.clone(), from: self.settings.id, places };
+        let mail = Mail::Give { key: pool.key.clone(), from: self.settings.id, places, backend };
         self.mailbox.send(to, mail);
     }
 }

@@ -3,16 +3,11 @@
 //! Invariant: while a cancel connection is open, its backend is not lent to anyone else; so a late cancel cannot hit the
 //! next client's query.
 
-use std::time::Duration;
-
 use crate::ids::{BackendId, ClientId};
 use crate::io::{Close, Transport};
 use crate::session::fault::Fault;
 
 use super::{BackendState, Cancel, ClientState, Owner, Shard};
-
-/// A cancel connection that takes longer costs the backend.
-const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl<T: Transport> Shard<T> {
     /// Any shard may be asked; the key says which client is meant.
@@ -39,13 +34,13 @@ impl<T: Transport> Shard<T> {
                 }
             }
             ClientState::Piped(backend) => self.cancel_query(backend),
-            ClientState::Startup | ClientState::Login(_) | ClientState::Ready => {}
+            ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_) | ClientState::Ready => {}
         }
     }
 
     /// Asks the server to cancel what a backend works on.
     pub(super) fn cancel_query(&mut self, id: BackendId) {
-        let deadline = self.io.now() + CANCEL_TIMEOUT;
+        let deadline = self.io.now() + self.settings.cancel_timeout;
         let Some(backend) = self.backend(id) else { return };
         // One under way does as much as two.
         if backend.cancels > 0 || self.cancels.len() == self.cancels.capacity() {
@@ -99,6 +94,7 @@ impl<T: Transport> Shard<T> {
             | BackendState::Connecting
             | BackendState::LoggingIn
             | BackendState::Idle
+            | BackendState::Moving(_)
             | BackendState::Piped(_) => {}
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::ids::{BackendId, ClientId};
+use crate::ids::{BackendId, ClientId, ShardId};
 use crate::io::Transport;
 
 use super::{BackendState, ClientState, Purpose, Shard, login};
@@ -39,6 +39,8 @@ pub struct PoolCensus {
     pub server: String,
     /// As configured, over all shards.
     pub size: u32,
+    /// What each shard has of them before any has moved.
+    pub shares: Vec<u32>,
     /// This part's places.
     pub permits: u32,
     /// Places taken, as the part counts them.
@@ -74,7 +76,7 @@ impl<T: Transport> Shard<T> {
                         census.clients_links.push((id, backend));
                     }
                 }
-                ClientState::Startup | ClientState::Ready | ClientState::Waiting => {}
+                ClientState::Startup | ClientState::Moving(_) | ClientState::Ready | ClientState::Waiting => {}
             }
         }
         for (index, generation, backend) in self.backends.iter() {
@@ -85,13 +87,18 @@ impl<T: Transport> Shard<T> {
         census.clients_links.sort_unstable_by_key(|(client, _)| client.index);
         census.backends_links.sort_unstable_by_key(|(client, _)| client.index);
         let now = self.io.now();
+        let shards = || (0..self.settings.shard_count).map(ShardId);
         for id in self.pools.ids() {
             let pool = self.pools.get(id);
             let of_pool = self.backends.iter().filter(|(_, _, backend)| backend.pool == id);
             let waits = |state: &ClientState| match state {
                 ClientState::Waiting => true,
                 ClientState::Login(login) => login.stage == login::Stage::Backend,
-                ClientState::Startup | ClientState::Ready | ClientState::Linked(_) | ClientState::Piped(_) => false,
+                ClientState::Startup
+                | ClientState::Moving(_)
+                | ClientState::Ready
+                | ClientState::Linked(_)
+                | ClientState::Piped(_) => false,
             };
             let waiting = self.clients.iter().filter(|(_, _, client)| client.pool == Some(id) && waits(&client.state));
             let queue = waiting.filter_map(|(index, generation, _)| {
@@ -103,6 +110,7 @@ impl<T: Transport> Shard<T> {
                 name: format!("{}/{}", pool.key.database, pool.key.user),
                 server: pool.key.server.to_string(),
                 size: pool.settings.pool.size,
+                shares: shards().map(|shard| pool.homes.share(pool.settings.pool.size, shard)).collect(),
                 permits: pool.part.permits(),
                 open: pool.part.open(),
                 counted: of_pool.filter(|(_, _, backend)| backend.purpose == Purpose::Pool).count() as u32,

@@ -30,6 +30,7 @@ pub(super) enum Stage {
 /// Marks of the queries of this module.
 const MARK_ROLLBACK: u32 = 3;
 const MARK_RESET: u32 = 4;
+const MARK_FORGET: u32 = 5;
 
 /// A backend that takes longer is closed.
 const CLEAN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -133,6 +134,17 @@ impl<T: Transport> Shard<T> {
             }
             self.give_back(id);
         } else if !self.ask_own(id, sql, mark) {
+            self.close_backend(id, Close::Now);
+        }
+    }
+
+    /// Has a backend that came from another shard drop its prepared statements: their names are of that shard's making.
+    pub(super) fn forget_statements(&mut self, id: BackendId) {
+        let deadline = self.io.now() + CLEAN_TIMEOUT;
+        let Some(backend) = self.backend(id) else { return };
+        backend.state = BackendState::Cleaning(Stage::Resetting);
+        backend.deadline = Some(deadline);
+        if !self.ask_own(id, b"DEALLOCATE ALL", MARK_FORGET) {
             self.close_backend(id, Close::Now);
         }
     }

@@ -1,7 +1,5 @@
 //! A client's bytes by where it is on its way, and how it ends.
 
-use std::sync::atomic::Ordering;
-
 use crate::ids::{BackendId, ClientId};
 use crate::io::{Close, Transport};
 use crate::memory::Slice;
@@ -30,6 +28,8 @@ impl<T: Transport> Shard<T> {
             }
             ClientState::Ready | ClientState::Linked(_) | ClientState::Waiting => self.hold_back(id, bytes),
             ClientState::Startup => self.on_startup_bytes(id, bytes),
+            // Its transport keeps what comes.
+            ClientState::Moving(_) => {}
             ClientState::Login(_) => self.on_login_bytes(id, bytes),
             ClientState::Piped(backend) => self.pipe_request(id, backend, bytes),
         }
@@ -235,7 +235,16 @@ impl<T: Transport> Shard<T> {
     fn end_client(&mut self, id: ClientId, how: Close, ending: Ending) {
         self.leave_queue(id);
         let Some(mut client) = self.clients.remove(id.index, id.generation) else { return };
-        self.clients_all.fetch_sub(1, Ordering::Relaxed);
+        self.population.leave();
+        match &client.state {
+            ClientState::Startup => {}
+            ClientState::Moving(moving) => self.population.unsettle(moving.to),
+            ClientState::Login(_)
+            | ClientState::Ready
+            | ClientState::Waiting
+            | ClientState::Linked(_)
+            | ClientState::Piped(_) => self.population.unsettle(self.settings.id),
+        }
         let mid_message = !client.framer.at_boundary();
         client.pending.clear(&mut self.nodes);
         client.stash.clear();
@@ -260,7 +269,7 @@ impl<T: Transport> Shard<T> {
                 }
                 self.drop_login(&login);
             }
-            ClientState::Startup | ClientState::Ready | ClientState::Waiting => {}
+            ClientState::Startup | ClientState::Moving(_) | ClientState::Ready | ClientState::Waiting => {}
         }
         self.check_queue.retain(|&waiting| waiting != id);
     }

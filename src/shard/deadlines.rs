@@ -59,11 +59,9 @@ impl<T: Transport> Shard<T> {
                 let fault = Fault::NoServer(format!("{}: {}", pool.key.server, trouble.why));
                 self.fail(client, &fault);
             } else {
-                let fault = Fault::QueueTimeout {
-                    pool: format!("{}/{}", pool.key.database, pool.key.user),
-                    waiting: pool.part.waiting(),
-                    waited,
-                };
+                let name = format!("{}/{}", pool.key.database, pool.key.user);
+                let waiting = pool.part.waiting();
+                let fault = Fault::QueueTimeout { pool: name, waiting, waited, oldest: self.oldest_transaction(id) };
                 self.refuse_request(client, &fault);
             }
         }
@@ -76,7 +74,7 @@ impl<T: Transport> Shard<T> {
         while let Some((index, generation)) = self.clients.next_used(from) {
             from = index + 1;
             let client = self.clients.get(index, generation).expect("just found");
-            let logs_in = matches!(client.state, ClientState::Startup | ClientState::Login(_));
+            let logs_in = matches!(client.state, ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_));
             if logs_in && now.duration_since(client.since) >= login_timeout {
                 self.fail(ClientId { index, generation }, &Fault::LoginTimeout);
             }
@@ -93,6 +91,7 @@ impl<T: Transport> Shard<T> {
             if backend.deadline.is_some_and(|deadline| now >= deadline) {
                 let why = match backend.state {
                     BackendState::Cleaning(_) => "it could not be cleaned in time",
+                    BackendState::Moving(_) => "it could not be moved in time",
                     _ => "timeout (reconnect.connect_timeout)",
                 };
                 self.on_backend_gone(id, why);
@@ -216,7 +215,11 @@ impl<T: Transport> Shard<T> {
             let id = ClientId { index, generation };
             let idle = match self.clients.get(index, generation).expect("just found").state {
                 // Nobody will be lent a backend any more, so there is nothing to wait for.
-                ClientState::Startup | ClientState::Login(_) | ClientState::Ready | ClientState::Waiting => true,
+                ClientState::Startup
+                | ClientState::Moving(_)
+                | ClientState::Login(_)
+                | ClientState::Ready
+                | ClientState::Waiting => true,
                 ClientState::Piped(_) => false,
                 // In Session mode a client keeps its backend; it goes when nothing is under way.
                 ClientState::Linked(backend) => self.backend(backend).is_none_or(|backend| backend.pipeline.is_whole()),

@@ -8,7 +8,7 @@ use crate::session::RelayMode;
 use crate::session::fault::Fault;
 
 use super::clean::Stage;
-use super::{BackendState, ClientState, Purpose, Shard, Unnamed, queue_share};
+use super::{BackendState, ClientState, Purpose, Shard, Unnamed};
 
 /// Mark of the query that replays a client's settings.
 pub(super) const MARK_REPLAY: u32 = 2;
@@ -18,12 +18,12 @@ impl<T: Transport> Shard<T> {
     /// client has to be told.
     pub(super) fn checkout(&mut self, id: ClientId) -> Result<(), Fault> {
         let now = self.io.now();
-        let shard_count = self.settings.shard_count;
+        let own = self.settings.id;
         let Some(pool) = self.client(id).and_then(|client| client.pool) else { return Ok(()) };
         loop {
             let Self { pools, waiters, .. } = self;
             let entry = pools.get_mut(pool);
-            let queue_max = queue_share(&entry.settings.pool, shard_count);
+            let queue_max = entry.homes.queue_share(entry.settings.pool.max_queue, own);
             match entry.part.checkout(waiters, id, now, queue_max) {
                 Checkout::Ready(backend) => {
                     let expired = self.backends.get(backend.index, backend.generation);
@@ -46,7 +46,8 @@ impl<T: Transport> Shard<T> {
                 Checkout::QueueFull => {
                     let entry = self.pools.get(pool);
                     let name = format!("{}/{}", entry.key.database, entry.key.user);
-                    return Err(Fault::QueueFull { pool: name, waiting: entry.part.waiting() });
+                    let waiting = entry.part.waiting();
+                    return Err(Fault::QueueFull { pool: name, waiting, oldest: self.oldest_transaction(pool) });
                 }
             }
             return Ok(());
@@ -67,7 +68,8 @@ impl<T: Transport> Shard<T> {
                 self.on_login_backend(id, backend);
             }
             Some(ClientState::Ready | ClientState::Waiting) => self.link(id, backend),
-            Some(ClientState::Startup | ClientState::Linked(_) | ClientState::Piped(_)) | None => {
+            Some(ClientState::Startup | ClientState::Moving(_) | ClientState::Linked(_) | ClientState::Piped(_))
+            | None => {
                 unreachable!("only a client that waits is in the queue")
             }
         }
@@ -97,8 +99,10 @@ impl<T: Transport> Shard<T> {
 
     /// Says on the backend's side whom it serves.
     pub(super) fn join(&mut self, id: ClientId, backend: BackendId) {
+        let now = self.io.now();
         let backend = self.backend(backend).expect("the caller has looked it up");
         assert!(backend.pipeline.is_whole(), "only a whole backend is lent");
+        backend.lent_at = now;
         assert!(backend.cancels == 0, "a late cancel must not hit the next client's query");
         assert!(
             matches!(backend.state, BackendState::Idle | BackendState::Cleaning(Stage::Done)),
@@ -175,7 +179,9 @@ impl<T: Transport> Shard<T> {
         }
         backend.used = now;
         backend.paused = false;
-        if backend.tainted {
+        // The server's last word may have come behind the ReadyForQuery, in the same bytes: whoever got this backend would
+        // be hung up on.
+        if backend.tainted || backend.fatal {
             self.close_backend(id, Close::Flushed);
             return;
         }
@@ -191,6 +197,10 @@ impl<T: Transport> Shard<T> {
             return;
         }
         self.io.receive(connection.expect("a clean backend is connected"), true);
+        if let Some(to) = self.claimant(pool) {
+            self.send_backend(id, to);
+            return;
+        }
         let Self { pools, waiters, .. } = self;
         match pools.get_mut(pool).part.checkin(waiters, id) {
             Checkin::Idle => self.backend(id).expect("looked up above").state = BackendState::Idle,
@@ -199,6 +209,14 @@ impl<T: Transport> Shard<T> {
                 self.resume_client(client);
             }
         }
+    }
+
+    /// How long the longest of this part's links lasts by now, for those who wait for one to end.
+    pub(super) fn oldest_transaction(&self, pool: crate::ids::PoolId) -> Option<std::time::Duration> {
+        let linked = |backend: &super::Backend| matches!(backend.state, BackendState::Linked(_));
+        let linked = self.backends.iter().filter(|(_, _, backend)| backend.pool == pool && linked(backend));
+        let oldest = linked.map(|(_, _, backend)| backend.lent_at).min()?;
+        Some(self.io.now().duration_since(oldest))
     }
 
     /// What the last ReadyForQuery on the client's backend said; Idle without one.

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::ids::{BackendId, ClientId, PoolId};
+use crate::ids::{BackendId, ClientId, PoolId, ShardId};
 use crate::io::{Close, Transport};
 use crate::memory::Slice;
 use crate::pool::Refill;
@@ -17,7 +17,7 @@ use crate::session::parameters::{self, Setting, VectorId};
 use crate::session::pipeline::Expect;
 
 use super::pools::{Key, PROVEN_MAX};
-use super::{ClientState, Purpose, SECRET_SIZE, Shard};
+use super::{ClientState, Purpose, SECRET_SIZE, Server, Shard};
 
 /// Secrets for clients' cancel keys that are fetched at once.
 const SECRETS_FETCHED: usize = 64;
@@ -55,21 +55,29 @@ pub(super) enum Stage {
 pub(super) const MARK_APPLY: u32 = 1;
 
 impl<T: Transport> Shard<T> {
-    pub(super) fn begin_login(&mut self, id: ClientId, bytes: &Slice, size: usize) {
+    /// `bytes` begins with a startup packet of `size` bytes. `server`: the client came for this one from another shard.
+    pub(super) fn begin_login(&mut self, id: ClientId, bytes: &Slice, size: usize, server: Option<Server>) {
         let packet = bytes.part(0, size);
         let Ok(Some((Packet::StartupMessage(startup), _))) = startup::packet(&packet) else {
             unreachable!("the caller has just read it")
         };
-        if let Err(fault) = self.try_begin_login(id, &startup) {
-            self.fail(id, &fault);
-            return;
+        match self.try_begin_login(id, &startup, server) {
+            Ok(None) => {}
+            Ok(Some((to, server))) => return self.begin_move(id, to, server, (bytes, size)),
+            Err(fault) => return self.fail(id, &fault),
         }
         if bytes.len() > size {
             self.on_client_bytes(id, bytes.part(size, bytes.len()));
         }
     }
 
-    fn try_begin_login(&mut self, id: ClientId, startup: &StartupMessage<'_>) -> Result<(), Fault> {
+    /// `Some`: the client is to live on that shard, and have that server.
+    fn try_begin_login(
+        &mut self,
+        id: ClientId,
+        startup: &StartupMessage<'_>,
+        server: Option<Server>,
+    ) -> Result<Option<(ShardId, Server)>, Fault> {
         let text = |bytes| std::str::from_utf8(bytes).map_err(|_| Fault::NameNotText);
         let (user, database) = (text(startup.user())?, text(startup.database())?);
         let Some(settings) = self.catalogue.pool(database, user) else {
@@ -78,15 +86,23 @@ impl<T: Transport> Shard<T> {
         let wishes = wishes(startup);
         let dedicated = settings.dedicated || wishes.is_none();
         let packet = dedicated.then(|| own_packet(startup, &settings.server_database));
+        let arrived = server.is_some();
+        let server = server.unwrap_or_else(|| settings.servers[self.choose_server(&settings)].clone());
+        let key = Key { server, database: database.into(), user: user.into() };
+        // A client with a backend of its own has nothing of the pool's.
+        if !arrived && !dedicated {
+            let shard = self.choose_shard(&key, &settings);
+            if shard != self.settings.id {
+                return Ok(Some((shard, key.server)));
+            }
+        }
         let raw = self.vectors.intern(wishes.unwrap_or_default()).map_err(|_| Fault::NoRoom("clients' settings"))?;
-
-        let server = self.choose_server(&settings);
-        let key = Key { server: settings.servers[server].clone(), database: database.into(), user: user.into() };
         let Some(pool) = self.pool_of(key, settings) else {
             self.vectors.let_go(raw);
             return Err(Fault::NoRoom("pools"));
         };
         self.pools.get_mut(pool).clients += 1;
+        self.population.settle(self.settings.id);
 
         let version = startup.version.negotiate().expect("other versions are refused");
         let secret = self.next_secret();
@@ -106,13 +122,14 @@ impl<T: Transport> Shard<T> {
         } else {
             self.authenticate(id);
         }
-        Ok(())
+        Ok(None)
     }
 
     pub(super) fn login(&mut self, id: ClientId) -> Option<&mut Login> {
         match &mut self.client(id)?.state {
             ClientState::Login(login) => Some(login),
             ClientState::Startup
+            | ClientState::Moving(_)
             | ClientState::Ready
             | ClientState::Waiting
             | ClientState::Linked(_)
@@ -160,6 +177,8 @@ impl<T: Transport> Shard<T> {
             Purpose::Pool
         } else if self.checks < self.settings.check_connections {
             self.checks += 1;
+            // A place that comes from another shard while the login lasts makes the connection one of the pool's.
+            self.ask_others(pool, None);
             Purpose::Check
         } else {
             self.set_stage(id, Stage::Check);

@@ -2,11 +2,13 @@
 //! shared but what is handed over.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::ids::ShardId;
 use crate::io::doorbell::Doorbell;
 
+use super::budget::Traveller;
+use super::placement::Arrival;
 use super::pools::Key;
 use super::report::ShardReport;
 
@@ -23,12 +25,29 @@ pub enum Mail {
         /// As the request had it: 4 bytes, or more.
         secret: Vec<u8>,
     },
-    /// Clients of this pool wait at shard `from`, and all its places are taken: is there one to spare?
+    /// A client that is to live on the shard that reads this.
+    Client(Box<Arrival>),
+    /// Clients of this pool wait at shard `from`, and all its places are taken: is there one to spare, or a backend?
     Ask {
         /// The pool.
         key: Key,
         /// Who asks.
         from: ShardId,
+        /// Since when the longest of them waits; `None`: a login wants a place.
+        since: Option<Instant>,
+        /// Whether a place without a backend is of use.
+        can_open: bool,
+        /// Counts the questions of this shard.
+        round: u32,
+    },
+    /// The answer of a shard that has no backend of the pool at all, so that nobody waits for one that cannot come.
+    Nothing {
+        /// The pool.
+        key: Key,
+        /// Who answers.
+        from: ShardId,
+        /// That of the question.
+        round: u32,
     },
     /// Places of this pool move from shard `from` to the one that reads this.
     Give {
@@ -38,6 +57,8 @@ pub enum Mail {
         from: ShardId,
         /// How many.
         places: u32,
+        /// The backend that has one of them.
+        backend: Option<Box<Traveller>>,
     },
 }
 

@@ -18,6 +18,7 @@ mod deadlines;
 mod link;
 mod login;
 pub mod mailbox;
+pub mod placement;
 mod pools;
 mod relay;
 mod replies;
@@ -29,13 +30,12 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use crate::ids::{BackendId, ClientId, ConnectionId, PoolId, ShardId};
 use crate::io::{Close, Event, SocketAddress, Transport};
 use crate::memory::{Block, Nodes, Outbox, Slab, Slice, Stash};
-use crate::pool::{self, Waiters};
+use crate::pool::Waiters;
 use crate::protocol::{Direction, ErrorFields, Framer, TransactionStatus, Writer};
 use crate::session::RelayMode;
 use crate::session::fault::Fault;
@@ -44,6 +44,7 @@ use crate::session::pipeline::Pipeline;
 use crate::session::prepared::Prepared;
 
 pub use mailbox::{Mail, Mailbox};
+pub use placement::Population;
 pub use pools::PoolSettings;
 use pools::Pools;
 use statements::Statements;
@@ -91,6 +92,8 @@ pub struct Settings {
     pub client_stall_timeout: Duration,
     /// For a connection to a server, with its login.
     pub connect_timeout: Duration,
+    /// For a cancel request to a server; its backend is closed then.
+    pub cancel_timeout: Duration,
     /// Pauses between failed attempts.
     pub backoff: (Duration, Duration),
     /// Whether logins are not checked at all.
@@ -113,6 +116,8 @@ pub struct Settings {
 enum ClientState {
     /// Nothing, or part of a startup packet, has come.
     Startup,
+    /// Will live on another shard: its socket is being taken out.
+    Moving(Box<placement::Move>),
     /// The startup packet is here.
     Login(Box<login::Login>),
     /// No request is under way.
@@ -182,6 +187,8 @@ enum BackendState {
     Cleaning(clean::Stage),
     /// Of one client alone.
     Piped(ClientId),
+    /// Clean, and on its way to another shard, whose clients wait.
+    Moving(ShardId),
 }
 
 /// What a backend was opened for.
@@ -235,6 +242,8 @@ struct Backend {
     stalled: Option<(Instant, u64)>,
     born: Instant,
     used: Instant,
+    /// When the client that has it got it.
+    lent_at: Instant,
     /// The first error the server sent during its login, whole.
     refusal: Option<Box<[u8]>>,
     /// It could not be opened, by the server's fault: the next attempt waits.
@@ -299,8 +308,8 @@ pub struct Shard<T: Transport> {
     settings: Settings,
     catalogue: Rc<dyn Catalogue>,
     mailbox: Mailbox,
-    /// Clients of all shards: counted up at accept, down at the end.
-    clients_all: Arc<AtomicU32>,
+    /// Clients of all shards.
+    population: Arc<Population>,
     clients: Slab<Client>,
     backends: Slab<Backend>,
     cancels: Slab<Cancel>,
@@ -368,20 +377,20 @@ impl Owner {
 }
 
 impl<T: Transport> Shard<T> {
-    /// Ready to accept. `clients_all` is shared by all shards.
+    /// Ready to accept. `population` is shared by all shards.
     pub fn new(
         io: T,
         settings: Settings,
         catalogue: Rc<dyn Catalogue>,
         mailbox: Mailbox,
-        clients_all: Arc<AtomicU32>,
+        population: Arc<Population>,
     ) -> Self {
         let now = io.now();
         let clients_max = settings.clients_max as usize;
         Self {
             catalogue,
             mailbox,
-            clients_all,
+            population,
             clients: Slab::new(clients_max),
             backends: Slab::new(settings.backends_max),
             cancels: Slab::new(CANCELS_MAX),
@@ -455,8 +464,11 @@ impl<T: Transport> Shard<T> {
                 Some(Owner::Cancel(index, generation)) => self.on_cancel_ended(index, generation),
                 None => self.io.close(connection, Close::Now),
             },
-            // Nothing leaves a shard yet.
-            Event::Detached { parcel, .. } => drop(parcel),
+            Event::Detached { owner, parcel, .. } => match Owner::unpack(owner) {
+                Some(Owner::Client(id)) => self.on_client_detached(id, parcel),
+                Some(Owner::Backend(id)) => self.on_backend_detached(id, parcel),
+                Some(Owner::Cancel(..)) | None => {}
+            },
             Event::Resolved { ticket, addresses } => self.on_resolved(ticket, addresses),
             Event::Rung => self.on_mail(),
             Event::Tick => self.on_tick(),
@@ -504,8 +516,10 @@ impl<T: Transport> Shard<T> {
                 let _ = answer.send(self.report());
             }
             Mail::Cancel { slot, secret } => self.on_cancel_request(slot, &secret),
-            Mail::Ask { key, from } => self.on_ask(key, from),
-            Mail::Give { key, from, places } => self.on_give(key, from, places),
+            Mail::Client(arrival) => self.on_arrival(*arrival),
+            Mail::Ask { key, from, since, can_open, round } => self.on_ask(key, from, since, can_open, round),
+            Mail::Nothing { key, from, round } => self.on_nothing(&key, from, round),
+            Mail::Give { key, from, places, backend } => self.on_give(key, from, places, backend),
         }
     }
 
@@ -557,7 +571,11 @@ impl<T: Transport> Shard<T> {
     fn backend_of(&self, id: ClientId) -> Option<BackendId> {
         match self.clients.get(id.index, id.generation)?.state {
             ClientState::Linked(backend) | ClientState::Piped(backend) => Some(backend),
-            ClientState::Startup | ClientState::Login(_) | ClientState::Ready | ClientState::Waiting => None,
+            ClientState::Startup
+            | ClientState::Moving(_)
+            | ClientState::Login(_)
+            | ClientState::Ready
+            | ClientState::Waiting => None,
         }
     }
 
@@ -570,6 +588,7 @@ impl<T: Transport> Shard<T> {
             | BackendState::Connecting
             | BackendState::LoggingIn
             | BackendState::Idle
+            | BackendState::Moving(_)
             | BackendState::Cleaning(_) => None,
         }
     }
@@ -641,6 +660,45 @@ impl<T: Transport> Shard<T> {
 }
 
 impl Backend {
+    /// Nothing is known of it but what it is for.
+    fn new(pool: PoolId, purpose: Purpose, statements_max: usize, now: Instant) -> Self {
+        Self {
+            connection: None,
+            state: BackendState::Resolving,
+            purpose,
+            pool,
+            checks: None,
+            framer: Framer::new(Direction::Backend),
+            stash: Stash::default(),
+            need: 0,
+            dropping: false,
+            paused: false,
+            challenged: false,
+            pipeline: Pipeline::new(),
+            has: VectorId::NEUTRAL,
+            prepared: Prepared::new(statements_max),
+            stale: Vec::new(),
+            touched: false,
+            tainted: false,
+            unnamed: Unnamed::Others,
+            process_id: 0,
+            key: 0,
+            cancels: 0,
+            cancel_again: None,
+            reported: Vec::new(),
+            addresses: Vec::new(),
+            address: None,
+            deadline: None,
+            stalled: None,
+            born: now,
+            used: now,
+            lent_at: now,
+            refusal: None,
+            blamed: false,
+            fatal: false,
+        }
+    }
+
     /// The server has this statement for certain. Without room to count it, it is closed before it is prepared again.
     fn confirm(&mut self, number: u32) {
         if !self.prepared.confirm(number) {
@@ -693,16 +751,6 @@ impl Client {
             since: now,
         }
     }
-}
-
-/// The number of permits of a pool of `size` that shard `id` has.
-fn share(size: u32, id: ShardId, shard_count: u16) -> u32 {
-    size / u32::from(shard_count) + u32::from(u32::from(id.0) < size % u32::from(shard_count))
-}
-
-/// See [`pool::Settings::max_queue`].
-fn queue_share(settings: &pool::Settings, shard_count: u16) -> u32 {
-    settings.max_queue.div_ceil(u32::from(shard_count))
 }
 
 /// Bytes of one entry of each table, for the sums: name, size, what for.

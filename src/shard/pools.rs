@@ -1,14 +1,15 @@
 //! The shard's table of pools: made when the first client asks for one, dropped when nobody uses it any more.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::ids::{ClientId, PoolId};
-use crate::pool::{self, Backoff, Part};
+use crate::pool::{self, Backoff, Homes, Part};
 use crate::session::RelayMode;
 use crate::session::parameters::VectorId;
 
 use super::Server;
+use super::budget::Claim;
 
 /// What applies to one database and user.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,19 +75,22 @@ pub(super) struct Pool {
     pub transactions: u64,
     /// For each shard, places that came from it less those that went there.
     pub borrowed: Box<[i32]>,
+    /// The shards that have a part of it.
+    pub homes: Homes,
     /// Other shards are asked for a place not before then.
     pub ask_at: Option<Instant>,
-    /// When another shard has last asked for a place and was not given one.
-    pub refused_at: Option<Instant>,
+    /// How often they were asked.
+    pub round: u32,
+    /// For each shard, the last question to which it had nothing, and how many in a row those were.
+    pub nothing: Box<[(u32, u32)]>,
+    /// Who of them waits longest, if any asked lately.
+    pub claim: Option<Claim>,
 }
-
-/// A shard that waits asks again sooner than this.
-const ASKED_FOR: Duration = Duration::from_secs(1);
 
 impl Pool {
     /// Whether clients of other shards wait for a place.
     pub(super) fn is_asked_for(&self, now: Instant) -> bool {
-        self.refused_at.is_some_and(|at| now.duration_since(at) < ASKED_FOR)
+        self.claim.is_some_and(|claim| now < claim.at + super::budget::CLAIM_FOR)
     }
 }
 
@@ -96,6 +100,7 @@ pub(super) struct Pools {
     by_key: HashMap<Key, u32, foldhash::fast::RandomState>,
     vacant: Vec<u32>,
     next_server: usize,
+    next_turn: usize,
     last_serial: u32,
 }
 
@@ -114,6 +119,7 @@ impl Pools {
         &mut self,
         key: Key,
         settings: PoolSettings,
+        homes: Homes,
         permits: u32,
         backoff: Backoff,
         shard_count: u16,
@@ -139,8 +145,11 @@ impl Pools {
             queries: 0,
             transactions: 0,
             borrowed: vec![0; shard_count as usize].into_boxed_slice(),
+            homes,
             ask_at: None,
-            refused_at: None,
+            round: 0,
+            nothing: vec![(0, 0); shard_count as usize].into_boxed_slice(),
+            claim: None,
         };
         let index = match self.vacant.pop() {
             Some(index) => {
@@ -191,6 +200,12 @@ impl Pools {
         let slots = self.slots.get(index as usize..)?;
         let offset = slots.iter().position(Option::is_some)?;
         Some(PoolId(index + offset as u32))
+    }
+
+    /// Counts the clients that are placed in turn.
+    pub(super) fn next_turn(&mut self) -> usize {
+        self.next_turn = self.next_turn.wrapping_add(1);
+        self.next_turn
     }
 
     /// The next in turn of `count` servers.

@@ -187,6 +187,7 @@ impl<T: Transport> Shard<T> {
                 }
             }
             BackendState::Resolving
+            | BackendState::Moving(_)
             | BackendState::Connecting
             | BackendState::LoggingIn
             | BackendState::Idle
@@ -648,11 +649,22 @@ impl<T: Transport> Shard<T> {
             // As on a direct connection: the server's own words, but fatal. The backend is as it was: what several
             // statements in one query set, their error has undone.
             self.refuse_settings(client, message, &text);
+        } else if mark == MARK_REPLAY && self.is_whole_last_word(id, message) {
+            // The server ends the connection, for whatever reason, and not for the settings.
+            self.on_own_error(id);
+            self.refuse_in_servers_words(client, message);
         } else {
             self.on_own_error(id);
             self.fail(client, &Fault::ReplayRefused(text));
         }
         if self.backend(id).is_some() { Pass::Nobody } else { Pass::Gone }
+    }
+
+    /// Whether a message is the whole of an error after which the server hangs up.
+    fn is_whole_last_word(&self, id: BackendId, message: &[u8]) -> bool {
+        let length = message.get(1..HEAD_SIZE).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
+        let fatal = self.backends.get(id.index, id.generation).is_some_and(|backend| backend.fatal);
+        fatal && length.is_some_and(|length| message.len() == length as usize + 1)
     }
 
     fn refuse_settings(&mut self, id: ClientId, message: &[u8], text: &str) {

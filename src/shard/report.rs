@@ -21,7 +21,7 @@ impl<T: Transport> Shard<T> {
             let pool = client.pool.map(|pool| &self.pools.get(pool).key);
             let backend = self.backend_of(id).and_then(|id| self.backends.get(id.index, id.generation));
             let state = match client.state {
-                ClientState::Startup | ClientState::Login(_) => ReportedClient::Login,
+                ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_) => ReportedClient::Login,
                 ClientState::Ready => ReportedClient::Idle,
                 ClientState::Waiting => ReportedClient::Waiting,
                 ClientState::Linked(_) => ReportedClient::Active,
@@ -47,7 +47,7 @@ impl<T: Transport> Shard<T> {
                 BackendState::LoggingIn => (ReportedBackend::Login, backend.checks),
                 BackendState::Idle => (ReportedBackend::Idle, None),
                 BackendState::Linked(client) => (ReportedBackend::Linked, Some(client)),
-                BackendState::Cleaning(_) => (ReportedBackend::Cleaning, None),
+                BackendState::Cleaning(_) | BackendState::Moving(_) => (ReportedBackend::Cleaning, None),
                 BackendState::Piped(client) => (ReportedBackend::Dedicated, Some(client)),
             };
             BackendRow {

@@ -182,9 +182,3 @@ fn a_configuration_is_checked_against_the_server() {
     let said = Setup::new("no_such_key: 1\n").check().failure();
     assert!(said.contains("no_such_key"), "{said}");
 }
-
-#[test]
-fn a_pool_smaller_than_the_cores_is_refused() {
-    let said = Setup::new("pool: {size: 1}\n").cores(2).refused();
-    assert!(said.contains("pool.size"), "{said}");
-}

@@ -16,4 +16,5 @@ mod psql;
 mod queue;
 mod routes;
 mod servers;
+mod shards;
 mod slow;

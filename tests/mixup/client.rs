@@ -2,7 +2,7 @@
 //!
 //! Never blocks: a thread steps a hundred of them in turn.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::Mutex;
@@ -35,6 +35,8 @@ pub struct Shared {
     /// Milliseconds since the begin up to which a connection may be lost: something is done to the server.
     pub disturbed_until: AtomicU64,
     pub failures: Mutex<Vec<String>>,
+    /// How connections were lost, and how often.
+    pub losses: Mutex<BTreeMap<String, u64>>,
     /// Cancelled queries under way: they hold backends.
     pub sleepers: AtomicU32,
     pub counts: Counts,
@@ -288,6 +290,7 @@ impl Client {
         if !shared.is_disturbed() {
             return Err(format!("the connection was lost ({how}) while nothing was done to the server"));
         }
+        *shared.losses.lock().expect("nobody panics with it").entry(how.to_owned()).or_default() += 1;
         count(if matches!(self.phase, Phase::Login(_)) { &shared.counts.refused_logins } else { &shared.counts.lost });
         self.part(shared);
         Ok(())
@@ -596,7 +599,7 @@ impl Client {
                     self.part(shared);
                     return Ok(());
                 }
-                return self.lost(shared, &code);
+                return self.lost(shared, &format!("{code} {}", error_field(body, b'M')));
             }
             // The crash of another backend is announced like this.
             b'N' if code == "57P02" && shared.is_disturbed() => return Ok(()),

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 /// Beginnings of what is noted. The transitions are noted only where debug assertions are on.
 const REQUIRED: &[&str] = &[
+    "backend moved",
     "bytes after a stop",
     "cancel ended a query",
+    "client moved",
     "client vanished in COPY",
     "connect hangs",
     "connect refused",

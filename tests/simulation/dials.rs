@@ -24,6 +24,7 @@ pub struct Dials {
     pub queue_timeout_ms: u64,
     pub idle_timeout_ms: u64,
     pub lifetime_ms: u64,
+    pub placement: Schedule,
     pub mode: RelayMode,
     pub dedicated: bool,
     /// The pooler checks no logins; otherwise the server does.
@@ -85,6 +86,7 @@ impl Dials {
             queue_timeout_ms: 0,
             idle_timeout_ms: u64::from(dial(300)),
             lifetime_ms: u64::from(dial(500)),
+            placement: Schedule::LoadBalancing,
             mode: RelayMode::Smart,
             dedicated: false,
             trust: false,
@@ -129,6 +131,7 @@ impl Dials {
         dials.pool_size = 1 + random.below(6) as u32;
         dials.queue_timeout_ms = *random.one_of(&[50, 300, 2000, 10_000]);
         dials.mode = *random.one_of(&[RelayMode::Smart, RelayMode::Smart, RelayMode::Smart, RelayMode::Session]);
+        dials.placement = *random.one_of(&[Schedule::RoundRobin, Schedule::Random, Schedule::LoadBalancing]);
         dials.dedicated = random.below(16) == 0;
         dials.trust = random.below(2) == 0;
         dials.password = !dials.trust && random.below(2) == 0;
@@ -181,6 +184,7 @@ impl Catalogue for Everything {
                 idle_timeout: Duration::from_millis(dials.idle_timeout_ms),
                 lifetime: Duration::from_millis(dials.lifetime_ms),
                 schedule: Schedule::RoundRobin,
+                placement: dials.placement,
             },
         })
     }

@@ -115,6 +115,10 @@ pub struct Roads {
 }
 
 impl Roads {
+    pub fn is_empty(&self) -> bool {
+        self.under_way.is_empty()
+    }
+
     pub fn wire(&self, peer: Peer) -> Option<Arc<Mutex<Wire>>> {
         self.under_way.iter().find(|(moving, _)| *moving == peer).map(|(_, wire)| wire.clone())
     }

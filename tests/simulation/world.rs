@@ -5,7 +5,6 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use qcp::io::{Errno, Event, SocketAddress};
 use qcp::memory::Arena;
 use qcp::shard::census::{Census, PoolCensus};
 use qcp::shard::mailbox::{Address, mailboxes};
-use qcp::shard::{Mail, Settings, Shard};
+use qcp::shard::{Mail, Population, Settings, Shard};
 
 use super::application::{self, Application, Heard};
 use super::coverage::Coverage;
@@ -152,7 +151,7 @@ impl World {
         let doorbells: Vec<Doorbell> =
             (0..dials.shards).map(|_| Doorbell::new().expect("descriptors are left")).collect();
         let (addresses, boxes) = mailboxes(&doorbells);
-        let clients_all = Arc::new(AtomicU32::new(0));
+        let population = Arc::new(Population::new(dials.shards));
         let catalogue = Rc::new(Everything(dials.clone()));
         let roads = Arc::new(Mutex::new(Roads::default()));
         let mut cores = Vec::new();
@@ -167,6 +166,7 @@ impl World {
                 login_timeout: LOGIN_TIMEOUT,
                 client_stall_timeout: CLIENT_STALL_TIMEOUT,
                 connect_timeout: CONNECT_TIMEOUT,
+                cancel_timeout: Duration::from_secs(10),
                 backoff: (Duration::from_millis(100), Duration::from_secs(5)),
                 trust: dials.trust,
                 check_connections: CHECKS,
@@ -177,7 +177,7 @@ impl World {
                 memory_terms: Vec::new(),
             };
             let pipes = Pipes::new(arena.clone(), base, dials.chunks / 4, roads.clone());
-            let shard = Shard::new(pipes, settings, catalogue.clone(), mailbox, clients_all.clone());
+            let shard = Shard::new(pipes, settings, catalogue.clone(), mailbox, population.clone());
             cores.push(Core {
                 shard,
                 arena,
@@ -399,6 +399,9 @@ impl World {
 
     /// Where a connection's bytes go while it is between two shards.
     fn under_way(&self, peer: Peer) -> Option<Arc<Mutex<Wire>>> {
+        if locked(&self.roads).is_empty() {
+            return None;
+        }
         let number = self.peers.iter().rposition(|one| *one == peer)?;
         locked(&self.roads).wire(number as u32)
     }
@@ -1047,24 +1050,28 @@ impl World {
         }
     }
 
-    /// A pool's places over all shards are its size, once no message is under way.
+    /// A pool's places over all shards are never more than its size, and its size when no message is under way.
     fn look_at_permits(&self) {
-        if self.cores.iter().any(|core| core.ring_planned) {
-            return;
-        }
+        let in_messages = self.cores.iter().any(|core| core.ring_planned);
         let parts: Vec<Census> = self.cores.iter().map(|core| core.shard.census()).collect();
         let mut names: Vec<_> =
             parts.iter().flat_map(|part| &part.pools).map(|pool| (&pool.name, &pool.server)).collect();
         names.sort();
         names.dedup();
         for (name, server) in names {
-            let (size, shards) = (self.dials.pool_size, self.cores.len() as u32);
-            let places = parts.iter().zip(0..).map(|(part, id)| {
-                let pool = part.pools.iter().find(|pool| &pool.name == name && &pool.server == server);
+            let size = self.dials.pool_size;
+            let part_of =
+                |part: &'_ Census| part.pools.iter().position(|pool| &pool.name == name && &pool.server == server);
+            let shares = parts.iter().find_map(|part| Some(part.pools[part_of(part)?].shares.clone()));
+            let shares = shares.expect("the name comes from one of them");
+            assert_eq!(shares.iter().sum::<u32>(), size, "shares of {name} at {server}");
+            let places = parts.iter().zip(&shares).map(|(part, share)| {
                 // A shard that has not made its part yet will make it with its share.
-                pool.map_or(size / shards + u32::from(id < size % shards), |pool| pool.permits)
+                part_of(part).map_or(*share, |at| part.pools[at].permits)
             });
-            assert_eq!(places.sum::<u32>(), size, "places of {name} at {server}");
+            let places: u32 = places.sum();
+            assert!(places <= size, "{places} places of {name} at {server}");
+            assert!(places == size || in_messages, "{places} places of {name} at {server}");
         }
     }
 
