@@ -126,7 +126,7 @@ impl<T: Transport> Shard<T> {
         let whole = backend.pipeline.is_whole() // answered, Idle, synced, no COPY, nothing uncertain
             && client.framer.at_boundary() // no byte of a further request
             && backend.framer.at_boundary()
-            && (client.stash.is_empty() || client.need > 0) // nothing unparsed but part of a message, unsent
+            && client.stash.is_empty() // nothing unparsed
             && backend.stash.is_empty()
             && client.pending.is_empty()
             && self.io.queued(connection).0 == 0 // nothing unsent
