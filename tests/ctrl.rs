@@ -1,6 +1,7 @@
 //! `qcp-ctrl` as a user runs it: what it prints, and the exit code that scripts go by.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use qcp::control::command::{Command, Topic};
-use qcp::control::report::{self, Draining, RunState, ShardReport, Status};
+use qcp::control::report::{self, Draining, Reopened, RunState, ShardReport, Status};
 use qcp::control::socket::{Bound, Server};
 use qcp::control::wire::Answer;
 
@@ -81,8 +82,32 @@ fn answer(command: Command) -> Answer {
             };
             Ok(status.reply())
         }
+        Command::Reopen => Ok(Reopened { file: Some("/tmp/qcp.log".to_string()) }.reply()),
         Command::Show(topic) => Ok(report::show(topic, vec![ShardReport::default()])),
     }
+}
+
+/// `--watch` asks again and again, one line of JSON each time, until its reader or the pooler is gone.
+#[test]
+fn watching_goes_on_until_the_pooler_is_gone() {
+    let scratch = Scratch::new();
+    let server = scratch.serve();
+    let mut watching = Program::new(env!("CARGO_BIN_EXE_qcp-ctrl"))
+        .arg("--socket")
+        .arg(scratch.socket())
+        .args(["show", "pools", "--json", "--watch", "100ms"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program is there");
+    let mut lines = BufReader::new(watching.stdout.take().expect("piped above")).lines();
+    for _ in 0..3 {
+        let line = lines.next().expect("it goes on").expect("a pipe of ours can be read");
+        serde_json::from_str::<serde_json::Value>(&line).expect("a line is one document");
+    }
+    server.close().until_exit();
+    assert_eq!(watching.wait().expect("the child is ours").code(), Some(3));
+    assert_eq!(scratch.ctrl("show pools --watch 1ms").code, 2);
 }
 
 #[test]
@@ -92,6 +117,7 @@ fn what_is_done_exits_0() {
     let status = scratch.ctrl("status");
     assert_eq!((status.code, status.stderr.as_str()), (0, ""));
     assert!(status.stdout.starts_with("qcp 0.1.0, process 123, running for 5s\n"), "{status:?}");
+    assert_eq!(scratch.ctrl("reopen").stdout, "opened /tmp/qcp.log anew\n");
     for topic in Topic::ALL.map(Topic::name) {
         let shown = scratch.ctrl(&format!("show {topic}"));
         assert_eq!((shown.code, shown.stderr.as_str()), (0, ""), "{topic}");
@@ -121,8 +147,8 @@ fn wrong_usage_exits_2_and_says_what_is_right() {
     };
     check("", "Usage: qcp-ctrl");
     check("dance", "unrecognized subcommand 'dance'");
-    check("show", "[possible values: memory, pools, clients, backends, shards]");
-    check("show tea", "[possible values: memory, pools, clients, backends, shards]");
+    check("show", "[possible values: memory, pools, clients, backends, shards,");
+    check("show tea", "[possible values: memory, pools, clients, backends, shards,");
     check("status --now", "unexpected argument '--now'");
     check("--config qcp.yaml status", "cannot be used with");
 }

@@ -359,7 +359,8 @@ fn settings() -> Settings {
         connect_timeout: Duration::from_secs(60),
         cancel_timeout: Duration::from_secs(10),
         backoff: (Duration::from_millis(100), Duration::from_secs(5)),
-        trust: true,
+        auth: std::sync::Arc::default(),
+        salts: qcp::auth::secrets::Salts::new([1; 32]),
         check_connections: 1,
         settings_bytes: 1 << 16,
         statement_bytes: 1 << 16,
@@ -378,6 +379,7 @@ impl Catalogue for OnePool {
             server_database: database.to_owned(),
             mode: RelayMode::Smart,
             dedicated: false,
+            rules: qcp::auth::settings::Rules { method: qcp::auth::settings::Method::Trust, credentials: None },
             pool: pool::Settings {
                 size: BACKENDS,
                 min_size: 0,
@@ -504,6 +506,14 @@ impl Transport for Pipes {
 
     fn peer(&self, connection: ConnectionId) -> String {
         format!("{connection:?}")
+    }
+
+    fn address(&self, _connection: ConnectionId) -> Option<std::net::IpAddr> {
+        None
+    }
+
+    fn peer_user(&self, _connection: ConnectionId) -> Option<String> {
+        None
     }
 
     fn is_local(&self, _connection: ConnectionId) -> bool {

@@ -6,3 +6,19 @@
 #![forbid(unsafe_code)]
 
 pub mod channel;
+pub mod hba;
+pub mod incoming;
+pub mod limiter;
+pub mod md5;
+pub mod outgoing;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod properties;
+pub mod proxy;
+pub mod query;
+pub mod scram;
+pub mod secrets;
+pub mod settings;
+pub mod userlist;
+
+#[cfg(test)]
+mod exchange_tests;

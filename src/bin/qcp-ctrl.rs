@@ -1,7 +1,7 @@
 //! Asks a running pooler over its control socket, prints what it says, and tells by the exit code how it went.
 #![forbid(unsafe_code)]
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -20,6 +20,7 @@ Examples:
   qcp-ctrl status                        is it running, and since when
   qcp-ctrl show pools                    who waits, and for which backends
   qcp-ctrl show clients --json           every client, as JSON for a script
+  qcp-ctrl show stats --watch            queries, transactions and their times, each second
   qcp-ctrl --config qcp.yaml quit        let transactions finish, then stop, and wait for the end
   qcp-ctrl --socket /tmp/q.sock quit --now
 
@@ -76,16 +77,24 @@ enum Request {
         json: bool,
     },
 
+    /// Open the log file anew, after it was moved away; SIGHUP does that too
+    Reopen,
+
     /// List what the pooler has at this moment, over all its cores
     #[command(arg_required_else_help = true)]
     Show {
-        /// memory: what was taken at start, and for what; pools: per server, database and user; shards: per core
+        /// memory: what was taken at start, and for what; pools: per server, database and user; shards: per core; stats: what
+        /// pools have done and how long it took; errors: by SQLSTATE. "servers" is "backends"
         #[arg(value_parser = topic_parser())]
         topic: Topic,
 
         /// Print JSON, for a script
         #[arg(long)]
         json: bool,
+
+        /// Print it again and again, each second or as often as is said (500ms, 5s); with --json one line each time
+        #[arg(long, value_name = "EVERY", num_args = 0..=1, default_missing_value = "1s", value_parser = interval)]
+        watch: Option<Duration>,
     },
 }
 
@@ -122,7 +131,11 @@ fn run(candidates: &[PathBuf], request: &Request) -> Result<(), Failure> {
     let mut connection = Connection::open(candidates, ANSWER_PATIENCE)?;
     match *request {
         Request::Status { json } => print(&connection.ask(Command::Status, ANSWER_PATIENCE)?, json),
-        Request::Show { topic, json } => print(&connection.ask(Command::Show(topic), ANSWER_PATIENCE)?, json),
+        Request::Reopen => print(&connection.ask(Command::Reopen, ANSWER_PATIENCE)?, false),
+        Request::Show { topic, json, watch: None } => {
+            print(&connection.ask(Command::Show(topic), ANSWER_PATIENCE)?, json);
+        }
+        Request::Show { topic, json, watch: Some(every) } => return watch(candidates, connection, topic, json, every),
         Request::Quit { now, no_wait } => {
             let reply = connection.ask(Command::Quit { now }, ANSWER_PATIENCE)?;
             print(&reply, false);
@@ -133,6 +146,36 @@ fn run(candidates: &[PathBuf], request: &Request) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Until the pooler or the reader is gone.
+fn watch(
+    candidates: &[PathBuf],
+    mut connection: Connection,
+    topic: Topic,
+    json: bool,
+    every: Duration,
+) -> Result<(), Failure> {
+    let is_screen = io::stdout().is_terminal();
+    loop {
+        let reply = connection.ask(Command::Show(topic), ANSWER_PATIENCE)?;
+        let text = match (json, is_screen) {
+            (true, _) => format!("{}\n", reply.value),
+            // Home, and what is left of the time before is cleared behind the text.
+            (false, true) => format!("\x1b[H{}\x1b[J", reply.text.replace('\n', "\x1b[K\n")),
+            (false, false) => format!("{}\n", reply.text),
+        };
+        if !print_text(&text) {
+            return Ok(());
+        }
+        std::thread::sleep(every);
+        connection = Connection::open(candidates, ANSWER_PATIENCE)?;
+    }
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let every = config::parse_duration(text).filter(|every| *every >= Duration::from_millis(100));
+    every.ok_or_else(|| "a duration of at least 100ms, such as 500ms or 5s".to_owned())
 }
 
 /// How long the pooler said that it may take.
@@ -149,17 +192,19 @@ fn print(reply: &Reply, json: bool) {
     }
 }
 
-/// A reader that has seen enough, as `head` has, is no fault.
-fn print_text(text: &str) {
-    match io::stdout().write_all(text.as_bytes()) {
+/// Whether somebody reads on. A reader that has seen enough, as `head` has, is no fault.
+fn print_text(text: &str) -> bool {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             eprintln!("qcp-ctrl: cannot write: {error}");
             std::process::exit(OUTPUT_EXIT_CODE);
         }
-        Ok(()) | Err(_) => {}
+        written => written.is_ok(),
     }
 }
 
 fn topic_parser() -> impl TypedValueParser<Value = Topic> {
-    PossibleValuesParser::new(Topic::ALL.map(Topic::name)).try_map(|name| name.parse::<Topic>())
+    PossibleValuesParser::new(Topic::ALL.map(Topic::name).into_iter().chain(["servers"]))
+        .try_map(|name| name.parse::<Topic>())
 }

@@ -61,8 +61,8 @@ A configuration needs no more than this:
     - 10.0.0.1:5432
 
 A running pooler is asked and stopped with qcp-ctrl; see qcp-ctrl --help.
-SIGTERM lets transactions finish first (qcp-ctrl quit), SIGINT does not
-(qcp-ctrl quit --now).
+SIGTERM lets transactions finish first (qcp-ctrl quit), SIGINT and SIGQUIT do
+not (qcp-ctrl quit --now). SIGHUP opens the log file anew (qcp-ctrl reopen).
 
 Exit codes:
   0  it stopped as asked

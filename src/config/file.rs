@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -13,8 +14,9 @@ use serde::de::{self, Deserializer, MapAccess, Unexpected, Visitor};
 
 use super::address::{ListenAddress, ServerAddress};
 use super::problem::{KeyPath, Segment};
-use super::values::{Count, FromText, Name, OneOrMany, Parsed, Size, Wait};
-use super::{AuthMethod, LogOutput, SessionState};
+use super::values::{Count, FromText, Hidden, Name, OneOrMany, Parsed, Size, Wait};
+use super::{LogFormat, LogOutput, SessionState};
+use crate::auth::settings::Method;
 use crate::pool::Schedule;
 use crate::session::RelayMode;
 
@@ -26,6 +28,7 @@ pub(super) struct File {
     pub relay_mode: Option<Parsed<RelayMode>>,
     pub log_level: Option<Parsed<log::LevelFilter>>,
     pub log_output: Option<Output>,
+    pub log_format: Option<Parsed<LogFormat>>,
     pub arena: Arena,
     pub cores: Option<Count<1, 1024>>,
     pub session_state: Option<Parsed<SessionState>>,
@@ -39,6 +42,7 @@ pub(super) struct File {
     pub dedicated_databases: Option<Vec<Name>>,
     pub dedicated_users: Option<Vec<Name>>,
     pub control: Control,
+    pub metrics: Metrics,
     pub shutdown_timeout: Option<Parsed<Wait<0>>>,
 }
 
@@ -86,8 +90,32 @@ pub(super) struct Reconnect {
 #[derive(Deserialize, Default, Debug)]
 #[serde(deny_unknown_fields, default, expecting = "a map of settings")]
 pub(super) struct Auth {
-    pub method: Option<Parsed<AuthMethod>>,
+    pub method: Option<Parsed<Method>>,
     pub check_connections: Option<Count<1, 1000>>,
+    pub users: Option<BTreeMap<String, Hidden>>,
+    pub user_file: Option<Parsed<PathBuf>>,
+    pub hba_file: Option<Parsed<PathBuf>>,
+    pub ident_file: Option<Parsed<PathBuf>>,
+    pub scram_iterations_max: Option<Count<1, 100_000_000>>,
+    pub failed_logins_max: Option<Count<0, 1_000_000>>,
+    pub query: Option<Name>,
+    pub query_user: Option<Name>,
+    pub query_database: Option<Name>,
+    pub server_user: Option<Name>,
+    pub server_password: Option<Hidden>,
+    pub server_password_file: Option<Parsed<PathBuf>>,
+    pub server_password_env: Option<Name>,
+}
+
+/// `auth` of one database or user.
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct OwnAuth {
+    pub method: Option<Parsed<Method>>,
+    pub server_user: Option<Name>,
+    pub server_password: Option<Hidden>,
+    pub server_password_file: Option<Parsed<PathBuf>>,
+    pub server_password_env: Option<Name>,
 }
 
 #[derive(Deserialize, Default, Debug)]
@@ -97,6 +125,7 @@ pub(super) struct Database {
     pub dbname: Option<Name>,
     pub relay_mode: Option<Parsed<RelayMode>>,
     pub pool: Pool,
+    pub auth: OwnAuth,
 }
 
 #[derive(Deserialize, Default, Debug)]
@@ -104,12 +133,19 @@ pub(super) struct Database {
 pub(super) struct User {
     pub relay_mode: Option<Parsed<RelayMode>>,
     pub pool: Pool,
+    pub auth: OwnAuth,
 }
 
 #[derive(Deserialize, Default, Debug)]
 #[serde(deny_unknown_fields, default, expecting = "a map of settings")]
 pub(super) struct Control {
     pub socket: Option<Parsed<PathBuf>>,
+}
+
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct Metrics {
+    pub address: Option<Parsed<SocketAddr>>,
 }
 
 /// An element of `servers`: the address alone, or a map that has it.
@@ -166,13 +202,14 @@ impl<'de> Deserialize<'de> for Output {
             type Value = Output;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("one of stderr, stdout, {file: PATH}")
+                f.write_str("one of stderr, stdout, syslog, {file: PATH}")
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Output, E> {
                 match text {
                     "stderr" => Ok(Output(LogOutput::Stderr)),
                     "stdout" => Ok(Output(LogOutput::Stdout)),
+                    "syslog" => Ok(Output(LogOutput::Syslog)),
                     _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
                 }
             }
@@ -201,11 +238,9 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
             "dns_ttl",
             "role_check_interval",
             "route",
-            "log_format",
             "slow_query",
             "queue_notice",
             "console",
-            "metrics",
         ],
         ["pool"] | ["databases" | "users", _, "pool"] => &[
             "reserve_size",
@@ -217,9 +252,9 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
             "keepalive_timeout",
         ],
         ["limits"] => &["query_timeout", "idle_in_transaction_timeout", "transaction_timeout", "client_idle_timeout"],
-        ["auth"] => &["query", "auth_query", "users", "admin_users", "stats_users", "hba_file"],
+        ["auth"] => &["admin_users", "stats_users"],
         ["servers", _] | ["databases", _, "servers", _] => &["weight", "tls"],
-        ["databases", _] => &["limits", "session_state", "transparency", "auth", "tls", "route", "slow_query"],
+        ["databases", _] => &["limits", "session_state", "transparency", "tls", "route", "slow_query"],
         ["users", _] => &["limits", "session_state", "transparency", "route", "slow_query"],
         _ => &[],
     };
@@ -230,8 +265,7 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
 pub(super) fn value_comes_later(path: &KeyPath, value: &str) -> bool {
     let later: &[&str] = match words(path).as_slice() {
         ["session_state"] => &["preserve"],
-        ["log_output"] => &["syslog"],
-        ["auth", "method"] => &["password", "md5", "scram-sha-256", "cert", "peer", "hba"],
+        ["auth", "method"] | ["databases" | "users", _, "auth", "method"] => &["scram-sha-256-plus", "cert"],
         _ => &[],
     };
     later.contains(&value)

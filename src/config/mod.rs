@@ -5,6 +5,7 @@
 //! whether a number makes sense.
 #![forbid(unsafe_code)]
 
+mod access;
 mod address;
 mod file;
 mod problem;
@@ -19,13 +20,16 @@ mod tests;
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use address::{Listen, SERVER_PORT_DEFAULT, ServerAddress};
 pub use problem::{Error, KeyPath, Problem, Segment, Warning};
 pub use sizes::{format_duration, format_size, parse_duration, parse_size};
 
+use crate::auth::{self, settings::Rules};
 use crate::pool;
 use crate::session::RelayMode;
 use resolve::{Everyone, Override, Source};
@@ -51,6 +55,8 @@ pub struct Config {
     pub auth: Auth,
     /// As configured; [`control_sockets`] says where it is otherwise.
     pub control_socket: Option<PathBuf>,
+    /// Where Prometheus finds the metrics; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
     /// How long `quit` waits for transactions to end; zero is not at all.
     pub shutdown_timeout: Duration,
 
@@ -80,6 +86,7 @@ pub struct Arena {
 pub struct Log {
     pub level: log::LevelFilter,
     pub output: LogOutput,
+    pub format: LogFormat,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -87,6 +94,15 @@ pub enum LogOutput {
     Stderr,
     Stdout,
     File(PathBuf),
+    Syslog,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    /// An object of JSON in each line.
+    Json,
 }
 
 /// How QCP opens connections to servers.
@@ -98,21 +114,12 @@ pub struct Reconnect {
     pub max_backoff: Duration,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Auth {
-    pub method: AuthMethod,
     /// Connections per server, beyond the pool, that check logins when the pool is full.
     pub check_connections: u32,
-}
-
-/// Who decides whether a client may log in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum AuthMethod {
-    /// The server, in an exchange that QCP relays.
-    #[default]
-    Server,
-    /// Nobody.
-    Trust,
+    /// What is the same for all databases and users.
+    pub settings: Arc<auth::settings::Settings>,
 }
 
 /// What of its session a client keeps in Smart mode when its backend changes.
@@ -141,6 +148,8 @@ pub struct PoolConfig {
     /// Not pooled: each client has a backend of its own for as long as it is there.
     pub dedicated: bool,
     pub pool: pool::Settings,
+    /// Who checks clients, and how QCP logs in.
+    pub rules: Rules,
 }
 
 impl Config {
@@ -182,6 +191,7 @@ impl Config {
             relay_mode: settings.relay_mode,
             dedicated: self.dedicated_databases.contains(database) || self.dedicated_users.contains(user),
             pool: settings.pool,
+            rules: access::with_known_password(settings.rules, user, &self.auth.settings.users),
         })
     }
 

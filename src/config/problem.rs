@@ -74,6 +74,8 @@ pub enum Problem {
     LaterKey,
     DuplicateKey,
     MissingKey(&'static str),
+    /// Something is wrong with a file that the key names; it says where in it.
+    Broken(String),
     /// The two cannot both be there.
     Excludes {
         other: String,
@@ -109,6 +111,7 @@ impl fmt::Display for Error {
             }
             Problem::LaterKey => write!(f, "known, comes later"),
             Problem::DuplicateKey => write!(f, "is there twice"),
+            Problem::Broken(what) => f.write_str(what),
             Problem::MissingKey(key) => write!(f, "lacks the key {key}"),
             Problem::Excludes { other } => write!(f, "cannot be given together with {other}"),
         }

@@ -16,7 +16,8 @@ use super::problem::{Error, KeyPath, Problem, Warning};
 use super::sizes::{format_duration, format_size};
 use super::values::{FromText, Name, OneOrMany, Parsed, Size};
 use super::yaml::{self, Fault};
-use super::{Arena, Auth, Config, Database, Log, LogOutput, Reconnect, SERVER_PORT_DEFAULT};
+use super::{Arena, Config, Database, Log, LogOutput, Reconnect, SERVER_PORT_DEFAULT, access};
+use crate::auth::settings::Rules;
 use crate::pool;
 use crate::session::RelayMode;
 
@@ -34,7 +35,6 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
-const CHECK_CONNECTIONS: u32 = 4;
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 const POOL: pool::Settings = pool::Settings {
     size: 20,
@@ -81,7 +81,7 @@ impl Source {
         Error { file: self.name.clone(), line: yaml::line_of(&self.text, &key, nth), key, problem }
     }
 
-    fn warning(&self, key: KeyPath, text: &str) -> Warning {
+    pub(super) fn warning(&self, key: KeyPath, text: &str) -> Warning {
         let line = yaml::line_of(&self.text, &key, 0);
         Warning { file: self.name.clone(), line, key, text: text.to_owned() }
     }
@@ -111,6 +111,7 @@ impl Source {
 pub(super) struct Everyone {
     pub relay_mode: RelayMode,
     pub pool: pool::Settings,
+    pub rules: Rules,
 }
 
 /// What a database or a user says instead.
@@ -118,6 +119,7 @@ pub(super) struct Everyone {
 pub(super) struct Override {
     relay_mode: Option<Parsed<RelayMode>>,
     pool: file::Pool,
+    pub(super) access: access::Change,
 }
 
 impl Override {
@@ -125,6 +127,7 @@ impl Override {
         Everyone {
             relay_mode: self.relay_mode.as_ref().map_or(below.relay_mode, |mode| mode.0),
             pool: pool_over(&self.pool, below.pool),
+            rules: self.access.over(below.rules),
         }
     }
 
@@ -150,7 +153,9 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
     let mut warnings = Vec::new();
     let file = source.read()?;
     let servers = servers(&source, file.servers, &KeyPath::of(["servers"]))?;
-    let mut databases = databases(&source, file.databases)?;
+    let mut databases = databases(&source, file.databases, &mut warnings)?;
+    let users = users(&source, file.users, &mut warnings)?;
+    let (auth, rules) = access::resolve(&source, file.auth, &mut warnings)?;
     let config = Config {
         listen: listen(&source, file.listening_address)?,
         cores: file.cores.map(|count| count.0 as usize),
@@ -158,17 +163,16 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         log: Log {
             level: file.log_level.map_or(log::LevelFilter::Info, |level| level.0),
             output: file.log_output.map_or(LogOutput::Stderr, |output| output.0),
+            format: file.log_format.map(|format| format.0).unwrap_or_default(),
         },
         max_clients: file.limits.max_clients.map_or(MAX_CLIENTS, |count| count.0),
         login_timeout: file.limits.login_timeout.map_or(LOGIN_TIMEOUT, |wait| wait.0.0),
         client_stall_timeout: file.limits.client_stall_timeout.map_or(CLIENT_STALL_TIMEOUT, |wait| wait.0.0),
         cancel_timeout: file.limits.cancel_timeout.map_or(CANCEL_TIMEOUT, |wait| wait.0.0),
         reconnect: reconnect(&source, file.reconnect)?,
-        auth: Auth {
-            method: file.auth.method.map(|method| method.0).unwrap_or_default(),
-            check_connections: file.auth.check_connections.map_or(CHECK_CONNECTIONS, |count| count.0),
-        },
+        auth,
         control_socket: file.control.socket.map(|path| path.0),
+        metrics: file.metrics.address.map(|address| address.0),
         shutdown_timeout: file.shutdown_timeout.map_or(SHUTDOWN_TIMEOUT, |wait| wait.0.0),
         servers: servers.unwrap_or_else(|| {
             vec![ServerAddress::Tcp { host: Ipv4Addr::LOCALHOST.to_string(), port: SERVER_PORT_DEFAULT }]
@@ -176,10 +180,11 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         everyone: Everyone {
             relay_mode: file.relay_mode.map(|mode| mode.0).unwrap_or_default(),
             pool: pool_over(&file.pool, POOL),
+            rules,
         },
         other_databases: databases.remove("*"),
         databases,
-        users: users(&source, file.users)?,
+        users,
         databases_only: file.databases_only.unwrap_or(false),
         dedicated_databases: names(file.dedicated_databases),
         dedicated_users: names(file.dedicated_users),
@@ -190,6 +195,7 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         return Err(config.source.error(KeyPath::of(["databases_only"]), problem));
     }
     check_min_sizes(&config)?;
+    access::check(&config, &mut warnings)?;
     Ok((config, warnings))
 }
 
@@ -287,28 +293,48 @@ fn reconnect(source: &Source, written: file::Reconnect) -> Result<Reconnect, Err
 
 type Entries<T> = Option<BTreeMap<String, T>>;
 
-fn databases(source: &Source, written: Entries<file::Database>) -> Result<BTreeMap<String, Database>, Error> {
+fn databases(
+    source: &Source,
+    written: Entries<file::Database>,
+    warnings: &mut Vec<Warning>,
+) -> Result<BTreeMap<String, Database>, Error> {
     let mut databases = BTreeMap::new();
     for (name, entry) in written.unwrap_or_default() {
         let path = KeyPath::of(["databases", name.as_str(), "servers"]);
         let database = Database {
             servers: servers(source, entry.servers, &path)?,
             dbname: entry.dbname.map(|name| name.0),
-            changes: Override { relay_mode: entry.relay_mode, pool: entry.pool },
+            changes: Override {
+                relay_mode: entry.relay_mode,
+                pool: entry.pool,
+                access: access::change(
+                    source,
+                    &KeyPath::of(["databases", name.as_str(), "auth"]),
+                    entry.auth,
+                    warnings,
+                )?,
+            },
         };
         databases.insert(name, database);
     }
     Ok(databases)
 }
 
-fn users(source: &Source, written: Entries<file::User>) -> Result<BTreeMap<String, Override>, Error> {
+fn users(
+    source: &Source,
+    written: Entries<file::User>,
+    warnings: &mut Vec<Warning>,
+) -> Result<BTreeMap<String, Override>, Error> {
     let written = written.unwrap_or_default();
     if written.contains_key("*") {
         let problem = Problem::value("\"*\"", "a user's name; what is for every user stands at the top level");
         return Err(source.error(KeyPath::of(["users", "*"]), problem));
     }
-    let changes = |entry: file::User| Override { relay_mode: entry.relay_mode, pool: entry.pool };
-    Ok(written.into_iter().map(|(name, entry)| (name, changes(entry))).collect())
+    let mut changes = |name: &str, entry: file::User| {
+        let access = access::change(source, &KeyPath::of(["users", name, "auth"]), entry.auth, warnings)?;
+        Ok(Override { relay_mode: entry.relay_mode, pool: entry.pool, access })
+    };
+    written.into_iter().map(|(name, entry)| changes(&name, entry).map(|changes| (name, changes))).collect()
 }
 
 fn names(written: Option<Vec<Name>>) -> HashSet<String> {

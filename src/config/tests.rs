@@ -22,7 +22,7 @@ fn nothing_said_is_the_defaults() {
     let config = parse("");
     assert_eq!(config.listen, [Listen::Tcp("0.0.0.0:8080".parse().unwrap())]);
     assert_eq!(config.arena, Arena { chunk_size: 66560, chunks_count: 3150 });
-    assert_eq!(config.log, Log { level: log::LevelFilter::Info, output: LogOutput::Stderr });
+    assert_eq!(config.log, Log { level: log::LevelFilter::Info, output: LogOutput::Stderr, format: LogFormat::Text });
     let pool = config.pool("shop", "alice").unwrap();
     assert_eq!(pool.server_database, "shop");
     assert_eq!(pool.relay_mode, RelayMode::Smart);
@@ -82,10 +82,18 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
         "pool: {schedule: lifo}",
         "qcp.yaml:1: pool.schedule: found \"lifo\": one of round-robin, random, load-balancing",
     );
-    check("auth: {method: ask}", "qcp.yaml:1: auth.method: found \"ask\": one of server, trust");
+    check(
+        "auth: {method: ask}",
+        "qcp.yaml:1: auth.method: found \"ask\": one of server, trust, reject, password, md5, scram-sha-256, peer, hba",
+    );
     check("databases_only: 1", "qcp.yaml:1: databases_only: found 1: true or false");
     check("session_state: some", "qcp.yaml:1: session_state: found \"some\": none");
-    check("log_output: paper", "qcp.yaml:1: log_output: found \"paper\": one of stderr, stdout, {file: PATH}");
+    check("log_output: paper", "qcp.yaml:1: log_output: found \"paper\": one of stderr, stdout, syslog, {file: PATH}");
+    check("log_format: xml", "qcp.yaml:1: log_format: found \"xml\": one of text, json");
+    check(
+        "metrics: {address: \"9930\"}",
+        "qcp.yaml:1: metrics.address: found \"9930\": \"address:port\" with a numeric address, such as 127.0.0.1:9930 or [::1]:9930",
+    );
     check("log_output: {file: \"\"}", "qcp.yaml:1: log_output.file: found \"\": the path of a file");
     check("log_output: {}", "qcp.yaml:1: log_output: lacks the key file");
 
@@ -132,7 +140,7 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     check("control:\n  port: 3", "qcp.yaml:2: control.port: unknown key; allowed here: socket");
     check(
         "databases: {a: {size: 3}}",
-        "qcp.yaml:1: databases.a.size: unknown key; allowed here: servers, dbname, relay_mode, pool",
+        "qcp.yaml:1: databases.a.size: unknown key; allowed here: servers, dbname, relay_mode, pool, auth",
     );
     check("databases: {a: 3}", "qcp.yaml:1: databases.a: found 3: a map of settings");
     check("just a text", "qcp.yaml:1: found \"just a text\": a map of settings");
@@ -179,7 +187,6 @@ fn placement_goes_by_user_then_database() {
 fn what_comes_later_is_told_from_what_is_unknown() {
     for (key, text) in [
         ("tls", "tls: {}"),
-        ("metrics", "metrics: {address: \"127.0.0.1:9930\"}"),
         ("transparency", "transparency: balanced"),
         ("pool.reserve_size", "pool: {reserve_size: 3}"),
         ("databases.a.pool.reset_query", "databases: {a: {pool: {reset_query: \"DISCARD ALL\"}}}"),
@@ -196,12 +203,9 @@ fn what_comes_later_is_told_from_what_is_unknown() {
         "qcp.yaml:1: session_state: found \"preserve\": known, comes later; for now: none",
     );
     check(
-        "auth: {method: md5}",
-        "qcp.yaml:1: auth.method: found \"md5\": known, comes later; for now: one of server, trust",
-    );
-    check(
-        "log_output: syslog",
-        "qcp.yaml:1: log_output: found \"syslog\": known, comes later; for now: one of stderr, stdout, {file: PATH}",
+        "auth: {method: cert}",
+        "qcp.yaml:1: auth.method: found \"cert\": known, comes later; for now: one of server, trust, reject, \
+         password, md5, scram-sha-256, peer, hba",
     );
 }
 
@@ -385,4 +389,48 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn secrets_are_shown_by_no_error_and_no_debug() {
+    for text in [
+        "auth: {users: {a: [xyzzy]}}",
+        "auth: {users: {a: {xyzzy: 1}}}",
+        "auth: {users: {a: 424242}}",
+        "auth: {users: {a: true}}",
+        "auth: {server_password: 424242}",
+        "auth: {method: trust, server_password: xyzzy, server_password_env: HOME}",
+        "databases: {d: {auth: {server_password: 4242.42}}}",
+    ] {
+        let said = refusal(text);
+        assert!(!said.contains("424") && !said.contains("true,"), "{text}: {said}");
+        assert!(!said.split("found").last().is_some_and(|found| found.contains("xyzzy")), "{text}: {said}");
+    }
+    let text = "auth: {method: trust, users: {a: xyzzy}, server_password: xyzzy}";
+    let (config, _) = Config::parse("qcp.yaml", text).unwrap();
+    assert!(!format!("{config:?}").contains("xyzzy"));
+}
+
+#[test]
+fn the_innermost_login_of_qcps_own_counts_and_the_user_list_is_the_last() {
+    use crate::auth::settings::Method;
+    let text = "auth: {method: md5, server_password: everyone, users: {listed: known}}\n\
+                databases: {d: {auth: {server_user: other}}, e: {auth: {method: trust}}}\n\
+                users: {u: {auth: {server_password: own, method: reject}}}";
+    let (config, _) = Config::parse("qcp.yaml", text).unwrap();
+    let check = |database: &str, user: &str, method: Method, name: Option<&str>, password: Option<&str>| {
+        let rules = config.pool(database, user).unwrap().rules;
+        assert_eq!(rules.method, method, "{database} {user}");
+        let credentials = rules.credentials.as_deref();
+        assert_eq!(credentials.and_then(|known| known.user.as_deref()), name, "{database} {user}");
+        let secret = credentials.and_then(|known| known.secret.as_deref());
+        assert_eq!(secret.and_then(|secret| secret.password()), password.map(str::as_bytes), "{database} {user}");
+    };
+    check("x", "y", Method::Md5, None, Some("everyone"));
+    check("d", "y", Method::Md5, Some("other"), None);
+    check("e", "y", Method::Trust, None, Some("everyone"));
+    check("d", "u", Method::Reject, None, Some("own"));
+    let (config, _) = Config::parse("qcp.yaml", "auth: {method: md5, users: {listed: known}}").unwrap();
+    let known = |user: &str| config.pool("x", user).unwrap().rules.credentials;
+    assert!(known("listed").is_some() && known("unlisted").is_none());
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,8 +10,11 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Unexpected, Visitor};
 
+use super::LogFormat;
+use super::SessionState;
 use super::sizes::{DURATION_MAX, format_duration, parse_duration, parse_size};
-use super::{AuthMethod, SessionState};
+use crate::auth::secrets::SECRET_SIZE_MAX;
+use crate::auth::settings::Method;
 use crate::pool::Schedule;
 use crate::session::RelayMode;
 
@@ -74,8 +78,21 @@ impl Word for log::LevelFilter {
     ];
 }
 
-impl Word for AuthMethod {
-    const WORDS: &'static [(&'static str, Self)] = &[("server", AuthMethod::Server), ("trust", AuthMethod::Trust)];
+impl Word for Method {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("server", Method::Server),
+        ("trust", Method::Trust),
+        ("reject", Method::Reject),
+        ("password", Method::Password),
+        ("md5", Method::Md5),
+        ("scram-sha-256", Method::Scram),
+        ("peer", Method::Peer),
+        ("hba", Method::Hba),
+    ];
+}
+
+impl Word for LogFormat {
+    const WORDS: &'static [(&'static str, Self)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 }
 
 impl Word for SessionState {
@@ -110,6 +127,16 @@ impl<const MIN_MS: u64> FromText for Wait<MIN_MS> {
 
     fn from_text(text: &str) -> Option<Self> {
         parse_duration(text).filter(|duration| *duration >= Duration::from_millis(MIN_MS)).map(Wait)
+    }
+}
+
+impl FromText for SocketAddr {
+    fn allowed() -> String {
+        "\"address:port\" with a numeric address, such as 127.0.0.1:9930 or [::1]:9930".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<SocketAddr> {
+        text.parse().ok().filter(|address: &SocketAddr| address.port() != 0)
     }
 }
 
@@ -206,6 +233,56 @@ impl<'de> Deserialize<'de> for Name {
         }
 
         deserializer.deserialize_any(NameVisitor)
+    }
+}
+
+/// A secret. No error and no log shows what was written.
+#[derive(Clone)]
+pub(super) struct Hidden(pub zeroize::Zeroizing<String>);
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hidden")
+    }
+}
+
+impl<'de> Deserialize<'de> for Hidden {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct HiddenVisitor;
+
+        impl Visitor<'_> for HiddenVisitor {
+            type Value = Hidden;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a secret in quotes, of 1 to {SECRET_SIZE_MAX} bytes")
+            }
+
+            // YAML would make 007 a 7.
+            fn visit_u64<E: de::Error>(self, _: u64) -> Result<Hidden, E> {
+                Err(E::invalid_value(Unexpected::Other("a number"), &self))
+            }
+
+            fn visit_i64<E: de::Error>(self, _: i64) -> Result<Hidden, E> {
+                Err(E::invalid_value(Unexpected::Other("a number"), &self))
+            }
+
+            fn visit_f64<E: de::Error>(self, _: f64) -> Result<Hidden, E> {
+                Err(E::invalid_value(Unexpected::Other("a number"), &self))
+            }
+
+            fn visit_bool<E: de::Error>(self, _: bool) -> Result<Hidden, E> {
+                Err(E::invalid_value(Unexpected::Other("a word that YAML takes for a truth value"), &self))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Hidden, E> {
+                if text.is_empty() || text.len() > SECRET_SIZE_MAX || text.contains('\0') {
+                    return Err(E::invalid_value(Unexpected::Other("an empty, too long or broken text"), &self));
+                }
+                Ok(Hidden(text.to_owned().into()))
+            }
+        }
+
+        deserializer.deserialize_any(HiddenVisitor)
     }
 }
 

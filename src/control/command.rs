@@ -14,6 +14,8 @@ pub enum Command {
         now: bool,
     },
     Status,
+    /// Open the log file anew.
+    Reopen,
     Show(Topic),
 }
 
@@ -23,8 +25,12 @@ pub enum Topic {
     Memory,
     Pools,
     Clients,
+    /// Also by PgBouncer's word, servers.
     Backends,
     Shards,
+    /// What pools have done, and how long it took.
+    Stats,
+    Errors,
 }
 
 /// Why words are not a command. Each says what would have been one.
@@ -49,6 +55,7 @@ impl Command {
                 _ => (Command::Quit { now: false }, rest),
             },
             "status" => (Command::Status, rest),
+            "reopen" => (Command::Reopen, rest),
             "show" => {
                 let (topic, rest) = rest.split_first().ok_or(CommandFault::TopicMissing)?;
                 (Command::Show(topic.parse()?), rest)
@@ -68,13 +75,15 @@ impl fmt::Display for Command {
             Command::Quit { now: false } => f.write_str("quit"),
             Command::Quit { now: true } => f.write_str("quit --now"),
             Command::Status => f.write_str("status"),
+            Command::Reopen => f.write_str("reopen"),
             Command::Show(topic) => write!(f, "show {}", topic.name()),
         }
     }
 }
 
 impl Topic {
-    pub const ALL: [Topic; 5] = [Topic::Memory, Topic::Pools, Topic::Clients, Topic::Backends, Topic::Shards];
+    pub const ALL: [Topic; 7] =
+        [Topic::Memory, Topic::Pools, Topic::Clients, Topic::Backends, Topic::Shards, Topic::Stats, Topic::Errors];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -83,6 +92,8 @@ impl Topic {
             Topic::Clients => "clients",
             Topic::Backends => "backends",
             Topic::Shards => "shards",
+            Topic::Stats => "stats",
+            Topic::Errors => "errors",
         }
     }
 }
@@ -91,6 +102,9 @@ impl FromStr for Topic {
     type Err = CommandFault;
 
     fn from_str(word: &str) -> Result<Topic, CommandFault> {
+        if word.eq_ignore_ascii_case("servers") {
+            return Ok(Topic::Backends);
+        }
         let topic = Topic::ALL.into_iter().find(|topic| topic.name().eq_ignore_ascii_case(word));
         topic.ok_or_else(|| CommandFault::TopicUnknown(word.to_string()))
     }
@@ -98,7 +112,7 @@ impl FromStr for Topic {
 
 impl fmt::Display for CommandFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const COMMANDS: &str = "quit [--now], status, show TOPIC";
+        const COMMANDS: &str = "quit [--now], status, reopen, show TOPIC";
         let topics = Topic::ALL.map(Topic::name).join(", ");
         match self {
             CommandFault::Missing => write!(f, "no command; allowed are: {COMMANDS}"),
@@ -128,7 +142,8 @@ mod tests {
 
     fn all() -> Vec<Command> {
         let shows = Topic::ALL.map(Command::Show);
-        [Command::Quit { now: false }, Command::Quit { now: true }, Command::Status].into_iter().chain(shows).collect()
+        let others = [Command::Quit { now: false }, Command::Quit { now: true }, Command::Status, Command::Reopen];
+        others.into_iter().chain(shows).collect()
     }
 
     #[test]
@@ -140,6 +155,11 @@ mod tests {
     }
 
     #[test]
+    fn pgbouncers_word_for_backends_is_known() {
+        assert_eq!(parse("show servers"), Ok(Command::Show(Topic::Backends)));
+    }
+
+    #[test]
     fn json_and_back() {
         let lines: Vec<String> =
             all().iter().map(|command| serde_json::to_string(command).expect("plain data")).collect();
@@ -147,11 +167,14 @@ mod tests {
             r#"{"quit":{"now":false}}"#,
             r#"{"quit":{"now":true}}"#,
             r#""status""#,
+            r#""reopen""#,
             r#"{"show":"memory"}"#,
             r#"{"show":"pools"}"#,
             r#"{"show":"clients"}"#,
             r#"{"show":"backends"}"#,
             r#"{"show":"shards"}"#,
+            r#"{"show":"stats"}"#,
+            r#"{"show":"errors"}"#,
         ];
         assert_eq!(lines, expected);
         let back: Vec<Command> = lines.iter().map(|line| serde_json::from_str(line).expect("written above")).collect();
@@ -161,12 +184,12 @@ mod tests {
     #[test]
     fn a_wrong_word_is_answered_with_the_right_ones() {
         let check = |line: &str, reason: &str| assert_eq!(parse(line), Err(reason.to_string()), "{line}");
-        check("", "no command; allowed are: quit [--now], status, show TOPIC");
-        check("stop", "unknown command \"stop\"; allowed are: quit [--now], status, show TOPIC");
-        check("show", "show what? allowed are: memory, pools, clients, backends, shards");
+        check("", "no command; allowed are: quit [--now], status, reopen, show TOPIC");
+        check("stop", "unknown command \"stop\"; allowed are: quit [--now], status, reopen, show TOPIC");
+        check("show", "show what? allowed are: memory, pools, clients, backends, shards, stats, errors");
         check(
-            "show servers",
-            "nothing to show by the name \"servers\"; allowed are: memory, pools, clients, backends, shards",
+            "show tables",
+            "nothing to show by the name \"tables\"; allowed are: memory, pools, clients, backends, shards, stats, errors",
         );
         check("quit fast", "quit does not take \"fast\"; allowed is: quit [--now]");
         check("quit --now --now", "quit --now takes nothing more, found \"--now\"");

@@ -1,10 +1,15 @@
 //! What the pooler tells about itself. Each shard fills in a [`ShardReport`]; [`show`] makes one answer of all of them,
 //! as rows for a script and as a table for a human.
 
+mod counted;
+pub mod metrics;
+
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use serde::{Deserialize, Serialize};
+
+pub use counted::show_counted;
 
 use super::command::Topic;
 use super::table::{self, left, right};
@@ -186,6 +191,13 @@ pub struct Draining {
     pub shutdown_timeout_ms: u64,
 }
 
+/// The answer to `reopen`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Reopened {
+    /// `None`: the log is not a file.
+    pub file: Option<String>,
+}
+
 #[derive(Serialize)]
 struct MemoryTotal<'report> {
     total_bytes: u64,
@@ -215,6 +227,8 @@ pub fn show(topic: Topic, reports: Vec<ShardReport>) -> Reply {
             rows.sort_by_key(|row| row.shard);
             show_shards(&rows)
         }
+        // These are of another report.
+        Topic::Stats | Topic::Errors => show_counted(topic, &[]),
     }
 }
 
@@ -390,6 +404,16 @@ impl Status {
             self.clients,
             self.backends,
         );
+        Reply::new(self, text)
+    }
+}
+
+impl Reopened {
+    pub fn reply(&self) -> Reply {
+        let text = match &self.file {
+            Some(file) => format!("opened {file} anew\n"),
+            None => "the log is not a file\n".to_owned(),
+        };
         Reply::new(self, text)
     }
 }

@@ -305,7 +305,7 @@ fn receive_command(stream: &UnixStream, peer: &Peer) -> Result<Command, String> 
         Command::Quit { .. } if !peer.may_wait_for_exit => {
             Err(format!("{MOURNERS_MAX} others have asked to quit and wait for the end"))
         }
-        Command::Quit { .. } | Command::Status | Command::Show(_) => Ok(command),
+        Command::Quit { .. } | Command::Status | Command::Reopen | Command::Show(_) => Ok(command),
     }
 }
 

@@ -171,6 +171,12 @@ pub trait Transport {
     /// Whether the peer is on this machine: a Unix socket or a loopback address.
     fn is_local(&self, connection: ConnectionId) -> bool;
 
+    /// The peer's address. `None`: a Unix socket, or it is gone.
+    fn address(&self, connection: ConnectionId) -> Option<std::net::IpAddr>;
+
+    /// The name of the user of this machine who runs the peer. `None`: not over a Unix socket, or nobody by a name.
+    fn peer_user(&self, connection: ConnectionId) -> Option<String>;
+
     /// Accepts no more clients.
     fn stop_listening(&mut self);
 

@@ -1029,6 +1029,27 @@ impl Transport for Ring {
         address.as_ref().and_then(tcp_address).is_some_and(|address| address.ip().to_canonical().is_loopback())
     }
 
+    fn address(&self, connection: ConnectionId) -> Option<std::net::IpAddr> {
+        let connection = self.connections.get(connection.index, connection.generation)?;
+        if connection.local {
+            return None;
+        }
+        let address = sys::getpeername::<SockaddrStorage>(connection.socket).ok();
+        address.as_ref().and_then(tcp_address).map(|address| address.ip().to_canonical())
+    }
+
+    fn peer_user(&self, connection: ConnectionId) -> Option<String> {
+        let connection = self.connections.get(connection.index, connection.generation)?;
+        if !connection.local {
+            return None;
+        }
+        // SAFETY: the slot owns the descriptor, and it is not kept beyond this call.
+        let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(connection.socket) };
+        let peer = sys::getsockopt(&socket, sys::sockopt::PeerCredentials).ok()?;
+        let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(peer.uid())).ok()??;
+        Some(user.name)
+    }
+
     fn detach(&mut self, connection: ConnectionId) {
         self.begin_detach(connection);
     }

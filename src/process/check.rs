@@ -18,7 +18,8 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use crate::config::{AuthMethod, Config, ServerAddress, format_duration};
+use crate::auth::settings::{Credentials, Method};
+use crate::config::{Config, ServerAddress, format_duration};
 use crate::io::Errno;
 use crate::protocol::error::field;
 use crate::protocol::reader::{self, Authentication};
@@ -80,7 +81,8 @@ struct Finding<'a> {
 #[derive(Clone, Copy)]
 struct Attempt<'a> {
     user: &'a str,
-    method: AuthMethod,
+    /// Whether there is somebody who could answer a server's challenge.
+    can_answer: bool,
     timeout: Duration,
 }
 
@@ -89,7 +91,11 @@ pub fn check(config: &Config) -> ExitCode {
     let named = |variable| std::env::var(variable).ok().filter(|name| !name.is_empty());
     let user = named("PGUSER").unwrap_or_else(|| NAME_DEFAULT.to_owned());
     let database = named("PGDATABASE").unwrap_or_else(|| NAME_DEFAULT.to_owned());
-    let attempt = Attempt { user: &user, method: config.auth.method, timeout: config.reconnect.connect_timeout };
+    let can_answer = config.pool(&database, &user).is_none_or(|pool| {
+        let knows = |known: &std::sync::Arc<Credentials>| known.secret.is_some();
+        pool.rules.method == Method::Server || pool.rules.credentials.as_ref().is_some_and(knows)
+    });
+    let attempt = Attempt { user: &user, can_answer, timeout: config.reconnect.connect_timeout };
 
     let destinations = config.destinations(&database);
     let mut all_well = true;
@@ -129,10 +135,7 @@ fn log_in(server: &ServerAddress, database: &str, attempt: Attempt<'_>) -> Resul
         writer.startup_message(Version::V3_0, parameters)
     })?;
     if let Some(asked) = conversation.first_word()? {
-        return match attempt.method {
-            AuthMethod::Server => Ok(Welcome::Asks(asked)),
-            AuthMethod::Trust => Err(Failure::NobodyToAnswer(asked)),
-        };
+        return if attempt.can_answer { Ok(Welcome::Asks(asked)) } else { Err(Failure::NobodyToAnswer(asked)) };
     }
     let version = conversation.greeting()?;
     conversation.send(|writer| writer.query(RECOVERY_QUERY))?;

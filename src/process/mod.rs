@@ -4,23 +4,27 @@
 pub mod limits;
 pub mod listeners;
 pub mod log;
+mod metrics;
 
 mod check;
 mod shards;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ::log::{error, info, warn};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::config::{Config, control_sockets, sums};
 use crate::control::command::{Command, Topic};
-use crate::control::report::{self, Draining, RunState, ShardReport, Status};
+use crate::control::report::metrics::{ProcessMetrics, ShardMetrics, has_server, page};
+use crate::control::report::{self, Draining, Reopened, RunState, ShardReport, Status};
 use crate::control::socket::{BindFault, Bound};
 use crate::control::wire::Answer;
 use crate::ids::ShardId;
@@ -41,6 +45,8 @@ pub enum Error {
     Listen(listeners::Error),
     /// The control socket cannot be had.
     Control(BindFault),
+    /// The address of the metrics cannot be had.
+    Metrics(SocketAddr, io::Error),
     /// The arena is too small for this number of cores.
     ArenaTooSmall {
         /// As configured.
@@ -63,6 +69,7 @@ impl fmt::Display for Error {
             Error::Refusal(refusal) => refusal.fmt(f),
             Error::Listen(error) => error.fmt(f),
             Error::Control(fault) => fault.fmt(f),
+            Error::Metrics(address, error) => write!(f, "metrics.address: {address}: {error}"),
             Error::ArenaTooSmall { chunks, needed } => {
                 write!(f, "the arena has {chunks} chunks, and these cores need {needed} at least: raise ")?;
                 write!(f, "arena.chunks_count or arena.total_size, lower arena.chunk_size, or use fewer cores")
@@ -82,7 +89,7 @@ pub fn cores(command_line: Option<usize>, config: &Config) -> usize {
 
 /// Runs the pooler until it is told to stop.
 pub fn run(config: Config, cores: usize) -> Result<(), Error> {
-    log::start(&config.log).map_err(Error::Log)?;
+    let log = log::start(&config.log).map_err(Error::Log)?;
     limits::check_io_uring().map_err(Error::Refusal)?;
     limits::check_locked_memory(cores).map_err(Error::Refusal)?;
     // Pools are made as clients ask for them; the default database and user stand for what a pool needs.
@@ -95,6 +102,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR");
     let candidates = control_sockets(config.control_socket.as_deref(), runtime.as_deref());
     let bound = Bound::bind(&candidates).map_err(Error::Control)?;
+    let scraped = config.metrics.map(|at| metrics::bind(at).map_err(|error| Error::Metrics(at, error))).transpose()?;
     let listening = listeners::open(&config.listen, cores).map_err(Error::Listen)?;
 
     // All threads are started with these signals blocked; one of them waits for them.
@@ -105,6 +113,9 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
     let doorbells = doorbells.map_err(|error| Error::Io("an eventfd cannot be made", error))?;
     let (addresses, boxes) = mailboxes(&doorbells);
     let config = Arc::new(config);
+    let mut secret = [0; crate::auth::secrets::KEY_SIZE];
+    getrandom::fill(&mut secret).map_err(|error| Error::Io("random numbers", io::Error::other(error.to_string())))?;
+    let salts = crate::auth::secrets::Salts::new(secret);
     let population = Arc::new(Population::new(cores));
     let mut handles = Vec::new();
     let (ended, ends) = mpsc::channel();
@@ -117,6 +128,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
             listeners,
             doorbell,
             mailbox,
+            salts: salts.clone(),
             population: population.clone(),
             ended: ended.clone(),
         };
@@ -128,8 +140,14 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
         population,
         started: Instant::now(),
         draining: Arc::default(),
+        log,
+        counted: Arc::default(),
     };
     wait_for_signals(signals, desk.clone())?;
+    if let Some(listener) = scraped {
+        let served = metrics::serve(listener, desk.clone());
+        served.map_err(|error| Error::Io("the metrics thread cannot be started", error))?;
+    }
     let server = bound.serve(Box::new(move |command| desk.answer(&command)));
     let server = server.map_err(|error| Error::Io("the control thread cannot be started", error))?;
     let where_to: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
@@ -166,7 +184,14 @@ fn wait_for_signals(signals: SigSet, desk: Desk) -> Result<(), Error> {
         while let Ok(signal) = signals.wait() {
             match signal {
                 Signal::SIGTERM => desk.quit(false),
-                Signal::SIGHUP => warn!("reload is not there yet: restart qcp to apply a changed configuration"),
+                Signal::SIGHUP => {
+                    if let Err(error) = desk.log.reopen() {
+                        error!("the log cannot be opened anew: {error}");
+                    }
+                    warn!(
+                        "the log was opened anew; reload is not there yet: restart qcp to apply a changed configuration"
+                    );
+                }
                 _ => desk.quit(true),
             }
         }
@@ -174,6 +199,8 @@ fn wait_for_signals(signals: SigSet, desk: Desk) -> Result<(), Error> {
     let thread = std::thread::Builder::new().name("qcp-signals".to_owned()).spawn(wait);
     thread.map(drop).map_err(|error| Error::Io("the signal thread cannot be started", error))
 }
+
+type Counted = Option<(Instant, Vec<ShardMetrics>)>;
 
 /// Who answers the control socket and the signals: asks the shards by mailbox.
 #[derive(Clone)]
@@ -183,10 +210,16 @@ struct Desk {
     population: Arc<Population>,
     started: Instant,
     draining: Arc<std::sync::atomic::AtomicBool>,
+    log: log::Reopener,
+    /// What the shards have counted, and when.
+    counted: Arc<Mutex<Counted>>,
 }
 
 /// A shard that does not answer within this is hung.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Whoever asks by HTTP again within this gets the same: shards are not to be kept busy with being asked.
+const COUNTED_FRESH: Duration = Duration::from_millis(100);
 
 impl Desk {
     fn quit(&self, now: bool) {
@@ -207,6 +240,12 @@ impl Desk {
                 Ok(draining.reply())
             }
             Command::Status => Ok(self.status()?.reply()),
+            Command::Reopen => {
+                let reopened = self.log.reopen().map_err(|error| error.to_string())?;
+                info!("the log was opened anew");
+                Ok(Reopened { file: reopened.map(|path| path.display().to_string()) }.reply())
+            }
+            Command::Show(topic @ (Topic::Stats | Topic::Errors)) => Ok(report::show_counted(*topic, &self.counted()?)),
             Command::Show(topic) => {
                 let mut reports = self.reports()?;
                 if *topic == Topic::Memory
@@ -236,21 +275,90 @@ impl Desk {
     }
 
     fn reports(&self) -> Result<Vec<ShardReport>, String> {
-        let (sender, receiver) = mpsc::channel();
-        let mut asked = 0;
-        for address in &self.addresses {
-            asked += usize::from(address.send(Mail::Report(sender.clone())));
-        }
-        let mut reports = Vec::new();
-        while reports.len() < asked {
-            match receiver.recv_timeout(REPORT_TIMEOUT) {
-                Ok(report) => reports.push(report),
-                Err(_) => return Err(format!("only {} of {asked} shards answered", reports.len())),
-            }
-        }
+        let mut reports = self.ask(Mail::Report)?;
         reports.sort_by_key(|report: &ShardReport| report.shard);
         Ok(reports)
     }
+
+    fn counted(&self) -> Result<Vec<ShardMetrics>, String> {
+        let mut counted = self.ask(Mail::Metrics)?;
+        counted.sort_by_key(|shard: &ShardMetrics| shard.shard);
+        Ok(counted)
+    }
+
+    /// What each shard answers. One that has ended is not asked.
+    fn ask<A>(&self, mail: impl Fn(mpsc::Sender<A>) -> Mail) -> Result<Vec<A>, String> {
+        let (sender, receiver) = mpsc::channel();
+        let asked = self.addresses.iter().filter(|address| address.send(mail(sender.clone()))).count();
+        drop(sender);
+        let mut answers = Vec::new();
+        while answers.len() < asked {
+            match receiver.recv_timeout(REPORT_TIMEOUT) {
+                Ok(answer) => answers.push(answer),
+                Err(_) => return Err(format!("only {} of {asked} shards answered", answers.len())),
+            }
+        }
+        Ok(answers)
+    }
+}
+
+impl Desk {
+    /// As [`Desk::counted`], for those who may ask at any rate: who comes while the shards are asked waits for that answer.
+    fn counted_lately<A>(&self, read: impl FnOnce(&[ShardMetrics]) -> A) -> Result<A, String> {
+        let mut kept = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = match &mut *kept {
+            Some((at, counted)) if at.elapsed() < COUNTED_FRESH => counted,
+            kept => &mut kept.insert((Instant::now(), self.counted()?)).1,
+        };
+        Ok(read(kept))
+    }
+}
+
+impl metrics::Pages for Desk {
+    fn metrics(&self) -> Result<String, String> {
+        let started = SystemTime::now().checked_sub(self.started.elapsed());
+        let since_epoch = started.and_then(|started| started.duration_since(UNIX_EPOCH).ok());
+        let process = ProcessMetrics {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_s: since_epoch.unwrap_or_default().as_millis() as f64 / 1000.0,
+            draining: self.draining.load(Ordering::Relaxed),
+            resident_bytes: resident_bytes(),
+            clients_max: u64::from(self.config.max_clients),
+            cpu_s: shards_cpu(),
+        };
+        self.counted_lately(|counted| page(counted, &process))
+    }
+
+    fn health(&self) -> Result<(), String> {
+        self.counted_lately(|_| ())
+    }
+
+    fn readiness(&self) -> Result<(), String> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err("draining".to_owned());
+        }
+        if self.counted_lately(has_server)? { Ok(()) } else { Err("no server can be reached".to_owned()) }
+    }
+}
+
+/// CPU seconds of each shard's threads (its own, and the one that glommio gives it for what blocks), from the kernel:
+/// nothing that a shard would have to count.
+fn shards_cpu() -> Vec<(u16, f64)> {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let seconds = tasks.filter_map(|task| {
+        let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        // glommio adds a number of its own behind ours.
+        let shard: u16 = name.trim_ascii().strip_prefix("qcp-shard-")?.split('-').next()?.parse().ok()?;
+        // Nanoseconds on a core, waiting for one, and how often.
+        let times = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        let ns: u64 = times.split_ascii_whitespace().next()?.parse().ok()?;
+        Some((shard, ns as f64 / 1e9))
+    });
+    let mut of_shards = BTreeMap::new();
+    for (shard, seconds) in seconds {
+        *of_shards.entry(shard).or_insert(0.0) += seconds;
+    }
+    of_shards.into_iter().collect()
 }
 
 fn resident_bytes() -> Option<u64> {

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 
+use crate::auth::secrets::Salts;
 use crate::config::sums::Sums;
-use crate::config::{AuthMethod, Config, Listen, ServerAddress};
+use crate::config::{Config, Listen, ServerAddress};
 use crate::ids::{ConnectionId, ShardId};
 use crate::io::doorbell::Doorbell;
 use crate::io::park::Park;
@@ -39,6 +40,8 @@ pub(super) struct Start {
     pub listeners: Vec<Listener>,
     pub doorbell: Doorbell,
     pub mailbox: Mailbox,
+    /// Of this process, for the users that nobody knows.
+    pub salts: Salts,
     pub population: Arc<Population>,
     /// Told once, when the shard has ended, however that came about.
     pub ended: Sender<io::Result<()>>,
@@ -74,6 +77,7 @@ impl Catalogue for Settings {
             mode: found.relay_mode,
             dedicated: found.dedicated,
             pool: found.pool,
+            rules: found.rules,
         })
     }
 }
@@ -112,6 +116,19 @@ async fn run(start: Start) -> io::Result<()> {
     shard.io.register_park(park.descriptor())?;
     let mut busy_at = Instant::now();
     loop {
+        // Somebody's password goes through its rounds: some of them after each turn.
+        if shard.has_work() {
+            shard.io.arm_tick(BUSY_TICK);
+            shard.io.submit()?;
+            shard.io.wake();
+            busy_at = shard.io.now();
+            let (_, tick) = turn(&mut shard);
+            shard.work();
+            if tick {
+                glommio::timer::sleep(Duration::ZERO).await;
+            }
+            continue;
+        }
         let quiet = shard.io.now().duration_since(busy_at) >= QUIET_AFTER;
         if quiet {
             shard.io.signal_park(true);
@@ -176,7 +193,7 @@ fn connection_of(event: &Event) -> Option<ConnectionId> {
 }
 
 fn build(start: Start) -> io::Result<Shard<Ring>> {
-    let Start { id, cores, config, listeners, doorbell, mailbox, population, ended: _ } = start;
+    let Start { id, cores, config, listeners, doorbell, mailbox, population, salts, ended: _ } = start;
     let sums = Sums::new(&config, cores);
     let settings = ring::Settings {
         arena: Arena::new(config.arena.chunk_size, sums.chunks)?,
@@ -203,7 +220,8 @@ fn build(start: Start) -> io::Result<Shard<Ring>> {
         connect_timeout: config.reconnect.connect_timeout,
         cancel_timeout: config.cancel_timeout,
         backoff: (config.reconnect.min_backoff, config.reconnect.max_backoff),
-        trust: config.auth.method == AuthMethod::Trust,
+        auth: config.auth.settings.clone(),
+        salts,
         check_connections: (config.auth.check_connections / cores as u32).max(1),
         settings_bytes: sums.settings_bytes,
         statement_bytes: sums.statement_bytes,

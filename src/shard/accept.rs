@@ -74,7 +74,11 @@ impl<T: Transport> Shard<T> {
                 self.leave(id);
             }
             Ok(Some((Packet::StartupMessage(_), size))) => self.begin_login(id, &bytes, size, None),
-            Err(refused) => self.fail(id, &Fault::Startup(refused)),
+            Err(refused) => {
+                let fault = Fault::Startup(refused);
+                self.note_junk(id, &fault);
+                self.fail(id, &fault);
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::auth::settings::Method;
 use crate::ids::{BackendId, ClientId, PoolId};
 use crate::io::{Close, Errno, SocketAddress, Transport};
 use crate::memory::Slice;
@@ -112,7 +113,9 @@ impl<T: Transport> Shard<T> {
         }
         // Neutral: what one client asks for must not become the value that another's RESET returns to.
         let pool = self.pools.get(pool);
-        let (user, database) = (pool.key.user.clone(), pool.settings.server_database.clone());
+        let own = pool.settings.rules.credentials.as_ref().and_then(|credentials| credentials.user.as_deref());
+        let user: Box<str> = own.map_or_else(|| pool.key.user.clone(), Into::into);
+        let database = pool.settings.server_database.clone();
         let sent = self.write(connection, user.len() + database.len() + 64, |writer| {
             let parameters = [(&b"user"[..], user.as_bytes()), (b"database", database.as_bytes())];
             writer.startup_message(Version::V3_0, parameters).expect("the room was asked for");
@@ -130,7 +133,9 @@ impl<T: Transport> Shard<T> {
             // Its transport keeps what comes.
             BackendState::Moving(_) => {}
             BackendState::Piped(client) => self.pipe_answer(id, client, bytes),
-            BackendState::LoggingIn | BackendState::Idle => self.on_whole_messages(id, bytes),
+            BackendState::LoggingIn | BackendState::Idle | BackendState::LookingUp(_) => {
+                self.on_whole_messages(id, bytes)
+            }
             BackendState::Resolving | BackendState::Connecting => {}
         }
     }
@@ -151,7 +156,7 @@ impl<T: Transport> Shard<T> {
         let mut at = 0;
         loop {
             let Some(backend) = self.backend(id) else { return };
-            if !matches!(backend.state, BackendState::LoggingIn | BackendState::Idle) {
+            if !matches!(backend.state, BackendState::LoggingIn | BackendState::Idle | BackendState::LookingUp(_)) {
                 if at < bytes.len() {
                     self.on_backend_bytes(id, bytes.part(at, bytes.len()));
                 }
@@ -190,6 +195,10 @@ impl<T: Transport> Shard<T> {
                 // Most likely 57P01; the end of the connection follows.
                 _ => self.close_backend(id, Close::Now),
             }
+            return;
+        }
+        if let BackendState::LookingUp(client) = backend.state {
+            self.on_looked_up(id, client, tag, message);
             return;
         }
         match tag {
@@ -231,6 +240,10 @@ impl<T: Transport> Shard<T> {
     }
 
     fn on_authentication(&mut self, id: BackendId, what: &Authentication<'_>, message: &Slice) {
+        if self.logs_in_itself(id) {
+            self.on_own_authentication(id, what);
+            return;
+        }
         let backend = self.backend(id).expect("the caller has looked it up");
         let (challenged, dedicated) = (backend.challenged, backend.purpose == Purpose::Dedicated);
         if *what == Authentication::Ok {
@@ -240,7 +253,11 @@ impl<T: Transport> Shard<T> {
             let Some(backend) = self.backend(id) else { return };
             let Some(client) = backend.checks else { return };
             let Some(connection) = self.checked_client(id) else { return };
-            if !challenged && !self.settings.trust && !self.io.is_local(connection) {
+            let trusts = self
+                .backend(id)
+                .map(|backend| backend.pool)
+                .is_some_and(|pool| self.pools.get(pool).settings.rules.method == Method::Trust);
+            if !challenged && !trusts && !self.io.is_local(connection) {
                 self.backend(id).expect("looked up above").checks = None;
                 self.fail(client, &Fault::TrustFromAfar);
                 if dedicated {
@@ -252,13 +269,8 @@ impl<T: Transport> Shard<T> {
             return;
         }
         backend.challenged = true;
-        let alone = backend.checks.is_none();
         if !challenged {
             self.on_first_word(id, true);
-        }
-        if alone {
-            self.on_backend_gone(id, "the server asks for a password, and none is configured");
-            return;
         }
         let asks = !matches!(what, Authentication::SaslFinal { .. });
         let client = self.backend(id).and_then(|backend| backend.checks);
@@ -315,6 +327,9 @@ impl<T: Transport> Shard<T> {
         backend.deadline = None;
         backend.used = now;
         let (pool, purpose, checks) = (backend.pool, backend.purpose, backend.checks.take());
+        let took = now.duration_since(backend.born);
+        self.pools.get_mut(pool).totals.connect.record(took);
+        let backend = self.backend(id).expect("looked up above");
         // All of them at once: a client that comes meanwhile must not be told half.
         let reported = std::mem::take(&mut backend.reported);
         if !reported.is_empty() && self.pools.get(pool).parameters != reported {
@@ -361,18 +376,31 @@ impl<T: Transport> Shard<T> {
     fn on_refused(&mut self, id: BackendId, message: &Slice) {
         let fields = reader::fields(message);
         let text = String::from_utf8_lossy(fields.get(field::MESSAGE).unwrap_or_default()).into_owned();
+        let is_own = self.logs_in_itself(id);
         let backend = self.backend(id).expect("the caller has looked it up");
+        let pool = backend.pool;
         let checks = backend.checks.take();
+        let rewritten = if is_own { self.own_refusal(pool, message) } else { None };
+        if is_own && let Some(client) = checks {
+            let refusal = rewritten.as_deref().unwrap_or(message);
+            self.refuse_admitted(id, client, refusal);
+            return;
+        }
         if let Some(client) = checks {
             if let Some(connection) = self.client(client).map(|client| client.connection) {
-                log::info!("{}: login refused by the server: {text}", self.io.peer(connection));
+                if fields.code().is_some_and(|code| code.as_str() == "28P01") {
+                    self.note_failure(client, &Fault::RefusedByServer(text));
+                } else {
+                    log::info!("{}: login refused by the server: {text}", self.io.peer(connection));
+                }
                 self.io.send(connection, message.clone());
             }
             self.dismiss(client);
             self.close_backend(id, Close::Now);
             return;
         }
-        self.backend(id).expect("looked up above").refusal = Some(message.to_vec().into_boxed_slice());
+        let refusal = rewritten.unwrap_or_else(|| message.to_vec().into_boxed_slice());
+        self.backend(id).expect("looked up above").refusal = Some(refusal);
         self.on_backend_gone(id, &text);
     }
 
@@ -401,6 +429,10 @@ impl<T: Transport> Shard<T> {
                     let server = &self.pools.get(pool).key.server;
                     self.fail(client, &Fault::NoServer(format!("{server}: {why}")));
                 }
+            }
+            BackendState::LookingUp(client) => {
+                log::info!("{}: auth.query was interrupted: {why}", self.pool_name(pool));
+                self.fail(client, &Fault::NoSecrets);
             }
             BackendState::Idle | BackendState::Cleaning(_) | BackendState::Moving(_) => {
                 log::debug!("{}: a server connection was closed: {why}", self.pool_name(pool));
@@ -505,7 +537,7 @@ impl<T: Transport> Shard<T> {
     /// This shard's share of `min_size`, once the pool has been used.
     pub(super) fn minimum(&self, id: PoolId) -> u32 {
         let pool = self.pools.get(id);
-        if pool.parameters.is_empty() || pool.clients + pool.transactions as u32 == 0 {
+        if pool.parameters.is_empty() || u64::from(pool.clients) + pool.totals.links == 0 {
             return 0;
         }
         pool.homes.share(pool.settings.pool.min_size, self.settings.id).min(pool.part.permits())

@@ -94,6 +94,7 @@ impl<T: Transport> Shard<T> {
             | BackendState::Connecting
             | BackendState::LoggingIn
             | BackendState::Idle
+            | BackendState::LookingUp(_)
             | BackendState::Moving(_)
             | BackendState::Piped(_) => {}
         }

@@ -93,7 +93,7 @@ impl<T: Transport> Shard<T> {
             let of_pool = self.backends.iter().filter(|(_, _, backend)| backend.pool == id);
             let waits = |state: &ClientState| match state {
                 ClientState::Waiting => true,
-                ClientState::Login(login) => login.stage == login::Stage::Backend,
+                ClientState::Login(login) => matches!(login.stage, login::Stage::Backend | login::Stage::Lookup),
                 ClientState::Startup
                 | ClientState::Moving(_)
                 | ClientState::Ready

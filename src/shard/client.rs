@@ -22,8 +22,12 @@ impl<T: Transport> Shard<T> {
     #[inline]
     pub(super) fn on_client_bytes(&mut self, id: ClientId, bytes: Slice) {
         let Some(client) = self.client(id) else { return };
+        client.bytes_in += bytes.len() as u64;
         match client.state {
             ClientState::Ready | ClientState::Linked(_) if !client.paused && client.pending.is_empty() => {
+                if let ClientState::Linked(backend) = client.state {
+                    self.begin_query(backend);
+                }
                 self.relay_request(id, bytes);
             }
             ClientState::Ready | ClientState::Linked(_) | ClientState::Waiting => self.hold_back(id, bytes),

@@ -6,6 +6,7 @@ use crate::ids::{BackendId, ClientId, PoolId};
 use crate::io::{Close, Transport};
 use crate::session::fault::Fault;
 
+use super::own_check::is_sentenced;
 use super::{BackendState, ClientState, Purpose, Running, Shard};
 
 /// Memory that is used up for so long will not come back by itself.
@@ -26,6 +27,7 @@ impl<T: Transport> Shard<T> {
                 self.refill(pool);
             }
         }
+        self.work();
         if now >= self.scan_at {
             self.scan_at = now + SCAN_EVERY;
             self.scan_clients();
@@ -74,6 +76,10 @@ impl<T: Transport> Shard<T> {
         while let Some((index, generation)) = self.clients.next_used(from) {
             from = index + 1;
             let client = self.clients.get(index, generation).expect("just found");
+            if is_sentenced(&client.state) {
+                self.speak_sentence(ClientId { index, generation });
+                continue;
+            }
             let logs_in = matches!(client.state, ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_));
             if logs_in && now.duration_since(client.since) >= login_timeout {
                 self.fail(ClientId { index, generation }, &Fault::LoginTimeout);

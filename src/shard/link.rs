@@ -82,8 +82,10 @@ impl<T: Transport> Shard<T> {
         let client = self.client(id).expect("the caller has looked it up");
         client.state = ClientState::Linked(backend);
         let (wanted, pool) = (client.wanted, client.pool.expect("a client past its login has a pool"));
-        self.pools.get_mut(pool).transactions += 1;
+        self.pools.get_mut(pool).totals.links += 1;
+        let now = self.io.now();
         let link = self.backend(backend).expect("the caller has looked it up");
+        (link.asked, link.begun) = (now, now);
         let has = link.has;
         if has != wanted || link.touched {
             if !self.ask_settings(backend, wanted, MARK_REPLAY) {
@@ -202,9 +204,14 @@ impl<T: Transport> Shard<T> {
             return;
         }
         let Self { pools, waiters, .. } = self;
-        match pools.get_mut(pool).part.checkin(waiters, id) {
+        let entry = pools.get_mut(pool);
+        let waiting = entry.part.first_waiter(waiters);
+        match entry.part.checkin(waiters, id) {
             Checkin::Idle => self.backend(id).expect("looked up above").state = BackendState::Idle,
             Checkin::HandTo(client) => {
+                if let Some((_, since)) = waiting.filter(|(first, _)| *first == client) {
+                    entry.totals.wait.record(now.duration_since(since));
+                }
                 self.serve(client, id);
                 self.resume_client(client);
             }

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use crate::auth::incoming::Incoming;
+use crate::auth::settings::Method;
 use crate::ids::{BackendId, ClientId, PoolId, ShardId};
 use crate::io::{Close, Transport};
 use crate::memory::Slice;
@@ -16,6 +18,8 @@ use crate::session::fault::Fault;
 use crate::session::parameters::{self, Setting, VectorId};
 use crate::session::pipeline::Expect;
 
+use super::lookup::Lookup;
+use super::own_check::Sentence;
 use super::pools::{Key, PROVEN_MAX};
 use super::{ClientState, Purpose, SECRET_SIZE, Server, Shard};
 
@@ -34,6 +38,18 @@ pub(super) struct Login {
     pub answers_due: u32,
     /// For a backend of its own, the packet as it goes to the server.
     pub packet: Option<Box<[u8]>>,
+    /// Whether it asks for physical replication.
+    pub replication: bool,
+    /// The exchange, where QCP checks the login itself.
+    pub exchange: Option<Box<Incoming>>,
+    /// Its user's secret is asked for.
+    pub lookup: Option<Box<Lookup>>,
+    /// The client's password goes through its rounds.
+    pub working: bool,
+    /// It has failed, and is told so later.
+    pub sentence: Option<Sentence>,
+    /// QCP has let it in itself, before there was a backend of its own.
+    pub admitted: bool,
 }
 
 /// What a login waits for.
@@ -43,6 +59,12 @@ pub(super) enum Stage {
     Answer,
     /// A connection to check it.
     Check,
+    /// A backend, to ask for the user's secret.
+    Lookup,
+    /// The answer to that.
+    LookingUp,
+    /// The client's answer to QCP's own question.
+    Here,
     /// The server, to which the exchange is relayed.
     Relayed(BackendId),
     /// A backend of the pool, to learn what the server reports or to try the settings.
@@ -85,7 +107,9 @@ impl<T: Transport> Shard<T> {
         };
         let wishes = wishes(startup);
         let dedicated = settings.dedicated || wishes.is_none();
-        let packet = dedicated.then(|| own_packet(startup, &settings.server_database));
+        let rules = settings.rules.clone();
+        let server_user = rules.credentials.as_ref().and_then(|credentials| credentials.user.as_deref());
+        let packet = dedicated.then(|| own_packet(startup, server_user, &settings.server_database));
         let arrived = server.is_some();
         let server = server.unwrap_or_else(|| settings.servers[self.choose_server(&settings)].clone());
         let key = Key { server, database: database.into(), user: user.into() };
@@ -110,14 +134,34 @@ impl<T: Transport> Shard<T> {
         client.pool = Some(pool);
         client.secret = secret;
         client.long_key = version == Version::V3_2;
-        client.state = ClientState::Login(Box::new(Login { stage: Stage::Answer, raw, answers_due: 0, packet }));
+        client.state = ClientState::Login(Box::new(Login {
+            stage: Stage::Answer,
+            raw,
+            answers_due: 0,
+            packet,
+            replication: startup.replication() == Ok(Replication::Physical),
+            exchange: None,
+            lookup: None,
+            working: false,
+            sentence: None,
+            admitted: false,
+        }));
         let connection = client.connection;
         if version != startup.version || startup.protocol_options().next().is_some() {
             self.write(connection, 512, |writer| {
                 let _ = writer.negotiate_protocol_version(version.code(), startup.protocol_options());
             });
         }
-        if dedicated {
+        if !self.may_log_in(id) {
+            return Ok(None);
+        }
+        // Where nobody else checks the client, or could log in for it, the server does both in one.
+        let is_relayed = match rules.method {
+            Method::Server => true,
+            Method::Trust => rules.credentials.is_none(),
+            _ => false,
+        };
+        if dedicated && is_relayed {
             self.open_for_login(id, Purpose::Dedicated);
         } else {
             self.authenticate(id);
@@ -146,8 +190,9 @@ impl<T: Transport> Shard<T> {
     /// Finds out whether the client may come in.
     pub(super) fn authenticate(&mut self, id: ClientId) {
         let Some(pool) = self.client(id).and_then(|client| client.pool) else { return };
-        if self.settings.trust {
-            self.admit(id);
+        let method = self.pools.get(pool).settings.rules.method;
+        if method != Method::Server {
+            self.check_here(id, method);
             return;
         }
         let now = self.io.now();
@@ -198,7 +243,7 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    fn open_for_login(&mut self, id: ClientId, purpose: Purpose) {
+    pub(super) fn open_for_login(&mut self, id: ClientId, purpose: Purpose) {
         let Some(pool) = self.client(id).and_then(|client| client.pool) else { return };
         match self.open_backend(pool, purpose, Some(id)) {
             Some(backend) => self.set_stage(id, Stage::Relayed(backend)),
@@ -215,7 +260,9 @@ impl<T: Transport> Shard<T> {
         }
         let now = self.io.now();
         let pool = self.pools.get_mut(id);
-        pool.part.set_refill(if challenge { Refill::Impossible } else { Refill::Free });
+        let has_password = pool.settings.rules.credentials.as_ref().is_some_and(|known| known.secret.is_some());
+        let knows_password = has_password || pool.derived.is_some();
+        pool.part.set_refill(if challenge && !knows_password { Refill::Impossible } else { Refill::Free });
         pool.trusted_until = (!challenge).then(|| now + TRUST_FOR);
         self.stop_asking(id);
     }
@@ -232,6 +279,10 @@ impl<T: Transport> Shard<T> {
     /// A message of the client's while its login is under way.
     pub(super) fn on_login_bytes(&mut self, id: ClientId, bytes: Slice) {
         let Some(Login { stage, .. }) = self.login(id) else { return };
+        if *stage == Stage::Here {
+            self.on_clients_answer(id, bytes);
+            return;
+        }
         let &mut Stage::Relayed(backend) = stage else {
             // Sent ahead: it waits until the login is through.
             self.hold_back(id, bytes);
@@ -287,6 +338,10 @@ impl<T: Transport> Shard<T> {
         let Some(client) = self.client(id) else { return };
         let (connection, Some(pool)) = (client.connection, client.pool) else { return };
         self.write(connection, 16, |writer| writer.authentication_ok().expect("the room was asked for"));
+        if self.login(id).is_some_and(|login| login.packet.is_some()) {
+            self.open_for_admitted(id);
+            return;
+        }
         if self.is_proven(id) && !self.pools.get(pool).parameters.is_empty() {
             self.complete_login(id);
             return;
@@ -315,6 +370,10 @@ impl<T: Transport> Shard<T> {
 
     /// A backend is here for a login: of the pool, or the one that checked it.
     pub(super) fn on_login_backend(&mut self, id: ClientId, backend: BackendId) {
+        if self.login(id).is_some_and(|login| login.stage == Stage::Lookup) {
+            self.ask_for_secret(id, backend);
+            return;
+        }
         if self.is_proven(id) {
             self.complete_login(id);
             self.give_back(backend);
@@ -332,6 +391,12 @@ impl<T: Transport> Shard<T> {
         self.join(id, backend);
         if !self.ask_settings(backend, wanted, MARK_APPLY) {
             self.fail(id, &Fault::NoMemory);
+            return;
+        }
+        // A backend from another shard, or one whose settings this pool has forgotten that they are good, may be set so
+        // already: then there is nothing to ask, and no answer comes.
+        if self.backend(backend).is_some_and(|backend| !backend.pipeline.is_busy()) {
+            self.on_settings_applied(id, backend);
         }
     }
 
@@ -482,6 +547,9 @@ impl<T: Transport> Shard<T> {
     /// Ends a login's hold on what it waited for; the client is going.
     pub(super) fn drop_login(&mut self, login: &Login) {
         self.vectors.let_go(login.raw);
+        if let Some(lookup) = &login.lookup {
+            self.pools.get_mut(lookup.home).clients -= 1;
+        }
         if let Stage::Relayed(backend) = login.stage {
             let relayed = self.backend(backend).is_some_and(|backend| backend.checks.take().is_some());
             if relayed {
@@ -521,10 +589,12 @@ fn wishes(startup: &StartupMessage<'_>) -> Option<Vec<Setting>> {
 }
 
 /// The client's own startup packet, as it goes to the server: in QCP's version, to the database's name there.
-fn own_packet(startup: &StartupMessage<'_>, database: &str) -> Box<[u8]> {
-    let kept = startup.parameters.filter(|(name, _)| *name != b"database" && !name.starts_with(b"_pq_."));
-    let parameters = kept.chain([(&b"database"[..], database.as_bytes())]);
-    let mut room = vec![0; startup::PACKET_SIZE_MAX + database.len() + 16];
+fn own_packet(startup: &StartupMessage<'_>, user: Option<&str>, database: &str) -> Box<[u8]> {
+    let user = user.map_or_else(|| startup.user(), str::as_bytes);
+    let is_ours = |name: &[u8]| name == b"user" || name == b"database" || name.starts_with(b"_pq_.");
+    let kept = startup.parameters.filter(|(name, _)| !is_ours(name));
+    let parameters = kept.chain([(&b"user"[..], user), (b"database", database.as_bytes())]);
+    let mut room = vec![0; startup::PACKET_SIZE_MAX + user.len() + database.len() + 32];
     let mut writer = crate::protocol::Writer::new(&mut room);
     writer.startup_message(Version::V3_0, parameters).expect("it is hardly longer than the client's");
     writer.written().into()

@@ -11,6 +11,7 @@ use super::budget::Traveller;
 use super::placement::Arrival;
 use super::pools::Key;
 use super::report::ShardReport;
+use super::stats::ShardMetrics;
 
 /// What a shard can be told.
 pub enum Mail {
@@ -18,6 +19,8 @@ pub enum Mail {
     Quit(Duration),
     /// Say what there is.
     Report(Sender<ShardReport>),
+    /// Say what was counted.
+    Metrics(Sender<ShardMetrics>),
     /// A cancel request that came to another shard.
     Cancel {
         /// The client's slot.

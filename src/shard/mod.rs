@@ -17,7 +17,10 @@ mod client;
 mod deadlines;
 mod link;
 mod login;
+mod lookup;
 pub mod mailbox;
+mod own_check;
+mod own_login;
 pub mod placement;
 mod pools;
 mod relay;
@@ -25,13 +28,21 @@ mod replies;
 pub mod report;
 mod requests;
 mod statements;
+mod stats;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::auth::{
+    self,
+    limiter::Limiter,
+    outgoing::Outgoing,
+    secrets::{Salts, Verifier},
+};
+use crate::control::report::metrics::Origin;
 use crate::ids::{BackendId, ClientId, ConnectionId, PoolId, ShardId};
 use crate::io::{Close, Event, SocketAddress, Transport};
 use crate::memory::{Block, Nodes, Outbox, Slab, Slice, Stash};
@@ -96,8 +107,10 @@ pub struct Settings {
     pub cancel_timeout: Duration,
     /// Pauses between failed attempts.
     pub backoff: (Duration, Duration),
-    /// Whether logins are not checked at all.
-    pub trust: bool,
+    /// Users, rules and limits of logins.
+    pub auth: Arc<auth::settings::Settings>,
+    /// The same in all shards, and new with each process.
+    pub salts: Salts,
     /// Connections beyond the pool that check logins, of this shard.
     pub check_connections: u32,
     /// Bytes of clients' settings.
@@ -168,6 +181,8 @@ struct Client {
     unnamed: Stash,
     /// When the login ends at the latest; later, since when it is connected.
     since: Instant,
+    /// Received and not yet counted for its pool.
+    bytes_in: u64,
 }
 
 /// Bytes of a cancel key beside the process id, where the protocol has room for them (3.2).
@@ -182,6 +197,8 @@ enum BackendState {
     /// Logging in: by itself, or by what `client` answers.
     LoggingIn,
     Idle,
+    /// Of a pool, asked for the secret of a user on this client's behalf.
+    LookingUp(ClientId),
     Linked(ClientId),
     /// Has no client; is being brought into a state in which it can be lent.
     Cleaning(clean::Stage),
@@ -217,6 +234,8 @@ struct Backend {
     dropping: bool,
     paused: bool,
     challenged: bool,
+    /// QCP's own login, where it is not relayed.
+    login: Option<Box<Outgoing>>,
     pipeline: Pipeline,
     has: VectorId,
     prepared: Prepared,
@@ -242,6 +261,11 @@ struct Backend {
     stalled: Option<(Instant, u64)>,
     born: Instant,
     used: Instant,
+    /// When the query under way began, and its transaction.
+    asked: Instant,
+    begun: Instant,
+    /// Received and not yet counted for its pool.
+    bytes_out: u64,
     /// When the client that has it got it.
     lent_at: Instant,
     /// The first error the server sent during its login, whole.
@@ -324,12 +348,24 @@ pub struct Shard<T: Transport> {
     check_queue: VecDeque<ClientId>,
     /// Logins whose question is open again; looked at when the event is through.
     awake: VecDeque<ClientId>,
+    /// Whose passwords go through their rounds, in turn.
+    working: VecDeque<own_check::Working>,
+    /// What servers have said of users (`auth.query`).
+    found: HashMap<Box<str>, lookup::Found, foldhash::fast::RandomState>,
+    limiter: Limiter,
+    /// Connections that begin with something else than the protocol, for the log.
+    junk: Limiter,
+    /// For users without a verifier; the same in all shards.
+    salts: Salts,
+    /// Verifiers of users whose password is known in plain text, and of those that nobody knows: both take as long.
+    verifiers: HashMap<Box<str>, (std::sync::Weak<auth::secrets::Secret>, Verifier), foldhash::fast::RandomState>,
     /// Clean backends to be handed on; so that a chain of hand-overs is a loop.
     returned: VecDeque<BackendId>,
     random: u64,
     /// Secrets that no client has been given yet.
     secrets: Vec<[u8; SECRET_SIZE]>,
     counters: Counters,
+    errors: stats::Errors,
     running: Running,
     scan_at: Instant,
     /// Since when no client can be received from, for want of memory.
@@ -403,10 +439,17 @@ impl<T: Transport> Shard<T> {
             checks: 0,
             check_queue: VecDeque::new(),
             awake: VecDeque::new(),
+            working: VecDeque::new(),
+            found: HashMap::default(),
+            limiter: Limiter::new(settings.auth.limiter),
+            junk: Limiter::new(auth::settings::LIMITER),
+            salts: settings.salts.clone(),
+            verifiers: HashMap::default(),
             returned: VecDeque::with_capacity(settings.backends_max),
             random: settings.seed | 1,
             secrets: Vec::new(),
             counters: Counters::default(),
+            errors: stats::Errors::new(),
             running: Running::Yes,
             scan_at: now,
             starved_since: None,
@@ -515,6 +558,9 @@ impl<T: Transport> Shard<T> {
                 // Whoever asked may have given up waiting.
                 let _ = answer.send(self.report());
             }
+            Mail::Metrics(answer) => {
+                let _ = answer.send(self.metrics());
+            }
             Mail::Cancel { slot, secret } => self.on_cancel_request(slot, &secret),
             Mail::Client(arrival) => self.on_arrival(*arrival),
             Mail::Ask { key, from, since, can_open, round } => self.on_ask(key, from, since, can_open, round),
@@ -588,6 +634,7 @@ impl<T: Transport> Shard<T> {
             | BackendState::Connecting
             | BackendState::LoggingIn
             | BackendState::Idle
+            | BackendState::LookingUp(_)
             | BackendState::Moving(_)
             | BackendState::Cleaning(_) => None,
         }
@@ -628,6 +675,7 @@ impl<T: Transport> Shard<T> {
 
     fn write_error(&mut self, connection: ConnectionId, fault: &Fault, ready: Option<TransactionStatus>) {
         let answer = fault.answer();
+        self.errors.count(answer.code, Origin::Pooler);
         let fields = ErrorFields {
             severity: answer.severity,
             code: answer.code,
@@ -674,6 +722,7 @@ impl Backend {
             dropping: false,
             paused: false,
             challenged: false,
+            login: None,
             pipeline: Pipeline::new(),
             has: VectorId::NEUTRAL,
             prepared: Prepared::new(statements_max),
@@ -693,6 +742,9 @@ impl Backend {
             born: now,
             used: now,
             lent_at: now,
+            asked: now,
+            begun: now,
+            bytes_out: 0,
             refusal: None,
             blamed: false,
             fatal: false,
@@ -749,6 +801,7 @@ impl Client {
             terminating: false,
             unnamed: Stash::default(),
             since: now,
+            bytes_in: 0,
         }
     }
 }

@@ -3,6 +3,9 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use crate::auth::incoming::Derived;
+use crate::auth::settings::Rules;
+use crate::control::report::metrics::Totals;
 use crate::ids::{ClientId, PoolId};
 use crate::pool::{self, Backoff, Homes, Part};
 use crate::session::RelayMode;
@@ -10,6 +13,7 @@ use crate::session::parameters::VectorId;
 
 use super::Server;
 use super::budget::Claim;
+use super::stats::Retired;
 
 /// What applies to one database and user.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,6 +28,8 @@ pub struct PoolSettings {
     pub dedicated: bool,
     /// Sizes and times.
     pub pool: pool::Settings,
+    /// Who checks clients, and how QCP logs in.
+    pub rules: Rules,
 }
 
 /// A pool is one server, database and user.
@@ -65,14 +71,16 @@ pub(super) struct Pool {
     pub proven: Vec<(VectorId, VectorId)>,
     /// What a client with these settings is told at the end of its login, but for its key.
     pub greeting: Option<(VectorId, Box<[u8]>)>,
+    /// Keys that log in at the server: of QCP's own last login there, or of a client's.
+    pub derived: Option<Derived>,
     /// Clients that belong to it.
     pub clients: u32,
     /// Backends of any purpose.
     pub backends: u32,
     /// While attempts to open a backend fail.
     pub trouble: Option<Trouble>,
-    pub queries: u64,
-    pub transactions: u64,
+    /// Counted for the metrics.
+    pub totals: Box<Totals>,
     /// For each shard, places that came from it less those that went there.
     pub borrowed: Box<[i32]>,
     /// The shards that have a part of it.
@@ -99,12 +107,13 @@ pub(super) struct Pools {
     slots: Vec<Option<Pool>>,
     by_key: HashMap<Key, u32, foldhash::fast::RandomState>,
     vacant: Vec<u32>,
+    retired: Retired,
     next_server: usize,
     next_turn: usize,
     last_serial: u32,
 }
 
-/// Pools of one shard, at most: each takes some hundred bytes outside the arena.
+/// Pools of one shard, at most: each takes some hundred bytes outside the arena, and as many again for what is counted.
 pub(super) const POOLS_MAX: usize = 4096;
 /// Proven vectors remembered for one pool.
 pub(super) const PROVEN_MAX: usize = 32;
@@ -139,11 +148,11 @@ impl Pools {
             askers: Vec::new(),
             proven: Vec::new(),
             greeting: None,
+            derived: None,
             clients: 0,
             backends: 0,
             trouble: None,
-            queries: 0,
-            transactions: 0,
+            totals: Box::default(),
             borrowed: vec![0; shard_count as usize].into_boxed_slice(),
             homes,
             ask_at: None,
@@ -184,10 +193,16 @@ impl Pools {
         }
         let pool = self.slots[id.0 as usize].take().expect("looked at above");
         self.by_key.remove(&pool.key);
+        self.retired.add(&pool.key.database, &pool.totals);
         self.vacant.push(id.0);
         let mut held = pool.proven;
         held.extend(pool.greeting.map(|(of, _)| (of, VectorId::NEUTRAL)));
         held
+    }
+
+    /// What pools that are gone have done, by database.
+    pub(super) fn retired(&self) -> impl Iterator<Item = (&str, &Totals)> {
+        self.retired.iter()
     }
 
     pub(super) fn ids(&self) -> impl Iterator<Item = PoolId> {

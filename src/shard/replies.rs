@@ -1,6 +1,7 @@
 //! From the server to the client: frame, tell the pipeline, forward; and what an answer means for prepared statements
 //! and settings.
 
+use crate::control::report::metrics::Origin;
 use crate::ids::{BackendId, ClientId};
 use crate::io::Transport;
 use crate::memory::Slice;
@@ -56,6 +57,7 @@ impl<T: Transport> Shard<T> {
     #[inline]
     pub(super) fn relay_answer(&mut self, id: BackendId, bytes: Slice) {
         let backend = self.backends.get_mut(id.index, id.generation).expect("the caller has looked it up");
+        backend.bytes_out += bytes.len() as u64;
         if backend.stash.is_empty() {
             self.relay_answer_whole(id, &bytes);
             return;
@@ -191,6 +193,7 @@ impl<T: Transport> Shard<T> {
             | BackendState::Connecting
             | BackendState::LoggingIn
             | BackendState::Idle
+            | BackendState::LookingUp(_)
             | BackendState::Piped(_) => {}
         }
     }
@@ -251,6 +254,11 @@ impl<T: Transport> Shard<T> {
                     && let Some(Entry { expect: Expect::OwnQuery, mark }) = own
                 {
                     return self.on_own_query_error(id, mark, message);
+                }
+                if reply != Reply::Swallow
+                    && let Some(code) = reader::fields(message).code()
+                {
+                    self.errors.count(code, Origin::Server);
                 }
             }
             _ => {}
@@ -318,9 +326,9 @@ impl<T: Transport> Shard<T> {
     /// In Statement mode a transaction over several queries is rolled back at once.
     #[inline]
     fn on_ready(&mut self, id: BackendId, _message: &[u8]) -> Pass {
+        self.end_query(id);
         let backend = self.backend(id).expect("the caller has looked it up");
         let (pool, status, busy) = (backend.pool, backend.pipeline.status(), backend.pipeline.is_busy());
-        self.pools.get_mut(pool).queries += 1;
         let statement_mode = self.mode_of(pool) == RelayMode::Statement;
         if !statement_mode || status == TransactionStatus::Idle || busy {
             return Pass::Client;

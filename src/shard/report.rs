@@ -47,6 +47,8 @@ impl<T: Transport> Shard<T> {
                 BackendState::LoggingIn => (ReportedBackend::Login, backend.checks),
                 BackendState::Idle => (ReportedBackend::Idle, None),
                 BackendState::Linked(client) => (ReportedBackend::Linked, Some(client)),
+
+                BackendState::LookingUp(client) => (ReportedBackend::Linked, Some(client)),
                 BackendState::Cleaning(_) | BackendState::Moving(_) => (ReportedBackend::Cleaning, None),
                 BackendState::Piped(client) => (ReportedBackend::Dedicated, Some(client)),
             };
@@ -86,8 +88,8 @@ impl<T: Transport> Shard<T> {
                 cleaning: count(|state| matches!(state, BackendState::Cleaning(_))),
                 waiting: pool.part.waiting() as u64,
                 oldest_wait_ms: oldest.map_or(0, |waited| waited.as_millis() as u64),
-                queries: pool.queries,
-                transactions: pool.transactions,
+                queries: pool.totals.queries,
+                transactions: pool.totals.links,
                 clients: u64::from(pool.clients),
             }
         });

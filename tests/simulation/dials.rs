@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use qcp::auth::settings::{Method, Rules};
 use qcp::pool::{Schedule, Settings};
 use qcp::session::RelayMode;
 use qcp::shard::{Catalogue, PoolSettings, Server};
@@ -124,7 +125,8 @@ impl Dials {
         };
         dials.shards = 2 + random.below(2);
         dials.clients = 8 + random.below(9);
-        dials.actions = 20 + random.below(20);
+        // 200 requests at least, if nobody vanishes.
+        dials.actions = 25 + random.below(16);
         dials.databases = 1 + random.below(2);
         dials.users = 1 + random.below(2);
         dials.servers = 1 + random.below(2);
@@ -142,6 +144,131 @@ impl Dials {
         dials.unix = random.below(4) == 0;
         dials.names = random.below(4) == 0;
         dials
+    }
+
+    /// What can be turned down without ceasing to be a world, with the least of each; what takes away most comes first.
+    pub const REDUCIBLE: &[(&str, u64)] = &[
+        ("clients", 1),
+        ("actions", 1),
+        ("early_end", 0),
+        ("unix", 0),
+        ("names", 0),
+        ("dedicated", 0),
+        ("deaths", 0),
+        ("outages", 0),
+        ("refusals", 0),
+        ("stalls", 0),
+        ("vanish", 0),
+        ("cancels", 0),
+        ("slow_readers", 0),
+        ("halves", 0),
+        ("odd", 0),
+        ("pipelining", 0),
+        ("sleeps", 0),
+        ("errors", 0),
+        ("discards", 0),
+        ("settings", 0),
+        ("startup_settings", 0),
+        ("transactions", 0),
+        ("calls", 0),
+        ("copy", 0),
+        ("large", 0),
+        ("wrong_password", 0),
+        ("password", 0),
+        ("databases", 1),
+        ("users", 1),
+        ("servers", 1),
+        ("shards", 2),
+        ("pool_size", 1),
+        ("min_size", 0),
+        ("max_queue", 0),
+        ("idle_timeout_ms", 0),
+        ("lifetime_ms", 0),
+    ];
+
+    /// One of [`Self::REDUCIBLE`] as a number.
+    pub fn get(&self, name: &str) -> u64 {
+        match name {
+            "clients" => self.clients as u64,
+            "actions" => self.actions as u64,
+            "early_end" => u64::from(self.early_end),
+            "unix" => u64::from(self.unix),
+            "names" => u64::from(self.names),
+            "dedicated" => u64::from(self.dedicated),
+            "deaths" => u64::from(self.deaths),
+            "outages" => u64::from(self.outages),
+            "refusals" => u64::from(self.refusals),
+            "stalls" => u64::from(self.stalls),
+            "vanish" => u64::from(self.vanish),
+            "cancels" => u64::from(self.cancels),
+            "slow_readers" => u64::from(self.slow_readers),
+            "halves" => u64::from(self.halves),
+            "odd" => u64::from(self.odd),
+            "pipelining" => u64::from(self.pipelining),
+            "sleeps" => u64::from(self.sleeps),
+            "errors" => u64::from(self.errors),
+            "discards" => u64::from(self.discards),
+            "settings" => u64::from(self.settings),
+            "startup_settings" => u64::from(self.startup_settings),
+            "transactions" => u64::from(self.transactions),
+            "calls" => u64::from(self.calls),
+            "copy" => u64::from(self.copy),
+            "large" => u64::from(self.large),
+            "wrong_password" => u64::from(self.wrong_password),
+            "password" => u64::from(self.password),
+            "databases" => self.databases as u64,
+            "users" => self.users as u64,
+            "servers" => self.servers as u64,
+            "shards" => self.shards as u64,
+            "pool_size" => u64::from(self.pool_size),
+            "min_size" => u64::from(self.min_size),
+            "max_queue" => u64::from(self.max_queue),
+            "idle_timeout_ms" => self.idle_timeout_ms,
+            "lifetime_ms" => self.lifetime_ms,
+            _ => panic!("no dial {name} can be turned down"),
+        }
+    }
+
+    pub fn set(&mut self, name: &str, value: u64) {
+        match name {
+            "clients" => self.clients = value as usize,
+            "actions" => self.actions = value as usize,
+            "early_end" => self.early_end = value != 0,
+            "unix" => self.unix = value != 0,
+            "names" => self.names = value != 0,
+            "dedicated" => self.dedicated = value != 0,
+            "deaths" => self.deaths = value as u32,
+            "outages" => self.outages = value as u32,
+            "refusals" => self.refusals = value as u32,
+            "stalls" => self.stalls = value as u32,
+            "vanish" => self.vanish = value as u32,
+            "cancels" => self.cancels = value as u32,
+            "slow_readers" => self.slow_readers = value as u32,
+            "halves" => self.halves = value as u32,
+            "odd" => self.odd = value as u32,
+            "pipelining" => self.pipelining = value as u32,
+            "sleeps" => self.sleeps = value as u32,
+            "errors" => self.errors = value as u32,
+            "discards" => self.discards = value as u32,
+            "settings" => self.settings = value as u32,
+            "startup_settings" => self.startup_settings = value as u32,
+            "transactions" => self.transactions = value as u32,
+            "calls" => self.calls = value as u32,
+            "copy" => self.copy = value as u32,
+            "large" => self.large = value as u32,
+            "wrong_password" => self.wrong_password = value as u32,
+            "password" => self.password = value != 0,
+            "databases" => self.databases = value as usize,
+            "users" => self.users = value as usize,
+            "servers" => self.servers = value as usize,
+            "shards" => self.shards = value as usize,
+            "pool_size" => self.pool_size = value as u32,
+            "min_size" => self.min_size = value as u32,
+            "max_queue" => self.max_queue = value as u32,
+            "idle_timeout_ms" => self.idle_timeout_ms = value,
+            "lifetime_ms" => self.lifetime_ms = value,
+            _ => panic!("no dial {name} can be turned down"),
+        }
     }
 
     /// Whether the server or the way to it may fail.
@@ -176,6 +303,7 @@ impl Catalogue for Everything {
             server_database: database.to_owned(),
             mode: dials.mode,
             dedicated: dials.dedicated,
+            rules: Rules { method: if dials.trust { Method::Trust } else { Method::Server }, credentials: None },
             pool: Settings {
                 size: dials.pool_size,
                 min_size: dials.min_size.min(dials.pool_size),
@@ -187,5 +315,13 @@ impl Catalogue for Everything {
                 placement: dials.placement,
             },
         })
+    }
+}
+
+#[test]
+fn a_seed_is_large_enough() {
+    for seed in 0..10_000 {
+        let dials = Dials::new(&mut Random(seed));
+        assert!(dials.shards >= 2 && dials.clients >= 8 && dials.clients * dials.actions >= 200, "{dials:?}");
     }
 }

@@ -556,6 +556,14 @@ impl Transport for Pipes {
         format!("{connection:?}")
     }
 
+    fn address(&self, _connection: ConnectionId) -> Option<std::net::IpAddr> {
+        None
+    }
+
+    fn peer_user(&self, _connection: ConnectionId) -> Option<String> {
+        None
+    }
+
     fn is_local(&self, _connection: ConnectionId) -> bool {
         true
     }

@@ -7,6 +7,7 @@ mod driver;
 mod random;
 
 use driver::Options;
+use qcp::auth;
 use qcp::import;
 use qcp::protocol::properties::{self, Property};
 use std::process::ExitCode;
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 const USAGE: &str = "usage: fuzz [--seconds N] [--seed S] [--list] [TARGET]...";
 
 fn targets() -> Vec<Property> {
-    let layers = [properties::ALL, import::properties::ALL];
+    let layers = [properties::ALL, auth::properties::ALL, import::properties::ALL];
     layers.iter().flat_map(|layer| layer.iter().copied()).collect()
 }
 

@@ -1,0 +1,127 @@
+//! The oracles: what must hold after every step, and at the end.
+
+use super::*;
+
+impl World {
+    /// Nothing of its last client is left, here or on the way: the next may have it.
+    pub(super) fn look_whether_clean(&mut self, index: usize) {
+        let server = &mut self.servers[index];
+        let undelivered = self.cores[server.shard].shard.io.undelivered(server.connection);
+        if server.is_clean(undelivered) {
+            server.holder = None;
+        }
+    }
+
+    pub(super) fn look_at_pool_size(&self, index: usize) {
+        let server = &self.servers[index];
+        if self.dials.dedicated {
+            return;
+        }
+        let same = self.servers.iter().filter(|one| {
+            one.stage == Stage::Ready
+                && !one.left
+                && (one.port, &one.user, &one.database) == (server.port, &server.user, &server.database)
+        });
+        let checks = if self.dials.trust { 0 } else { CHECKS as usize * self.cores.len() };
+        // Settings that only a startup packet can give make a client dedicated; the simulation has none.
+        let most = self.dials.pool_size as usize + checks;
+        let count = same.count();
+        assert!(count <= most, "{count} backends of {}/{}, at most {most}", server.database, server.user);
+    }
+
+    /// What must hold in a shard at any time.
+    pub(super) fn look_at(&mut self, core: usize) {
+        let census = self.cores[core].shard.census();
+        assert_eq!(census.broken, 0, "a link broke, or a panic was caught");
+        assert_eq!(census.clients_links, census.backends_links, "a backend has one client, and that client it");
+        for pool in &census.pools {
+            assert!(pool.open <= pool.permits, "{pool:?}");
+            assert_eq!(pool.open, pool.counted, "{pool:?}");
+            assert_eq!(pool.waiting, pool.queue.len(), "{pool:?}");
+        }
+        self.look_at_order(core, &census);
+        self.cores[core].last = census;
+    }
+
+    /// Who waits longest in a shard's queue is served first.
+    pub(super) fn look_at_order(&mut self, core: usize, census: &Census) {
+        for before in &self.cores[core].last.pools {
+            let same = |pool: &&PoolCensus| (&pool.name, &pool.server) == (&before.name, &before.server);
+            let Some(after) = census.pools.iter().find(same) else { continue };
+            if after.permits > before.permits {
+                self.coverage.note("mail: Give");
+            }
+            for (client, since) in &before.queue {
+                let served = census.clients_links.iter().any(|(linked, _)| linked == client);
+                let passed = after.queue.iter().find(|(_, other)| other < since);
+                if let (true, Some((older, _))) = (served, passed) {
+                    panic!("{client:?} is served before {older:?}, who has waited longer");
+                }
+            }
+        }
+    }
+
+    /// A pool's places over all shards are never more than its size, and its size when no message is under way.
+    pub(super) fn look_at_permits(&self) {
+        let in_messages = self.cores.iter().any(|core| core.ring_planned);
+        let parts: Vec<Census> = self.cores.iter().map(|core| core.shard.census()).collect();
+        let mut names: Vec<_> =
+            parts.iter().flat_map(|part| &part.pools).map(|pool| (&pool.name, &pool.server)).collect();
+        names.sort();
+        names.dedup();
+        for (name, server) in names {
+            let size = self.dials.pool_size;
+            let part_of =
+                |part: &'_ Census| part.pools.iter().position(|pool| &pool.name == name && &pool.server == server);
+            let shares = parts.iter().find_map(|part| Some(part.pools[part_of(part)?].shares.clone()));
+            let shares = shares.expect("the name comes from one of them");
+            assert_eq!(shares.iter().sum::<u32>(), size, "shares of {name} at {server}");
+            let places = parts.iter().zip(&shares).map(|(part, share)| {
+                // A shard that has not made its part yet will make it with its share.
+                part_of(part).map_or(*share, |at| part.pools[at].permits)
+            });
+            let places: u32 = places.sum();
+            assert!(places <= size, "{places} places of {name} at {server}");
+            assert!(places == size || in_messages, "{places} places of {name} at {server}");
+        }
+    }
+
+    /// Every waiter is served or told by its deadline, and nobody waits for ever.
+    pub(super) fn look_at_waits(&mut self) {
+        // A quiet shard looks at its clock ten times a second.
+        let limit = self.dials.queue_timeout() + Duration::from_millis(105);
+        for core in &self.cores {
+            for pool in core.shard.census().pools {
+                assert!(pool.oldest_wait <= limit || core.stopped, "a waiter was not told: {pool:?}");
+            }
+        }
+        for one in &mut self.applications {
+            if one.stage == application::Stage::Gone || one.stage == application::Stage::Absent {
+                continue;
+            }
+            if self.now > one.heard_at + PATIENCE && !one.is_settled() && one.held.is_empty() {
+                panic!("client {} in {:?} waits without end: {}", one.id, one.stage, one.waits_for());
+            }
+        }
+    }
+
+    pub(super) fn look_at_the_end(&mut self) {
+        for (index, core) in self.cores.iter_mut().enumerate() {
+            let census = core.shard.census();
+            assert!(core.stopped, "shard {index} has not stopped: {census:?}");
+            let left = (census.clients, census.backends, census.nodes_used);
+            assert_eq!(left, (0, 0, 0), "shard {index} keeps something: {census:?}");
+            // Texts of prepared statements stay, each in a block: what a client or a backend held has come back.
+            core.shard.io.end();
+            let kept = core.arena.chunk_count() - core.arena.free_count();
+            assert!(kept <= census.statements, "shard {index} keeps {kept} chunks: {census:?}");
+        }
+        for one in &self.applications {
+            assert!(self.quitting.is_some() || one.stage == application::Stage::Gone);
+        }
+        let late: u64 = self.cores.iter().map(|core| core.shard.io.late).sum();
+        if late > 0 {
+            self.coverage.note("bytes after a stop");
+        }
+    }
+}
