@@ -147,8 +147,8 @@ fn wrong_usage_exits_2_and_says_what_is_right() {
     };
     check("", "Usage: qcp-ctrl");
     check("dance", "unrecognized subcommand 'dance'");
-    check("show", "[possible values: memory, pools, clients, backends, shards,");
-    check("show tea", "[possible values: memory, pools, clients, backends, shards,");
+    check("show", "[possible values: memory, pools, clients, pins, backends, shards,");
+    check("show tea", "[possible values: memory, pools, clients, pins, backends, shards,");
     check("status --now", "unexpected argument '--now'");
     check("--config qcp.yaml status", "cannot be used with");
 }

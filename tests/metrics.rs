@@ -154,7 +154,7 @@ fn without_a_server_it_is_not_ready() {
     assert_eq!(get(port, "/readyz").0, 200, "nobody has asked for a server yet");
     psql(&qcp.tcp(), SUPERUSER, "postgres").args(["-XAtqc", "select 1"]).finish().failure();
     let not_ready = || get(port, "/readyz") == (503, "no server can be reached\n".to_owned());
-    wait_until("it is not ready", Duration::from_secs(2), not_ready);
+    wait_until("it is not ready", Duration::from_secs(15), not_ready);
     assert_eq!(get(port, "/healthz").0, 200);
     assert_eq!(scrape(port).sum("qcp_pool_in_trouble", &[]), 1.0);
 }

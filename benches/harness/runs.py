@@ -22,6 +22,8 @@ class Options:
     rounds: int
     seconds: float
     quick: bool
+    # {workload: contestants}; None: everyone plays everything.
+    needed: dict | None = None
 
 
 class Bench:
@@ -43,6 +45,8 @@ class Bench:
     def run_one(self, workload):
         players, results = {}, {}
         for contestant in filter(workload.is_for, self.contestants):
+            if self.options.needed and contestant.name not in self.options.needed[workload.name]:
+                continue
             running = self.on_stage(contestant, workload.server)
             if isinstance(running, Running):
                 players[contestant.name] = running
@@ -58,8 +62,12 @@ class Bench:
                 if "error" in sample:
                     results[name] = sample
                     self.leave_stage(players.pop(name), workload.server)
-                else:
-                    samples[name].append(sample)
+                    continue
+                if alone := workload.without_idle():
+                    # In the same round, or what the machine does meanwhile would be the idle ones' fault.
+                    other = self.load(alone, players[name], int(self.options.seconds * 1_000))
+                    sample["cpu_ns_without_idle"] = other["cpu_ns"] / units(alone, other) if "cpu_ns" in other else None
+                samples[name].append(sample)
         for name, running in players.items():
             is_watched = running.process is not None
             results[name] = summary(workload, samples[name], is_watched)
@@ -98,6 +106,8 @@ class Bench:
         found = {}
         for contestant in self.contestants:
             if contestant.command == "-" or contestant.clients_max < IDLE_CLIENTS + 1:
+                continue
+            if self.options.needed and contestant.name != "qcp-1":
                 continue
             say(f"RSS per idle client: {contestant.name}")
             empty = self.rss_kb(contestant, clients=10, idle=0)
@@ -160,6 +170,9 @@ def summary(workload, samples, is_watched):
     }
     if is_watched:
         columns["cpu_us"] = [sample["cpu_ns"] / 1_000 / units(workload, sample) for sample in samples]
+        without_idle = [sample.get("cpu_ns_without_idle") for sample in samples]
+        if samples and None not in without_idle:
+            columns["cpu_us_without_idle"] = [nanoseconds / 1_000 for nanoseconds in without_idle]
         columns["rss_kb"] = [sample["rss_kb"] for sample in samples]
     reduced = {key: {"median": statistics.median(values), "low": min(values), "high": max(values)}
                for key, values in columns.items()}

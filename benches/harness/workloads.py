@@ -1,6 +1,6 @@
 """What is measured."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 POSTGRES = "postgres"
 STUB = "stub"
@@ -20,6 +20,10 @@ class Workload:
     @property
     def unit(self):
         return "GB" if self.size else "transaction"
+
+    def without_idle(self):
+        """The same with nobody idle beside, which is what the idle ones are judged by."""
+        return replace(self, idle=0) if self.idle else None
 
     def is_for(self, contestant):
         """Whether the contestant can take part at all; what it cannot do for another reason shows as its error."""

@@ -19,6 +19,7 @@ use super::{LogFormat, LogOutput, SessionState};
 use crate::auth::settings::Method;
 use crate::pool::Schedule;
 use crate::session::RelayMode;
+use crate::session::Transparency;
 
 #[derive(Deserialize, Default, Debug)]
 #[serde(deny_unknown_fields, default, expecting = "a map of settings")]
@@ -32,6 +33,7 @@ pub(super) struct File {
     pub arena: Arena,
     pub cores: Option<Count<1, 1024>>,
     pub session_state: Option<Parsed<SessionState>>,
+    pub transparency: Option<Parsed<Transparency>>,
     pub pool: Pool,
     pub limits: Limits,
     pub reconnect: Reconnect,
@@ -124,6 +126,8 @@ pub(super) struct Database {
     pub servers: Option<Vec<Server>>,
     pub dbname: Option<Name>,
     pub relay_mode: Option<Parsed<RelayMode>>,
+    pub session_state: Option<Parsed<SessionState>>,
+    pub transparency: Option<Parsed<Transparency>>,
     pub pool: Pool,
     pub auth: OwnAuth,
 }
@@ -132,6 +136,8 @@ pub(super) struct Database {
 #[serde(deny_unknown_fields, default, expecting = "a map of settings")]
 pub(super) struct User {
     pub relay_mode: Option<Parsed<RelayMode>>,
+    pub session_state: Option<Parsed<SessionState>>,
+    pub transparency: Option<Parsed<Transparency>>,
     pub pool: Pool,
     pub auth: OwnAuth,
 }
@@ -230,7 +236,6 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
     let Some((key, map)) = path.split_last() else { return false };
     let later: &[&str] = match map {
         [] => &[
-            "transparency",
             "hold_prepared_transactions",
             "tls",
             "proxy_protocol_from",
@@ -254,8 +259,8 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
         ["limits"] => &["query_timeout", "idle_in_transaction_timeout", "transaction_timeout", "client_idle_timeout"],
         ["auth"] => &["admin_users", "stats_users"],
         ["servers", _] | ["databases", _, "servers", _] => &["weight", "tls"],
-        ["databases", _] => &["limits", "session_state", "transparency", "tls", "route", "slow_query"],
-        ["users", _] => &["limits", "session_state", "transparency", "route", "slow_query"],
+        ["databases", _] => &["limits", "tls", "route", "slow_query"],
+        ["users", _] => &["limits", "route", "slow_query"],
         _ => &[],
     };
     later.contains(key)
@@ -264,7 +269,6 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
 /// The same for values.
 pub(super) fn value_comes_later(path: &KeyPath, value: &str) -> bool {
     let later: &[&str] = match words(path).as_slice() {
-        ["session_state"] => &["preserve"],
         ["auth", "method"] | ["databases" | "users", _, "auth", "method"] => &["scram-sha-256-plus", "cert"],
         _ => &[],
     };

@@ -31,7 +31,7 @@ pub use sizes::{format_duration, format_size, parse_duration, parse_size};
 
 use crate::auth::{self, settings::Rules};
 use crate::pool;
-use crate::session::RelayMode;
+use crate::session::{RelayMode, Transparency};
 use resolve::{Everyone, Override, Source};
 
 /// All that a configuration file says, with the defaults for what it does not say.
@@ -125,8 +125,11 @@ pub struct Auth {
 /// What of its session a client keeps in Smart mode when its backend changes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 enum SessionState {
+    /// What the server reports, and prepared statements of the protocol.
     #[default]
     None,
+    /// All of it.
+    Preserve,
 }
 
 /// An entry of `databases`.
@@ -145,6 +148,8 @@ pub struct PoolConfig {
     /// What the database is called there.
     pub server_database: String,
     pub relay_mode: RelayMode,
+    /// Whether a client in Smart mode keeps its whole session, and how hard that is looked after.
+    pub preserve: Option<Transparency>,
     /// Not pooled: each client has a backend of its own for as long as it is there.
     pub dedicated: bool,
     pub pool: pool::Settings,
@@ -189,6 +194,7 @@ impl Config {
             servers: servers.to_owned(),
             server_database: server_database.to_owned(),
             relay_mode: settings.relay_mode,
+            preserve: (settings.session_state == SessionState::Preserve).then_some(settings.transparency),
             dedicated: self.dedicated_databases.contains(database) || self.dedicated_users.contains(user),
             pool: settings.pool,
             rules: access::with_known_password(settings.rules, user, &self.auth.settings.users),

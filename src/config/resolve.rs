@@ -16,10 +16,10 @@ use super::problem::{Error, KeyPath, Problem, Warning};
 use super::sizes::{format_duration, format_size};
 use super::values::{FromText, Name, OneOrMany, Parsed, Size};
 use super::yaml::{self, Fault};
-use super::{Arena, Config, Database, Log, LogOutput, Reconnect, SERVER_PORT_DEFAULT, access};
+use super::{Arena, Config, Database, Log, LogOutput, Reconnect, SERVER_PORT_DEFAULT, SessionState, access};
 use crate::auth::settings::Rules;
 use crate::pool;
-use crate::session::RelayMode;
+use crate::session::{RelayMode, Transparency};
 
 const LISTEN_PORT: u16 = 8080;
 const CHUNK_SIZE: u64 = 66_560;
@@ -110,6 +110,8 @@ impl Source {
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Everyone {
     pub relay_mode: RelayMode,
+    pub session_state: SessionState,
+    pub transparency: Transparency,
     pub pool: pool::Settings,
     pub rules: Rules,
 }
@@ -118,6 +120,8 @@ pub(super) struct Everyone {
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Override {
     relay_mode: Option<Parsed<RelayMode>>,
+    session_state: Option<Parsed<SessionState>>,
+    transparency: Option<Parsed<Transparency>>,
     pool: file::Pool,
     pub(super) access: access::Change,
 }
@@ -126,6 +130,8 @@ impl Override {
     pub(super) fn over(&self, below: Everyone) -> Everyone {
         Everyone {
             relay_mode: self.relay_mode.as_ref().map_or(below.relay_mode, |mode| mode.0),
+            session_state: self.session_state.as_ref().map_or(below.session_state, |state| state.0),
+            transparency: self.transparency.as_ref().map_or(below.transparency, |transparency| transparency.0),
             pool: pool_over(&self.pool, below.pool),
             rules: self.access.over(below.rules),
         }
@@ -179,6 +185,8 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         }),
         everyone: Everyone {
             relay_mode: file.relay_mode.map(|mode| mode.0).unwrap_or_default(),
+            session_state: file.session_state.map(|state| state.0).unwrap_or_default(),
+            transparency: file.transparency.map(|transparency| transparency.0).unwrap_or_default(),
             pool: pool_over(&file.pool, POOL),
             rules,
         },
@@ -306,6 +314,8 @@ fn databases(
             dbname: entry.dbname.map(|name| name.0),
             changes: Override {
                 relay_mode: entry.relay_mode,
+                session_state: entry.session_state,
+                transparency: entry.transparency,
                 pool: entry.pool,
                 access: access::change(
                     source,
@@ -332,7 +342,13 @@ fn users(
     }
     let mut changes = |name: &str, entry: file::User| {
         let access = access::change(source, &KeyPath::of(["users", name, "auth"]), entry.auth, warnings)?;
-        Ok(Override { relay_mode: entry.relay_mode, pool: entry.pool, access })
+        Ok(Override {
+            relay_mode: entry.relay_mode,
+            session_state: entry.session_state,
+            transparency: entry.transparency,
+            pool: entry.pool,
+            access,
+        })
     };
     written.into_iter().map(|(name, entry)| changes(&name, entry).map(|changes| (name, changes))).collect()
 }

@@ -88,6 +88,8 @@ impl Sums {
         }
         let node = crate::memory::Nodes::node_size();
         terms.push(term("pieces held back", self.request_nodes, node, "requests that wait for a backend"));
+        let learned = crate::session::suspects::Learned::size();
+        terms.push(term("texts learned", 1, learned, "what is known of queries' texts (session_state)"));
         terms.push(term("settings", 1, self.settings_bytes, "at most; clients' own settings, each value once"));
         terms
     }

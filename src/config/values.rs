@@ -17,6 +17,7 @@ use crate::auth::secrets::SECRET_SIZE_MAX;
 use crate::auth::settings::Method;
 use crate::pool::Schedule;
 use crate::session::RelayMode;
+use crate::session::Transparency;
 
 /// A value that is written as a text.
 pub(super) trait FromText: Sized {
@@ -96,7 +97,13 @@ impl Word for LogFormat {
 }
 
 impl Word for SessionState {
-    const WORDS: &'static [(&'static str, Self)] = &[("none", SessionState::None)];
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("preserve", SessionState::Preserve), ("none", SessionState::None)];
+}
+
+impl Word for Transparency {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("fast", Transparency::Fast), ("balanced", Transparency::Balanced), ("strict", Transparency::Strict)];
 }
 
 impl<T: Word> FromText for T {

@@ -25,6 +25,7 @@ pub enum Topic {
     Memory,
     Pools,
     Clients,
+    Pins,
     /// Also by PgBouncer's word, servers.
     Backends,
     Shards,
@@ -82,14 +83,23 @@ impl fmt::Display for Command {
 }
 
 impl Topic {
-    pub const ALL: [Topic; 7] =
-        [Topic::Memory, Topic::Pools, Topic::Clients, Topic::Backends, Topic::Shards, Topic::Stats, Topic::Errors];
+    pub const ALL: [Topic; 8] = [
+        Topic::Memory,
+        Topic::Pools,
+        Topic::Clients,
+        Topic::Pins,
+        Topic::Backends,
+        Topic::Shards,
+        Topic::Stats,
+        Topic::Errors,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             Topic::Memory => "memory",
             Topic::Pools => "pools",
             Topic::Clients => "clients",
+            Topic::Pins => "pins",
             Topic::Backends => "backends",
             Topic::Shards => "shards",
             Topic::Stats => "stats",
@@ -171,6 +181,7 @@ mod tests {
             r#"{"show":"memory"}"#,
             r#"{"show":"pools"}"#,
             r#"{"show":"clients"}"#,
+            r#"{"show":"pins"}"#,
             r#"{"show":"backends"}"#,
             r#"{"show":"shards"}"#,
             r#"{"show":"stats"}"#,
@@ -186,10 +197,10 @@ mod tests {
         let check = |line: &str, reason: &str| assert_eq!(parse(line), Err(reason.to_string()), "{line}");
         check("", "no command; allowed are: quit [--now], status, reopen, show TOPIC");
         check("stop", "unknown command \"stop\"; allowed are: quit [--now], status, reopen, show TOPIC");
-        check("show", "show what? allowed are: memory, pools, clients, backends, shards, stats, errors");
+        check("show", "show what? allowed are: memory, pools, clients, pins, backends, shards, stats, errors");
         check(
             "show tables",
-            "nothing to show by the name \"tables\"; allowed are: memory, pools, clients, backends, shards, stats, errors",
+            "nothing to show by the name \"tables\"; allowed are: memory, pools, clients, pins, backends, shards, stats, errors",
         );
         check("quit fast", "quit does not take \"fast\"; allowed is: quit [--now]");
         check("quit --now --now", "quit --now takes nothing more, found \"--now\"");

@@ -60,6 +60,10 @@ pub struct ClientRow {
     pub backend_pid: Option<i32>,
     /// Of the wait that goes on; 0 if it does not wait.
     pub wait_ms: u64,
+    /// What keeps it on its backend beyond its transactions (`session_state: preserve`); empty: nothing.
+    pub pinned: Vec<String>,
+    /// For how long.
+    pub pinned_s: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -215,6 +219,12 @@ pub fn show(topic: Topic, reports: Vec<ShardReport>) -> Reply {
             rows.sort_by_key(|row| (row.shard, row.id));
             show_clients(&rows)
         }
+        Topic::Pins => {
+            let rows = reports.into_iter().flat_map(|report| report.clients);
+            let mut rows: Vec<ClientRow> = rows.filter(|row| !row.pinned.is_empty()).collect();
+            rows.sort_by_key(|row| std::cmp::Reverse(row.pinned_s));
+            show_pins(&rows)
+        }
         Topic::Backends => {
             let mut rows: Vec<BackendRow> = reports.into_iter().flat_map(|report| report.backends).collect();
             rows.sort_by(|a, b| {
@@ -353,7 +363,23 @@ fn show_clients(rows: &[ClientRow]) -> Reply {
         left("state", |row| row.state.name().to_string()),
         right("wait", |row| table::short_span(row.wait_ms)),
         right("backend", |row| optional(row.backend_pid)),
+        left("pinned", |row| row.pinned.join(", ")),
         right("connected", |row| table::span(row.connected_s)),
+        left("address", |row| row.address.clone()),
+        left("application", |row| row.application_name.clone()),
+    ];
+    Reply::new(&rows, table::render(&columns, rows))
+}
+
+fn show_pins(rows: &[ClientRow]) -> Reply {
+    let columns = [
+        right("shard", |row: &ClientRow| row.shard.to_string()),
+        right("id", |row| row.id.to_string()),
+        left("database", |row| row.database.clone()),
+        left("user", |row| row.user.clone()),
+        right("for", |row| table::span(row.pinned_s)),
+        left("pinned by", |row| row.pinned.join(", ")),
+        right("backend", |row| optional(row.backend_pid)),
         left("address", |row| row.address.clone()),
         left("application", |row| row.application_name.clone()),
     ];

@@ -4,6 +4,7 @@
 //! it. It knows nothing of messages. Owned by one shard.
 
 mod buffers;
+mod bulk;
 pub mod doorbell;
 pub mod parcel;
 pub mod park;

@@ -17,6 +17,7 @@ use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 use nix::sys::socket::{self as sys, AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage};
 
 use super::buffers::Buffers;
+use super::bulk::{self, Bulk};
 use super::doorbell::Doorbell;
 use super::resolve::Resolver;
 use super::{Close, Errno, Event, Group, Parcel, SocketAddress, Transport};
@@ -53,6 +54,11 @@ const SCRATCH_RESERVE: usize = 2;
 const BULK_MIN: usize = 4096;
 /// What a client may say at once while memory is short.
 const TIGHT_RECEIVE: u32 = 4096;
+/// So much without a word to the sender between is a stream: it is received several chunks at a time.
+const STREAM_MIN: u32 = 256 * 1024;
+/// When a stream brings less than a quarter of what there is room for, the next receive waits so long. Servers write 8 KB at a
+/// time, and a receive for each of those costs more than its bytes.
+const PACE: types::Timespec = types::Timespec::new().nsec(100_000);
 /// How long a peer may take to accept what is sent before a close.
 const LINGER: Duration = Duration::from_secs(5);
 /// Up to this size, what comes while an earlier send is in flight is copied aside.
@@ -72,6 +78,15 @@ pub struct Ring {
     /// Never grows: the kernel reads them where they are.
     vectors: Box<[Vector]>,
     vectors_free: Vec<u16>,
+    bulk: Bulk,
+    /// What one receive brought beyond its first chunk, and its first.
+    arrived: VecDeque<(ConnectionId, Slice)>,
+    /// Connections that may receive again when the turn is through, if their owner still wants that then.
+    rearm: Vec<ConnectionId>,
+    /// Streams that came short; see [`PACE`].
+    paced: Vec<ConnectionId>,
+    pace_armed: bool,
+    pace: Box<types::Timespec>,
     arena: Arena,
     scratch: Scratch,
     backend_reserve: usize,
@@ -134,6 +149,14 @@ struct Connection {
     early: Option<Box<Vec<u8>>>,
     /// A large answer is under way: receive one chunk at a time, as the reader takes it.
     bulk: bool,
+    /// Bytes received since something was last sent to this peer.
+    streamed: u32,
+    /// Its receive of several chunks.
+    large: Option<u8>,
+    /// The last receive of the stream brought little.
+    short: bool,
+    /// The last receive left something in the socket.
+    left: bool,
     dirty: bool,
     notify: bool,
     ended: bool,
@@ -148,6 +171,8 @@ enum Receive {
     Armed,
     Cancelling,
     Starved,
+    /// Waits for more to have come.
+    Paced,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -197,9 +222,10 @@ enum Operation {
     Cancel,
     Doorbell,
     Tick,
+    Pace,
 }
 
-const OPERATIONS: [Operation; 8] = [
+const OPERATIONS: [Operation; 9] = [
     Operation::Accept,
     Operation::Connect,
     Operation::Receive,
@@ -208,6 +234,7 @@ const OPERATIONS: [Operation; 8] = [
     Operation::Cancel,
     Operation::Doorbell,
     Operation::Tick,
+    Operation::Pace,
 ];
 
 /// A completion carries operation (8 bits), generation (24) and index (32).
@@ -245,6 +272,12 @@ impl Ring {
             nodes: Nodes::new(settings.nodes_count),
             vectors: (0..VECTORS).map(|_| vector()).collect(),
             vectors_free: (0..VECTORS as u16).collect(),
+            bulk: Bulk::new(),
+            arrived: VecDeque::with_capacity(bulk::PIECES),
+            rearm: Vec::with_capacity(settings.connections_max),
+            paced: Vec::with_capacity(settings.connections_max),
+            pace_armed: false,
+            pace: Box::new(PACE),
             scratch: Scratch::new(&settings.arena),
             arena: settings.arena,
             backend_reserve: settings.backend_reserve,
@@ -280,12 +313,14 @@ impl Ring {
     }
 
     /// Bytes of all tables, term by term, for the sums: connections, nodes, vectors, queues.
-    pub fn table_sizes(connections_max: usize, nodes_count: usize) -> [(&'static str, usize, usize); 4] {
+    pub fn table_sizes(connections_max: usize, nodes_count: usize) -> [(&'static str, usize, usize); 5] {
+        let (slots, slot_size) = Bulk::table_size();
         [
+            ("large receives", slots, slot_size),
             ("connections", connections_max, Slab::<Connection>::slot_size()),
             ("pieces to send", nodes_count, Nodes::node_size()),
             ("vectored sends", VECTORS, size_of::<Vector>()),
-            ("queues of connections", connections_max, 3 * size_of::<ConnectionId>()),
+            ("queues of connections", connections_max, 5 * size_of::<ConnectionId>()),
         ]
     }
 
@@ -372,6 +407,15 @@ impl Ring {
     /// What happened next; `None` when all completions have been seen.
     pub fn next_event(&mut self) -> Option<Event> {
         loop {
+            if let Some((connection, bytes)) = self.arrived.pop_front() {
+                let slot = self.connections.get_mut(connection.index, connection.generation);
+                match slot.filter(|slot| slot.closing == Closing::No && !slot.ended) {
+                    Some(Connection { detaching: Some(received), .. }) => received.extend_from_slice(&bytes),
+                    Some(_) => return Some(Event::Received { connection, bytes }),
+                    None => {}
+                }
+                continue;
+            }
             if let Some(connection) = self.aborted.pop() {
                 return Some(Event::Ended { connection, error: Some(Errno(libc::ENOBUFS)) });
             }
@@ -433,6 +477,19 @@ impl Ring {
                 self.on_tick();
                 Some(Event::Tick)
             }
+            Operation::Pace => {
+                self.pace_armed = false;
+                while let Some(id) = self.paced.pop() {
+                    let Some(connection) = self.connections.get_mut(id.index, id.generation) else { continue };
+                    if connection.receive == Receive::Paced {
+                        connection.receive = Receive::Off;
+                        // What has come since is received by one chunk first; it says whether there is more.
+                        connection.short = false;
+                        self.arm_if_wanted(id);
+                    }
+                }
+                None
+            }
         }
     }
 
@@ -450,13 +507,32 @@ impl Ring {
             connection.operations -= 1;
         }
         let alive = connection.closing == Closing::No && !connection.ended;
-        let event = if let Some(bytes) = bytes {
-            connection.bulk &= bytes.len() >= BULK_MIN;
-            if let Some(received) = &mut connection.detaching {
-                received.extend_from_slice(&bytes);
-                None
-            } else {
-                alive.then_some(Event::Received { connection: id, bytes })
+        if result > 0 {
+            let size = result as usize;
+            connection.bulk &= size >= BULK_MIN;
+            connection.streamed = connection.streamed.saturating_add(size as u32);
+            connection.left = cqueue::sock_nonempty(entry.flags());
+            let pieces = if connection.large.is_some() { bulk::PIECES } else { 1 };
+            connection.short = size * 4 < pieces * self.arena.chunk_size();
+        }
+        if let Some(slot) = connection.large.take() {
+            self.bulk.end(slot, result.max(0) as usize, |bytes| {
+                if let Some(received) = &mut connection.detaching {
+                    received.extend_from_slice(&bytes);
+                } else if alive {
+                    self.arrived.push_back((id, bytes));
+                }
+            });
+        }
+        let event = if result > 0 {
+            // Of several chunks, each is an event of its own.
+            match (bytes, &mut connection.detaching) {
+                (Some(bytes), Some(received)) => {
+                    received.extend_from_slice(&bytes);
+                    None
+                }
+                (Some(bytes), None) => alive.then_some(Event::Received { connection: id, bytes }),
+                (None, _) => None,
             }
         } else {
             match -result {
@@ -480,7 +556,8 @@ impl Ring {
         }
         if alive && connection.wanted && !connection.ended {
             if connection.receive == Receive::Off {
-                self.arm_receive(id);
+                // Not at once: who gets a whole chunk may want no more for now, and what is armed must be cancelled.
+                self.rearm.push(id);
             }
         } else {
             self.finished_check(id);
@@ -701,6 +778,10 @@ impl Ring {
             detaching: None,
             early: None,
             bulk: false,
+            streamed: 0,
+            large: None,
+            short: false,
+            left: false,
             dirty: false,
             notify: false,
             ended: false,
@@ -741,8 +822,19 @@ impl Ring {
         }
         self.dirty.clear();
         self.cancel_closing();
+        while let Some(id) = self.rearm.pop() {
+            self.arm_if_wanted(id);
+        }
         self.scratch.rest();
         self.refill();
+    }
+
+    fn arm_if_wanted(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get(id.index, id.generation) else { return };
+        let alive = connection.closing == Closing::No && !connection.ended;
+        if alive && connection.wanted && connection.receive == Receive::Off {
+            self.arm_receive(id);
+        }
     }
 
     fn refill(&mut self) {
@@ -763,9 +855,7 @@ impl Ring {
                 let Some(connection) = self.connections.get_mut(id.index, id.generation) else { continue };
                 if connection.receive == Receive::Starved {
                     connection.receive = Receive::Off;
-                    if connection.wanted && connection.closing == Closing::No {
-                        self.arm_receive(id);
-                    }
+                    self.arm_if_wanted(id);
                 }
             }
         }
@@ -814,11 +904,31 @@ impl Ring {
     fn arm_receive(&mut self, id: ConnectionId) {
         let connection = self.connections.get_mut(id.index, id.generation).expect("checked by the caller");
         debug_assert!(connection.receive == Receive::Off);
+        let streams = connection.bulk && connection.streamed >= STREAM_MIN;
+        if streams && connection.short {
+            connection.receive = Receive::Paced;
+            self.paced.push(id);
+            if !self.pace_armed {
+                self.pace_armed = true;
+                let entry = opcode::Timeout::new(&raw const *self.pace).build();
+                self.push(entry.user_data(user_data(Operation::Pace, NOBODY)));
+            }
+            return;
+        }
         connection.receive = Receive::Armed;
         connection.operations += 1;
         let (socket, group) = (types::Fd(connection.socket), connection.group as u16);
         let tight = self.arena.is_tight();
-        let entry = if connection.bulk || tight {
+        // Only where it ends at once: one that waited would hold its chunks, for as long as the backend is idle.
+        let large = if streams && connection.left && !tight {
+            self.bulk.begin(&self.arena, self.backend_reserve + SCRATCH_RESERVE)
+        } else {
+            None
+        };
+        let entry = if let Some((slot, header)) = large {
+            connection.large = Some(slot);
+            opcode::RecvMsg::new(socket, header).build()
+        } else if connection.bulk || tight {
             // One chunk at a time, so that stopping costs no cancellation and a slow reader holds little. Where memory is
             // short nobody may fill several before anybody can say stop, and what a client says may have to be kept.
             let most = if tight && connection.group == Group::Client { TIGHT_RECEIVE } else { 0 };
@@ -889,6 +999,7 @@ impl Transport for Ring {
         if connection.closing != Closing::No || connection.ended || bytes.is_empty() {
             return;
         }
+        connection.streamed = 0;
         let in_flight = connection.sending != Sending::No;
         if in_flight && bytes.len() <= GATHER_MAX && connection.outbox.gather(&mut self.nodes, &self.arena, &bytes) {
             return;
@@ -956,9 +1067,9 @@ impl Transport for Ring {
                 let entry = opcode::AsyncCancel::new(user_data(Operation::Receive, id)).build();
                 self.push(entry.user_data(user_data(Operation::Cancel, id)));
             }
-            // A starved one still stands in its queue; a cancelled one is armed again when the cancellation is through.
-            (true, Receive::Starved | Receive::Armed | Receive::Cancelling) => {}
-            (false, Receive::Off | Receive::Cancelling | Receive::Starved) => {}
+            // A starved or paced one still stands in its queue; a cancelled one is armed again when the cancellation is through.
+            (true, Receive::Starved | Receive::Armed | Receive::Cancelling | Receive::Paced) => {}
+            (false, Receive::Off | Receive::Cancelling | Receive::Starved | Receive::Paced) => {}
         }
     }
 

@@ -75,6 +75,7 @@ impl Catalogue for Settings {
             servers: found.servers.iter().map(server).collect(),
             server_database: found.server_database,
             mode: found.relay_mode,
+            preserve: found.preserve,
             dedicated: found.dedicated,
             pool: found.pool,
             rules: found.rules,

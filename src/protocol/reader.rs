@@ -144,6 +144,21 @@ pub fn bind_names(prefix: &[u8]) -> Result<Option<BindNames>, Malformed> {
     Ok(Some(BindNames { portal, statement }))
 }
 
+/// The parameters' values of a whole Bind.
+pub fn bind_values(message: &[u8]) -> Result<Values<'_>, Malformed> {
+    let mut body = Body::of(message);
+    let (_portal, _statement) = (body.string()?, body.string()?);
+    for _ in 0..body.u16()? {
+        body.u16()?;
+    }
+    let count = body.u16()?;
+    let values = Values { body, count };
+    for _ in 0..count {
+        body.value()?;
+    }
+    Ok(values)
+}
+
 /// Of a Describe or a Close.
 pub fn target(prefix: &[u8]) -> Result<Option<Target>, Malformed> {
     let (tag, come, whole) = come(prefix);

@@ -125,6 +125,16 @@ impl Writer<'_> {
         self.message(frontend::QUERY, |w| w.put_string(text))
     }
 
+    /// A Query whose text is put together of these.
+    pub fn query_parts(&mut self, parts: &[&[u8]]) -> Result<(), Full> {
+        self.message(frontend::QUERY, |w| {
+            for part in parts {
+                w.put(part)?;
+            }
+            w.put(&[0])
+        })
+    }
+
     /// `parameter_types` as on the wire: a count and as many type ids; [`NO_PARAMETER_TYPES`], or what
     /// [`Parse`](super::reader::Parse) gave.
     pub fn parse(&mut self, name: &[u8], query: &[u8], parameter_types: &[u8]) -> Result<(), Full> {

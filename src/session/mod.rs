@@ -13,7 +13,21 @@ pub enum RelayMode {
     Statement,
 }
 
+/// How hard QCP looks for what changed a session's state behind its text: in functions, triggers, DO blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Transparency {
+    /// Only what the text says, and DO and CALL.
+    Fast,
+    /// Also behind each text's first executions, and now and then after that.
+    #[default]
+    Balanced,
+    /// Behind every transaction.
+    Strict,
+}
+
 pub mod fault;
 pub mod parameters;
 pub mod pipeline;
 pub mod prepared;
+pub mod scanner;
+pub mod suspects;

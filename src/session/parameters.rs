@@ -37,6 +37,7 @@ struct Vector {
     settings: Box<[Setting]>,
     holders: u32,
     hash: u64,
+    projection: u64,
 }
 
 /// One setting; the name in lower case, as PostgreSQL compares it.
@@ -52,9 +53,38 @@ pub struct Setting {
 pub const TRACKED: [&str; 6] =
     ["application_name", "client_encoding", "datestyle", "intervalstyle", "standard_conforming_strings", "timezone"];
 
+/// Settings that parse analysis reads: they decide what a text means when it is prepared.
+const READ_BY_PARSER: [&str; 10] = [
+    "backslash_quote",
+    "client_encoding",
+    "datestyle",
+    "intervalstyle",
+    "role",
+    "search_path",
+    "standard_conforming_strings",
+    "timezone",
+    "transform_null_equals",
+    "xmloption",
+];
+
+/// Whether what a text means when it is prepared depends on this setting; the name in lower case.
+pub fn is_read_by_parser(name: &[u8]) -> bool {
+    READ_BY_PARSER.iter().any(|known| known.as_bytes() == name)
+}
+
 /// Whether a ParameterStatus of this name says something about the session rather than the server.
 pub fn is_tracked(name: &[u8]) -> bool {
     TRACKED.iter().any(|tracked| name.eq_ignore_ascii_case(tracked.as_bytes()))
+}
+
+/// A tracked setting's name as the server reports it.
+pub fn reported_name(name: &str) -> &str {
+    match name {
+        "datestyle" => "DateStyle",
+        "intervalstyle" => "IntervalStyle",
+        "timezone" => "TimeZone",
+        _ => name,
+    }
 }
 
 /// Settings that can only be given when a session starts (contexts `backend` and `superuser-backend`, and those read
@@ -116,7 +146,8 @@ impl Vectors {
             return Err(Full);
         }
         self.bytes += size;
-        let vector = Vector { settings: sorted.into_boxed_slice(), holders: 1, hash };
+        let projection = self.project(&sorted);
+        let vector = Vector { settings: sorted.into_boxed_slice(), holders: 1, hash, projection };
         let id = match self.vacant.pop() {
             Some(id) => {
                 self.vectors[id as usize] = vector;
@@ -164,6 +195,19 @@ impl Vectors {
     /// Whether it has a setting that the server does not report.
     pub fn has_untracked(&self, id: VectorId) -> bool {
         self.settings(id).iter().any(|setting| !TRACKED.contains(&&*setting.name))
+    }
+
+    /// The same for vectors that agree in all that the meaning of a statement's text depends on; 0 where they have none
+    /// of it. A statement that was prepared under other such settings may give other answers.
+    pub fn projection(&self, id: VectorId) -> u64 {
+        self.vectors[id.0 as usize].projection
+    }
+
+    fn project(&self, settings: &[Setting]) -> u64 {
+        let read = settings.iter().filter(|setting| is_read_by_parser(setting.name.as_bytes()));
+        let read: Vec<&Setting> = read.collect();
+        // Of equal settings equal; 0 is kept for none, and the highest bit for those that nobody shares.
+        if read.is_empty() { 0 } else { (self.hasher.hash_one(&read) | 1) & !(1 << 63) }
     }
 
     /// The settings of a vector, by name.

@@ -37,6 +37,8 @@ pub enum Expect {
     OwnClose,
     /// A simple query of QCP's own, to ReadyForQuery: nothing of it is for the client.
     OwnQuery,
+    /// ReadyForQuery for a Sync that QCP put in.
+    OwnSync,
     /// Not sent to the server: the client is told ParseComplete when its turn comes.
     VirtualParse,
     /// Not sent to the server: the client is told CloseComplete when its turn comes.
@@ -115,7 +117,7 @@ impl Expect {
     /// Whether the client must not see the answer.
     pub fn is_own(self) -> bool {
         match self {
-            Self::OwnParse | Self::OwnClose | Self::OwnQuery => true,
+            Self::OwnParse | Self::OwnClose | Self::OwnQuery | Self::OwnSync => true,
             Self::Query
             | Self::FunctionCall
             | Self::Sync
@@ -137,7 +139,7 @@ impl Expect {
 
     /// Whether ReadyForQuery ends its answer.
     fn ends_with_ready(self) -> bool {
-        matches!(self, Self::Query | Self::FunctionCall | Self::Sync | Self::OwnQuery)
+        matches!(self, Self::Query | Self::FunctionCall | Self::Sync | Self::OwnQuery | Self::OwnSync)
     }
 }
 
@@ -193,6 +195,11 @@ impl Pipeline {
     /// Whether any answer is due.
     pub fn is_busy(&self) -> bool {
         self.length > 0
+    }
+
+    /// Whether an answer to a request of the client's is due.
+    pub fn is_client_busy(&self) -> bool {
+        (0..self.length).any(|at| !self.at(at).expect.is_own())
     }
 
     /// Whether extended-protocol messages wait for a Sync, or the server discards everything until one.
@@ -302,7 +309,7 @@ impl Pipeline {
                 self.syncs_ignored += 1;
                 return Ok(());
             }
-            Expect::Sync => {
+            Expect::Sync | Expect::OwnSync => {
                 self.unsynced = false;
                 self.unflushed = false;
                 self.skipping = false;
@@ -468,15 +475,11 @@ impl Pipeline {
         }
         self.copy = Copy::None;
         match head.expect {
-            Expect::Query | Expect::FunctionCall | Expect::Sync | Expect::OwnQuery => {
-                if head.expect.is_own() {
-                    Reply::Swallow
-                } else {
-                    Reply::Forward
-                }
+            Expect::Query | Expect::FunctionCall | Expect::Sync | Expect::OwnQuery | Expect::OwnSync => {
+                if head.expect.is_own() { Reply::Swallow } else { Reply::Forward }
             }
             _ => {
-                let sync = (0..self.length).find(|&at| self.at(at).expect == Expect::Sync);
+                let sync = (0..self.length).find(|&at| matches!(self.at(at).expect, Expect::Sync | Expect::OwnSync));
                 self.skipping = sync.is_none();
                 let cut = sync.unwrap_or(self.length);
                 self.pop();

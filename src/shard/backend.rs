@@ -333,7 +333,7 @@ impl<T: Transport> Shard<T> {
         // All of them at once: a client that comes meanwhile must not be told half.
         let reported = std::mem::take(&mut backend.reported);
         if !reported.is_empty() && self.pools.get(pool).parameters != reported {
-            self.pools.get_mut(pool).parameters = reported;
+            self.pools.get_mut(pool).learn_parameters(reported);
             if let Some((of, _)) = self.pools.get_mut(pool).greeting.take() {
                 self.vectors.let_go(of);
             }

@@ -270,7 +270,7 @@ impl<T: Transport> Shard<T> {
             entry.part.set_refill(traveller.refill);
         }
         if entry.parameters.is_empty() {
-            entry.parameters = traveller.reported;
+            entry.learn_parameters(traveller.reported);
         }
         self.io.set_owner(connection, Owner::Backend(id).pack());
         self.io.receive(connection, true);

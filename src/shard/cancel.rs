@@ -28,7 +28,7 @@ impl<T: Transport> Shard<T> {
                 self.refuse_request(id, &Fault::CancelledInQueue);
             }
             ClientState::Linked(backend) => {
-                let busy = self.backend(backend).is_some_and(|backend| backend.pipeline.is_busy());
+                let busy = self.backend(backend).is_some_and(|backend| backend.pipeline.is_client_busy());
                 if busy {
                     self.cancel_query(backend);
                 }

@@ -50,6 +50,10 @@ impl<T: Transport> Shard<T> {
         backend.state = BackendState::Cleaning(Stage::Draining);
         backend.deadline = Some(deadline);
         backend.paused = false;
+        if !self.leave_kept(id) {
+            return;
+        }
+        let backend = self.backend(id).expect("looked up above");
         let Some(connection) = backend.connection else { return self.close_backend(id, Close::Now) };
         if backend.pipeline.is_uncertain() || !backend.pipeline.has_room(3) {
             self.close_backend(id, Close::Flushed);
@@ -117,11 +121,11 @@ impl<T: Transport> Shard<T> {
         if backend.pipeline.is_busy() || backend.cancels > 0 || !backend.framer.at_boundary() {
             return;
         }
-        let (status, pool) = (backend.pipeline.status(), backend.pool);
-        let session = self.mode_of(pool) == RelayMode::Session;
+        let (status, pool, must_reset) = (backend.pipeline.status(), backend.pool, backend.kept.must_reset);
+        let reset = self.mode_of(pool) == RelayMode::Session || must_reset;
         let (next, sql, mark): (_, &[u8], _) = match stage {
             Stage::Draining if status != TransactionStatus::Idle => (Stage::RollingBack, b"ROLLBACK", MARK_ROLLBACK),
-            Stage::Draining | Stage::RollingBack if session => (Stage::Resetting, RESET_QUERY, MARK_RESET),
+            Stage::Draining | Stage::RollingBack if reset => (Stage::Resetting, RESET_QUERY, MARK_RESET),
             Stage::Draining | Stage::RollingBack | Stage::Resetting | Stage::Done => (Stage::Done, b"", 0),
         };
         let backend = self.backend(id).expect("looked up above");
@@ -158,6 +162,7 @@ impl<T: Transport> Shard<T> {
         backend.prepared.clear();
         backend.stale.clear();
         backend.touched = false;
+        backend.kept.must_reset = false;
         let old = std::mem::replace(&mut backend.has, VectorId::NEUTRAL);
         self.vectors.let_go(old);
     }

@@ -260,6 +260,7 @@ impl<T: Transport> Shard<T> {
             }
         }
         self.vectors.let_go(client.wanted);
+        self.vectors.let_go(client.startup);
         self.io.close(client.connection, how);
         if let Some(pool) = client.pool {
             self.pools.get_mut(pool).clients -= 1;

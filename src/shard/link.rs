@@ -148,6 +148,18 @@ impl<T: Transport> Shard<T> {
         if !whole || kept || !matches!(client.state, ClientState::Linked(_)) {
             return;
         }
+        let backend = self.backends.get(id.index, id.generation).expect("looked up above");
+        if !backend.kept.is_clean() {
+            // Something of the session stays here, or may: the server is asked, once.
+            if backend.kept.asked.is_none() && !backend.kept.suspects.is_empty() && mode != RelayMode::Session {
+                self.begin_question(id);
+            } else if backend.kept.asked.is_none() && mode != RelayMode::Session {
+                self.note_pinned(id);
+            }
+            return;
+        }
+        self.hide_foreign(id);
+        self.backend(id).expect("looked up above").kept.forget();
         let client = self.client(client_id).expect("looked up above");
         client.state = ClientState::Ready;
         client.paused = false;

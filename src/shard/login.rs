@@ -431,6 +431,8 @@ impl<T: Transport> Shard<T> {
             unreachable!("only a login is completed")
         };
         client.framer = Framer::new(Direction::Frontend);
+        client.startup = wanted;
+        self.vectors.hold(wanted);
         self.vectors.let_go(login.raw);
         let process_id = self.process_id(id);
         self.greet(pool, wanted);

@@ -23,6 +23,7 @@ mod own_check;
 mod own_login;
 pub mod placement;
 mod pools;
+mod preserve;
 mod relay;
 mod replies;
 pub mod report;
@@ -53,6 +54,8 @@ use crate::session::fault::Fault;
 use crate::session::parameters::{VectorId, Vectors};
 use crate::session::pipeline::Pipeline;
 use crate::session::prepared::Prepared;
+use crate::session::scanner::Scanner;
+use crate::session::suspects::Learned;
 
 pub use mailbox::{Mail, Mailbox};
 pub use placement::Population;
@@ -169,6 +172,8 @@ struct Client {
     dropping: bool,
     pool: Option<PoolId>,
     wanted: VectorId,
+    /// What it began with, and what its RESET goes back to.
+    startup: VectorId,
     secret: [u8; SECRET_SIZE],
     /// Its prepared statements' names, packed by `session::prepared`.
     names: Option<Block>,
@@ -274,6 +279,8 @@ struct Backend {
     blamed: bool,
     /// Its last error ends the connection, and the client has seen it.
     fatal: bool,
+    /// With `session_state: preserve`.
+    kept: preserve::Kept,
 }
 
 /// Whose unnamed statement a backend has.
@@ -342,6 +349,8 @@ pub struct Shard<T: Transport> {
     waiters: Waiters,
     vectors: Vectors,
     statements: Statements,
+    scanner: Scanner,
+    learned: Learned,
     /// Statements of our own are put together here.
     sql: Vec<u8>,
     checks: u32,
@@ -435,6 +444,8 @@ impl<T: Transport> Shard<T> {
             waiters: Waiters::new(clients_max),
             vectors: Vectors::new(settings.settings_bytes),
             statements: Statements::new(io.arena().clone(), settings.statement_bytes),
+            scanner: Scanner::default(),
+            learned: Learned::default(),
             sql: Vec::with_capacity(4096),
             checks: 0,
             check_queue: VecDeque::new(),
@@ -748,6 +759,7 @@ impl Backend {
             refusal: None,
             blamed: false,
             fatal: false,
+            kept: preserve::Kept::default(),
         }
     }
 
@@ -794,6 +806,7 @@ impl Client {
             dropping: false,
             pool: None,
             wanted: VectorId::NEUTRAL,
+            startup: VectorId::NEUTRAL,
             secret: [0; SECRET_SIZE],
             names: None,
             names_used: 0,

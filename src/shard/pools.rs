@@ -8,8 +8,8 @@ use crate::auth::settings::Rules;
 use crate::control::report::metrics::Totals;
 use crate::ids::{ClientId, PoolId};
 use crate::pool::{self, Backoff, Homes, Part};
-use crate::session::RelayMode;
 use crate::session::parameters::VectorId;
+use crate::session::{RelayMode, Transparency};
 
 use super::Server;
 use super::budget::Claim;
@@ -24,6 +24,8 @@ pub struct PoolSettings {
     pub server_database: String,
     /// When a backend goes back.
     pub mode: RelayMode,
+    /// Whether clients keep their whole session where backends are shared, and how hard that is looked after.
+    pub preserve: Option<Transparency>,
     /// Not pooled at all.
     pub dedicated: bool,
     /// Sizes and times.
@@ -81,6 +83,10 @@ pub(super) struct Pool {
     pub trouble: Option<Trouble>,
     /// Counted for the metrics.
     pub totals: Box<Totals>,
+    /// By the server's own settings, backslashes escape in plain constants.
+    pub backslashes: bool,
+    /// Clients have asked for the last values of sequences.
+    pub last_values: bool,
     /// For each shard, places that came from it less those that went there.
     pub borrowed: Box<[i32]>,
     /// The shards that have a part of it.
@@ -99,6 +105,14 @@ impl Pool {
     /// Whether clients of other shards wait for a place.
     pub(super) fn is_asked_for(&self, now: Instant) -> bool {
         self.claim.is_some_and(|claim| now < claim.at + super::budget::CLAIM_FOR)
+    }
+
+    /// What the server reports at login.
+    pub(super) fn learn_parameters(&mut self, reported: Vec<(Box<str>, Box<str>)>) {
+        let is_off =
+            |(name, value): &(Box<str>, Box<str>)| &**name == "standard_conforming_strings" && &**value == "off";
+        self.backslashes = reported.iter().any(is_off);
+        self.parameters = reported;
     }
 }
 
@@ -153,6 +167,8 @@ impl Pools {
             backends: 0,
             trouble: None,
             totals: Box::default(),
+            backslashes: false,
+            last_values: false,
             borrowed: vec![0; shard_count as usize].into_boxed_slice(),
             homes,
             ask_at: None,

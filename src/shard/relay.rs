@@ -11,6 +11,7 @@ use crate::protocol::{Step, TransactionStatus};
 use crate::session::RelayMode;
 use crate::session::fault::Fault;
 use crate::session::pipeline::Expect;
+use crate::session::scanner::Effects;
 
 use super::{ClientState, Discard, STASH_MAX, Shard, Unnamed};
 
@@ -318,9 +319,22 @@ impl<T: Transport> Shard<T> {
                 // "a simple Query message also destroys the unnamed statement" (Extended Query).
                 link.unnamed = Unnamed::Others;
                 self.counters.queries += 1;
+                let pool = link.pool;
                 self.client(id).expect("looked up above").unnamed.clear();
+                if self.preserves(pool)
+                    && let Some(verdict) = self.note_query(id, backend, request, bytes, run)
+                {
+                    return verdict;
+                }
             }
-            tag::SYNC | tag::FUNCTION_CALL => self.counters.queries += 1,
+            tag::SYNC => self.counters.queries += 1,
+            tag::FUNCTION_CALL => {
+                self.counters.queries += 1;
+                let pool = link.pool;
+                if self.preserves(pool) {
+                    self.suspect(backend, Effects::OPAQUE);
+                }
+            }
             tag::PARSE | tag::BIND | tag::DESCRIBE | tag::CLOSE => {
                 let pool = link.pool;
                 let mode = self.mode_of(pool);

@@ -15,6 +15,7 @@ use crate::session::pipeline::{Entry, Expect, Reply};
 
 use super::link::MARK_REPLAY;
 use super::login::MARK_APPLY;
+use super::preserve::{MARK_CHECK, MARK_DEALLOCATE, ROW_SIZE_MAX};
 use super::requests::MARK_DUPLICATE;
 use super::{BackendState, ClientState, Shard, Unnamed};
 
@@ -28,6 +29,8 @@ const MARK_STATEMENT_MODE: u32 = 5;
 const PARAMETER_SIZE_MAX: u32 = 4096;
 /// Bytes of an error that are looked at: severity, code and message come first.
 const ERROR_PREFIX: u32 = 1024;
+/// A notification is looked at up to this size: its payload is "less than 8000 bytes" (NOTIFY).
+const NOTIFICATION_SIZE_MAX: u32 = 16 * 1024;
 /// Longest command tag; "DEALLOCATE ALL" is what is looked for.
 const TAG_SIZE_MAX: u32 = 128;
 
@@ -39,6 +42,7 @@ fn need(tag: u8, size: u32) -> usize {
         tag::COMMAND_COMPLETE => size.min(TAG_SIZE_MAX),
         tag::PARAMETER_STATUS => size.min(PARAMETER_SIZE_MAX),
         tag::ERROR_RESPONSE => size.min(ERROR_PREFIX),
+        tag::NOTIFICATION_RESPONSE => size.min(NOTIFICATION_SIZE_MAX),
         _ => 0,
     };
     need as usize
@@ -92,6 +96,11 @@ impl<T: Transport> Shard<T> {
         let mut ready = false;
         loop {
             let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
+            let asked = backend.kept.asked.is_some();
+            let need = |tag, size: u32| match tag {
+                tag::DATA_ROW if asked => size.min(ROW_SIZE_MAX) as usize,
+                _ => need(tag, size),
+            };
             match backend.framer.next(&bytes[at..], need) {
                 Ok(Step::Message { tag: tag::DATA_ROW | tag::COPY_DATA, size, available })
                     if backend.pipeline.head().is_some_and(|head| !head.expect.is_own()) =>
@@ -117,7 +126,8 @@ impl<T: Transport> Shard<T> {
                         }
                     };
                     ready |= status.is_some();
-                    if tag == tag::ERROR_RESPONSE || own {
+                    let resets = status.is_some() && backend.kept.is_resetting();
+                    if matches!(tag, tag::ERROR_RESPONSE | tag::NOTIFICATION_RESPONSE) || own || resets {
                         // What is said in its place must come behind what came before it.
                         self.flush_answer(id, bytes, run, at);
                         run = at;
@@ -243,7 +253,10 @@ impl<T: Transport> Shard<T> {
         match tag {
             tag::PARAMETER_STATUS => return self.on_parameter(id, message, size),
             tag::COMMAND_COMPLETE => self.on_command_complete(id, message),
+            tag::DATA_ROW if reply == Reply::Swallow => self.on_check_row(id, message, size),
+            tag::NOTIFICATION_RESPONSE => return self.on_notification(id, message, size),
             tag::ERROR_RESPONSE => {
+                self.forget_reset(id);
                 let own = self.backend(id).and_then(|backend| backend.pipeline.head());
                 if matches!(reader::fields(message).severity(), Some(Severity::Fatal | Severity::Panic))
                     && let Some(backend) = self.backend(id)
@@ -298,7 +311,7 @@ impl<T: Transport> Shard<T> {
                 self.accept(id, entry.mark);
                 Pass::Nobody
             }
-            Expect::OwnClose => Pass::Nobody,
+            Expect::OwnClose | Expect::OwnSync => Pass::Nobody,
             Expect::Query | Expect::Sync => self.on_ready(id, message),
             Expect::Parse
             | Expect::FunctionCall
@@ -327,7 +340,8 @@ impl<T: Transport> Shard<T> {
     #[inline]
     fn on_ready(&mut self, id: BackendId, _message: &[u8]) -> Pass {
         self.end_query(id);
-        let backend = self.backend(id).expect("the caller has looked it up");
+        self.finish_reset(id);
+        let Some(backend) = self.backend(id) else { return Pass::Gone };
         let (pool, status, busy) = (backend.pool, backend.pipeline.status(), backend.pipeline.is_busy());
         let statement_mode = self.mode_of(pool) == RelayMode::Statement;
         if !statement_mode || status == TransactionStatus::Idle || busy {
@@ -374,6 +388,11 @@ impl<T: Transport> Shard<T> {
             }
         }
         self.count_pending(id);
+        // A statement that EXECUTE names was to be prepared first: the EXECUTE itself will say what is wrong.
+        let ahead = self.backend(id).and_then(|backend| backend.pipeline.head());
+        if entry.expect == Expect::OwnParse && ahead.is_some_and(|ahead| ahead.expect == Expect::OwnSync) {
+            return Pass::Nobody;
+        }
         match duplicate && code == Some(SqlState::DUPLICATE_STATEMENT) {
             true => Pass::Nobody,
             false => Pass::Client,
@@ -539,10 +558,19 @@ impl<T: Transport> Shard<T> {
         let Ok(command) = reader::command_complete(message) else { return };
         if matches!(command, b"SET" | b"RESET" | b"DISCARD ALL") {
             let has = self.backends.get(id.index, id.generation).map(|backend| backend.has);
-            let untracked = has.is_some_and(|has| self.vectors.has_untracked(has));
+            let pool = self.backends.get(id.index, id.generation).map(|backend| backend.pool);
+            let asks = pool.is_some_and(|pool| self.preserves(pool));
+            let untracked = !asks && has.is_some_and(|has| self.vectors.has_untracked(has));
             if let Some(backend) = self.backend(id) {
                 backend.touched |= untracked;
             }
+        }
+        let head = self.backend(id).and_then(|backend| backend.pipeline.head());
+        if let Some(Entry { expect: Expect::Query, mark }) = head
+            && mark & MARK_DEALLOCATE != 0
+            && command == b"DEALLOCATE"
+        {
+            self.on_deallocated(id, mark & !MARK_DEALLOCATE);
         }
         if !matches!(command, b"DISCARD ALL" | b"DEALLOCATE ALL") {
             return;
@@ -590,6 +618,9 @@ impl<T: Transport> Shard<T> {
             return if own.is_some() { Pass::Nobody } else { Pass::Client };
         }
         let name = name.to_ascii_lowercase();
+        if self.is_reset_away(id, &name) {
+            return Pass::Nobody;
+        }
         let wanted = self.client(client).expect("a linked client is there").wanted;
         let applying = self.client(client).is_some_and(|client| matches!(client.state, ClientState::Login(_)));
         if applying && self.vectors.get(wanted, &name).is_none() {
@@ -628,6 +659,24 @@ impl<T: Transport> Shard<T> {
         }
     }
 
+    /// The process id in it is the backend's; a client that notifies itself knows itself by another.
+    fn on_notification(&mut self, id: BackendId, message: &[u8], size: u32) -> Pass {
+        if message.len() < size as usize || !self.is_own_notification(id, message) {
+            return Pass::Client;
+        }
+        let Some(client) = self.client_of(id) else { return Pass::Nobody };
+        let process_id = self.process_id(client);
+        let (Ok(notification), Some(connection)) =
+            (reader::notification_response(message), self.client(client).map(|client| client.connection))
+        else {
+            return Pass::Client;
+        };
+        self.write(connection, message.len(), |writer| {
+            let _ = writer.notification_response(process_id, notification.channel, notification.payload);
+        });
+        Pass::Nobody
+    }
+
     fn on_own_query_done(&mut self, id: BackendId, mark: u32) {
         match mark {
             MARK_APPLY => {
@@ -642,6 +691,7 @@ impl<T: Transport> Shard<T> {
                 self.write_error(connection, &Fault::TransactionInStatementMode, Some(TransactionStatus::Idle));
             }
             MARK_REPLAY => {}
+            MARK_CHECK => self.on_check_done(id),
             _ => self.on_own_answer(id, mark),
         }
     }
@@ -653,7 +703,9 @@ impl<T: Transport> Shard<T> {
         };
         let text =
             String::from_utf8_lossy(reader::fields(message).get(field::MESSAGE).unwrap_or_default()).into_owned();
-        if mark == MARK_APPLY {
+        if mark == MARK_CHECK {
+            self.on_check_error(id, &text);
+        } else if mark == MARK_APPLY {
             // As on a direct connection: the server's own words, but fatal. The backend is as it was: what several
             // statements in one query set, their error has undone.
             self.refuse_settings(client, message, &text);

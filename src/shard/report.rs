@@ -37,6 +37,10 @@ impl<T: Transport> Shard<T> {
                 connected_s: now.duration_since(client.since).as_secs(),
                 application_name: self.vectors.get(client.wanted, "application_name").unwrap_or_default().to_owned(),
                 backend_pid: backend.map(|backend| backend.process_id as i32),
+                pinned: backend.map(|backend| backend.kept.pin_names()).unwrap_or_default(),
+                pinned_s: backend
+                    .and_then(|backend| backend.kept.pinned_since)
+                    .map_or(0, |since| now.duration_since(since).as_secs()),
                 wait_ms: self.waiters.since(id).map_or(0, |since| now.duration_since(since).as_millis() as u64),
             }
         });

@@ -48,6 +48,10 @@ impl<T: Transport> Shard<T> {
                     let text = &message[name.end + 1..];
                     let client = self.clients.get_mut(id.index, id.generation).expect("the caller has looked it up");
                     client.unnamed.clear();
+                    if self.keeps_session(backend) {
+                        self.note_unnamed(backend, message, whole);
+                    }
+                    let client = self.clients.get_mut(id.index, id.generation).expect("looked up above");
                     // Without room for it, the backend stays until it is bound.
                     let kept = whole && client.unnamed.add_spare(self.io.arena(), text).is_ok();
                     self.ask(backend, Expect::Parse, 0);
@@ -71,6 +75,12 @@ impl<T: Transport> Shard<T> {
             tag::BIND => match reader::bind_names(message) {
                 Ok(Some(names)) => {
                     let (portal, statement) = (&message[names.portal], &message[names.statement.clone()]);
+                    if self.keeps_session(backend) {
+                        if let Some(number) = self.find_name(id, statement) {
+                            self.note_statement(backend, number);
+                        }
+                        self.note_values(backend, message, whole);
+                    }
                     if statement.is_empty() {
                         self.on_unnamed(id, backend, request, bytes, run, Expect::Bind)
                     } else {
@@ -136,7 +146,7 @@ impl<T: Transport> Shard<T> {
     pub(super) fn answer_idle(&mut self, id: ClientId, request: Request, bytes: &Slice) -> bool {
         let message = &bytes[request.at..request.at + request.available];
         let Some(client) = self.client(id) else { return false };
-        let (connection, Some(pool)) = (client.connection, client.pool) else { return false };
+        let (connection, wanted, Some(pool)) = (client.connection, client.wanted, client.pool) else { return false };
         if self.mode_of(pool) == RelayMode::Session || request.available < request.size as usize {
             return false;
         }
@@ -164,7 +174,8 @@ impl<T: Transport> Shard<T> {
                 {
                     return false;
                 }
-                let Some(number) = self.statements.find_accepted(text, self.pools.get(pool).serial) else {
+                let projection = self.vectors.projection(wanted);
+                let Some(number) = self.statements.find_accepted(text, projection, self.pools.get(pool).serial) else {
                     return false;
                 };
                 if self.define_name(id, parse.name, number).is_err() {
@@ -189,6 +200,7 @@ impl<T: Transport> Shard<T> {
 
     fn on_parse(&mut self, id: ClientId, backend: BackendId, message: &[u8]) -> Result<Verdict, Fault> {
         let parse = reader::parse(message).map_err(Fault::Malformed)?;
+        let found = if self.keeps_session(backend) { self.note_text(backend, parse.query) } else { None };
         if self.is_name_undecided(id, backend, parse.name) {
             return Ok(self.pause(id));
         }
@@ -202,7 +214,12 @@ impl<T: Transport> Shard<T> {
             return self.send_parse(backend, number, parse.query, parse.parameter_types);
         }
         let text = &message[crate::protocol::HEAD_SIZE + parse.name.len() + 1..];
-        let number = self.statements.intern(text).map_err(|_full| Fault::NoRoom("prepared statements"))?;
+        let projection = self.projection_of(backend);
+        let interned = self.statements.intern(text, projection);
+        let number = interned.map_err(|_full| Fault::NoRoom("prepared statements"))?;
+        if let Some(found) = found {
+            self.statements.classify(number, found.effects, found.fingerprint);
+        }
         if self.is_statement_undecided(backend, number) {
             self.statements.let_go(number);
             return Ok(self.pause(id));
@@ -326,6 +343,14 @@ impl<T: Transport> Shard<T> {
         let client = self.clients.get_mut(id.index, id.generation).expect("the caller has looked it up");
         if !client.unnamed.is_empty() {
             // Parsed on another backend: it comes along.
+            if self.keeps_session(backend) {
+                let mut copy = std::mem::take(&mut self.sql);
+                copy.clear();
+                copy.extend_from_slice(self.client(id).expect("looked up above").unnamed.bytes());
+                self.note_text(backend, copy.split(|&byte| byte == 0).next().unwrap_or_default());
+                self.sql = copy;
+            }
+            let client = self.clients.get_mut(id.index, id.generation).expect("looked up above");
             let text = client.unnamed.bytes();
             let written = self.io.scratch().write(text.len() + 16, |free| {
                 let mut writer = crate::protocol::Writer::new(free);
@@ -363,10 +388,13 @@ impl<T: Transport> Shard<T> {
     }
 
     /// Prepares a statement on the backend if it is not there.
-    fn ensure(&mut self, backend: BackendId, number: Number) -> Result<(), Fault> {
+    pub(super) fn ensure(&mut self, backend: BackendId, number: Number) -> Result<(), Fault> {
         let link = self.backend(backend).expect("a linked backend is there");
         if link.prepared.touch(number) {
             return Ok(());
+        }
+        if self.statements.projection(number) != self.projection_of(backend) {
+            self.note_foreign(backend, number);
         }
         self.make_room(backend, number)?;
         self.ask(backend, Expect::OwnParse, number);
@@ -444,7 +472,7 @@ impl<T: Transport> Shard<T> {
         names.unsettled(name).any(|number| link.pipeline.is_undecided_before_sync(number))
     }
 
-    fn find_name(&mut self, id: ClientId, name: &[u8]) -> Option<Number> {
+    pub(super) fn find_name(&mut self, id: ClientId, name: &[u8]) -> Option<Number> {
         let client = self.client(id)?;
         let used = client.names_used as usize;
         let names = Names::new(client.names.as_mut()?.bytes_mut(), used);

@@ -7,6 +7,7 @@ use foldhash::fast::RandomState;
 
 use crate::memory::{Arena, Block};
 use crate::session::prepared::Number;
+use crate::session::scanner::Effects;
 
 /// The table. Bytes and number are bounded.
 pub(super) struct Statements {
@@ -26,9 +27,19 @@ struct Statement {
     text: Block,
     length: u32,
     hash: u64,
+    /// Of the settings under which it is prepared: see `Vectors::projection`.
+    projection: u64,
+    /// What it may change, and its fingerprint, where that has been looked at.
+    class: Option<(Effects, u64)>,
     holders: u32,
     /// Serials of pools whose server has taken it, the last few; 0 is none.
     accepted: [u32; 4],
+}
+
+impl Statement {
+    fn is(&self, text: &[u8], projection: u64) -> bool {
+        self.projection == projection && self.text.bytes()[..self.length as usize] == *text
+    }
 }
 
 /// No room for another text.
@@ -56,12 +67,12 @@ impl Statements {
         self.statements.len()
     }
 
-    /// The number of a text; the caller holds it.
-    pub(super) fn intern(&mut self, text: &[u8]) -> Result<Number, Full> {
-        let hash = self.hasher.hash_one(text);
+    /// The number of a text under settings of this projection; the caller holds it.
+    pub(super) fn intern(&mut self, text: &[u8], projection: u64) -> Result<Number, Full> {
+        let hash = self.hasher.hash_one((text, projection));
         if let Some(&number) = self.by_hash.get(&hash) {
             let statement = self.statements.get_mut(&number).expect("the two tables agree");
-            if statement.text.bytes()[..statement.length as usize] == *text {
+            if statement.is(text, projection) {
                 statement.holders += 1;
                 return Ok(number);
             }
@@ -74,7 +85,9 @@ impl Statements {
                 None => self.drop_oldest().then_some(()).ok_or(Full)?,
             }
         };
-        let mut statement = Statement { text: block, length: text.len() as u32, hash, holders: 1, accepted: [0; 4] };
+        let length = text.len() as u32;
+        let mut statement =
+            Statement { text: block, length, hash, projection, class: None, holders: 1, accepted: [0; 4] };
         statement.text.bytes_mut()[..text.len()].copy_from_slice(text);
         self.bytes += statement.text.size();
         let number = self.next;
@@ -85,11 +98,10 @@ impl Statements {
     }
 
     /// The number of a text that the server of this pool has taken before; the caller holds it.
-    pub(super) fn find_accepted(&mut self, text: &[u8], pool: u32) -> Option<Number> {
-        let &number = self.by_hash.get(&self.hasher.hash_one(text))?;
+    pub(super) fn find_accepted(&mut self, text: &[u8], projection: u64, pool: u32) -> Option<Number> {
+        let &number = self.by_hash.get(&self.hasher.hash_one((text, projection)))?;
         let statement = self.statements.get_mut(&number)?;
-        let same = statement.text.bytes()[..statement.length as usize] == *text;
-        if !same || !statement.accepted.contains(&pool) {
+        if !statement.is(text, projection) || !statement.accepted.contains(&pool) {
             return None;
         }
         statement.holders += 1;
@@ -110,6 +122,23 @@ impl Statements {
     pub(super) fn text(&self, number: Number) -> &[u8] {
         let statement = &self.statements[&number];
         &statement.text.bytes()[..statement.length as usize]
+    }
+
+    /// Under settings of which projection it is known.
+    pub(super) fn projection(&self, number: Number) -> u64 {
+        self.statements[&number].projection
+    }
+
+    /// What it may change, and its fingerprint, where that has been looked at.
+    pub(super) fn class(&self, number: Number) -> Option<(Effects, u64)> {
+        self.statements.get(&number)?.class
+    }
+
+    /// Says what it may change.
+    pub(super) fn classify(&mut self, number: Number, effects: Effects, fingerprint: u64) {
+        if let Some(statement) = self.statements.get_mut(&number) {
+            statement.class = Some((effects, fingerprint));
+        }
     }
 
     /// One holder less.
@@ -150,18 +179,18 @@ mod tests {
     fn one_text_has_one_number_until_it_is_forgotten() {
         let arena = Arena::new(65536, 4).unwrap();
         let mut statements = Statements::new(arena, 600);
-        let one = statements.intern(b"select 1\0\0\0").ok().unwrap();
-        assert!(statements.intern(b"select 1\0\0\0").ok() == Some(one));
-        let two = statements.intern(b"select 2\0\0\0").ok().unwrap();
+        let one = statements.intern(b"select 1\0\0\0", 0).ok().unwrap();
+        assert!(statements.intern(b"select 1\0\0\0", 0).ok() == Some(one));
+        let two = statements.intern(b"select 2\0\0\0", 0).ok().unwrap();
         assert_ne!(one, two);
-        assert!(statements.intern(&[b'x'; 300]).is_err());
+        assert!(statements.intern(&[b'x'; 300], 0).is_err());
         statements.let_go(two);
         // Still known ...
-        assert!(statements.intern(b"select 2\0\0\0").ok() == Some(two));
+        assert!(statements.intern(b"select 2\0\0\0", 0).ok() == Some(two));
         statements.let_go(two);
         // ... until its room is needed.
-        let three = statements.intern(&[b'x'; 256]).ok().unwrap();
-        assert!(statements.intern(b"select 2\0\0\0").is_err());
+        let three = statements.intern(&[b'x'; 256], 0).ok().unwrap();
+        assert!(statements.intern(b"select 2\0\0\0", 0).is_err());
         assert_eq!(statements.text(three), [b'x'; 256]);
         assert_eq!(statements.text(one), b"select 1\0\0\0");
     }

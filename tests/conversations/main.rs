@@ -32,6 +32,10 @@ enum Target {
     /// Several, so that a client meets other backends than before.
     SmartFour,
     Statement,
+    /// One backend, with `session_state: preserve`.
+    KeepOne,
+    /// Several.
+    KeepThree,
 }
 
 impl Target {
@@ -42,6 +46,8 @@ impl Target {
             Target::SmartOne => "smart-1",
             Target::SmartFour => "smart-4",
             Target::Statement => "statement",
+            Target::KeepOne => "keep-1",
+            Target::KeepThree => "keep-3",
         }
     }
 
@@ -50,6 +56,7 @@ impl Target {
         match word {
             "qcp" => self != Target::Direct,
             "smart" => matches!(self, Target::SmartOne | Target::SmartFour),
+            "keep" => matches!(self, Target::KeepOne | Target::KeepThree),
             word => word == self.name(),
         }
     }
@@ -61,6 +68,8 @@ impl Target {
             Target::SmartOne => Some("relay_mode: Smart\npool: {size: 1}\n"),
             Target::SmartFour => Some("relay_mode: Smart\npool: {size: 4}\n"),
             Target::Statement => Some("relay_mode: Statement\npool: {size: 4}\n"),
+            Target::KeepOne => Some("relay_mode: Smart\nsession_state: preserve\npool: {size: 1}\n"),
+            Target::KeepThree => Some("relay_mode: Smart\nsession_state: preserve\npool: {size: 3}\n"),
         }
     }
 }
@@ -88,6 +97,16 @@ fn smart_with_several_backends() {
 #[test]
 fn statement() {
     converse(Target::Statement);
+}
+
+#[test]
+fn preserve_with_one_backend() {
+    converse(Target::KeepOne);
+}
+
+#[test]
+fn preserve_with_several_backends() {
+    converse(Target::KeepThree);
 }
 
 /// Plays every conversation with a target and compares; fails with all differences at once.

@@ -302,6 +302,7 @@ impl Catalogue for Everything {
             servers: (0..dials.servers).map(server).collect(),
             server_database: database.to_owned(),
             mode: dials.mode,
+            preserve: None,
             dedicated: dials.dedicated,
             rules: Rules { method: if dials.trust { Method::Trust } else { Method::Server }, credentials: None },
             pool: Settings {

@@ -38,9 +38,13 @@ struct ErrorRow {
 pub fn show_counted(topic: Topic, shards: &[ShardMetrics]) -> Reply {
     match topic {
         Topic::Errors => show_errors(shards),
-        Topic::Stats | Topic::Memory | Topic::Pools | Topic::Clients | Topic::Backends | Topic::Shards => {
-            show_stats(shards)
-        }
+        Topic::Stats
+        | Topic::Memory
+        | Topic::Pools
+        | Topic::Clients
+        | Topic::Pins
+        | Topic::Backends
+        | Topic::Shards => show_stats(shards),
     }
 }
 

@@ -21,6 +21,8 @@ fn shards() -> Vec<ShardReport> {
         application_name: "psql\x1b[2J".to_string(),
         backend_pid: Some(4711),
         wait_ms: 0,
+        pinned: vec!["LISTEN".to_string()],
+        pinned_s: 62,
     };
     let waiting = ClientRow {
         id: 1031,
@@ -31,6 +33,8 @@ fn shards() -> Vec<ShardReport> {
         application_name: String::new(),
         backend_pid: None,
         wait_ms: 1520,
+        pinned: Vec::new(),
+        pinned_s: 0,
         ..client.clone()
     };
     let backend = BackendRow {
@@ -160,13 +164,25 @@ fn clients_are_listed_by_shard() {
     let value = check(
         Topic::Clients,
         "\
-shard    id  database  user  state    wait  backend  connected  address         application
-    0     7  shop      app   active      0     4711      1h02m  10.0.0.7:40312  psql\\u{1b}[2J
-    1  1031  shop      app   waiting  1.5s        -         5s  unix
+shard    id  database  user  state    wait  backend  pinned  connected  address         application
+    0     7  shop      app   active      0     4711  LISTEN      1h02m  10.0.0.7:40312  psql\\u{1b}[2J
+    1  1031  shop      app   waiting  1.5s        -                 5s  unix
 ",
     );
     assert_eq!(value[0]["application_name"], "psql\x1b[2J");
     assert_eq!(value[1]["backend_pid"], Value::Null);
+}
+
+#[test]
+fn pins_are_those_that_last_longest_first() {
+    let value = check(
+        Topic::Pins,
+        "\
+shard  id  database  user    for  pinned by  backend  address         application
+    0   7  shop      app   1m02s  LISTEN        4711  10.0.0.7:40312  psql\\u{1b}[2J
+",
+    );
+    assert_eq!(value.as_array().map(Vec::len), Some(1));
 }
 
 #[test]

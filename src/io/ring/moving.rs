@@ -33,8 +33,8 @@ impl Ring {
                 let entry = opcode::AsyncCancel::new(user_data(Operation::Receive, id)).build();
                 self.push(entry.user_data(user_data(Operation::Cancel, id)));
             }
-            // Its place in the queue of those that wait for a buffer means nothing from now on.
-            Receive::Starved => connection.receive = Receive::Off,
+            // Its place in the queue of those that wait for a buffer, or for more, means nothing from now on.
+            Receive::Starved | Receive::Paced => connection.receive = Receive::Off,
             Receive::Off | Receive::Cancelling => {}
         }
         self.detach_check(id);

@@ -1,0 +1,403 @@
+//! What must be asked about a backend before its client can let go of it, the question, and what the answer means.
+//!
+//! The rule: the scanner only *suspects*; the server is asked what is true when the transaction is over, and that is
+//! believed. So savepoints, errors, SET LOCAL and everything else that decides whether a SET lasts is the server's own
+//! business.
+//!
+//! Owned by the shard of the backend. Pure.
+
+use super::parameters::{self, Setting, write_literal};
+use super::scanner::{Effects, Found};
+use crate::protocol::reader;
+
+/// What the statements of one client on one backend may have changed.
+#[derive(Default)]
+pub struct Suspects {
+    effects: Effects,
+    /// Names of settings, each once, with a zero behind.
+    names: Vec<u8>,
+    /// Places in [`Learned`] of texts that are still being learned.
+    texts: [u32; TEXTS_MAX],
+    texts_used: u8,
+}
+
+/// Texts on trial in one transaction; more are not learned from it.
+const TEXTS_MAX: usize = 8;
+/// Bytes of names; past it, all settings are asked about.
+const NAMES_SIZE_MAX: usize = 2048;
+
+/// Kinds that the server can be asked about.
+const ASKABLE: Effects =
+    Effects::TEMPORARY.and(Effects::LISTEN).and(Effects::CURSOR).and(Effects::PREPARED).and(Effects::LOCK);
+
+impl Suspects {
+    /// Nothing to ask.
+    pub fn is_empty(&self) -> bool {
+        self.effects.is_empty()
+    }
+
+    /// What is suspected.
+    pub fn effects(&self) -> Effects {
+        self.effects
+    }
+
+    /// Forgets everything, keeps the memory.
+    pub fn clear(&mut self) {
+        self.effects = Effects::NONE;
+        self.names.clear();
+        self.texts_used = 0;
+    }
+
+    /// Suspects this, too.
+    pub fn add(&mut self, effects: Effects) {
+        self.effects = self.effects.and(effects);
+    }
+
+    /// Suspects a setting.
+    pub fn add_name(&mut self, name: &[u8]) {
+        if self.names().any(|known| known == name) {
+            return;
+        }
+        if self.names.len() + name.len() >= NAMES_SIZE_MAX {
+            self.add(Effects::ANY_SETTING);
+            return;
+        }
+        self.names.extend_from_slice(name);
+        self.names.push(0);
+    }
+
+    /// Settings that are suspected by name.
+    pub fn names(&self) -> impl Iterator<Item = &[u8]> {
+        self.names.split(|&byte| byte == 0).filter(|name| !name.is_empty())
+    }
+
+    fn add_text(&mut self, place: u32) {
+        if let Some(free) = self.texts.get_mut(self.texts_used as usize) {
+            *free = place;
+            self.texts_used += 1;
+        }
+    }
+
+    /// Writes the question. `known`: names of settings that the client has already.
+    pub fn write_question<'n>(&self, known: impl Iterator<Item = &'n str>, sql: &mut Vec<u8>) {
+        let all = self.effects.has(Effects::OPAQUE);
+        let mut column = |kind: Effects, question: &str| {
+            sql.extend_from_slice(if sql.is_empty() { b"SELECT " } else { b"," });
+            sql.extend_from_slice(if all || self.effects.has(kind) { question } else { "false" }.as_bytes());
+        };
+        column(Effects::LISTEN, "EXISTS(SELECT FROM pg_catalog.pg_listening_channels())");
+        column(
+            Effects::TEMPORARY,
+            "EXISTS(SELECT FROM pg_catalog.pg_depend WHERE refclassid OPERATOR(pg_catalog.=) 2615 \
+             AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())",
+        );
+        column(Effects::CURSOR, "EXISTS(SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)");
+        column(Effects::PREPARED, "EXISTS(SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)");
+        column(
+            Effects::LOCK,
+            "EXISTS(SELECT FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory' \
+             AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid())",
+        );
+        let any = all || self.effects.has(Effects::ANY_SETTING);
+        if !any && !self.effects.has(Effects::SETTINGS) {
+            return;
+        }
+        sql.extend_from_slice(b";");
+        if any {
+            sql.extend_from_slice(
+                b"SELECT pg_catalog.lower(name),setting FROM pg_catalog.pg_settings \
+                  WHERE source OPERATOR(pg_catalog.=) 'session' UNION ALL ",
+            );
+        }
+        sql.extend_from_slice(b"SELECT n,pg_catalog.current_setting(n,true) FROM pg_catalog.unnest(ARRAY[");
+        let mut first = true;
+        let mut add = |name: &str| {
+            if !std::mem::take(&mut first) {
+                sql.push(b',');
+            }
+            write_literal(name, sql);
+        };
+        for name in self.names() {
+            // What is not text is no name that the server knows.
+            add(std::str::from_utf8(name).unwrap_or_default());
+        }
+        if any {
+            // The view does not show these.
+            for name in known.chain(["role", "session_authorization"]).filter(|name| is_hidden(name)) {
+                if !self.names().any(|own| own == name.as_bytes()) {
+                    add(name);
+                }
+            }
+        }
+        sql.extend_from_slice(b"]::pg_catalog.text[]) n");
+    }
+
+    /// Whether the answer says all that there is to be said about settings.
+    pub fn asks_for_all_settings(&self) -> bool {
+        self.effects.has(Effects::OPAQUE.and(Effects::ANY_SETTING))
+    }
+
+    /// What pins now, by the answer; `before`: what did. What was not asked about is as it was.
+    pub fn pins(&self, before: Effects, answer: &Answer) -> Effects {
+        let asked = if self.effects.has(Effects::OPAQUE) { ASKABLE } else { self.effects.common(ASKABLE) };
+        before.without(asked).and(answer.pins)
+    }
+
+    /// Whether the answer shows what the texts did not.
+    pub fn is_surprise(&self, before: Effects, answer: &Answer, settings_changed: bool) -> bool {
+        let hidden = answer.pins.without(self.effects).without(before);
+        !hidden.is_empty() || settings_changed && !self.effects.has(Effects::SETTINGS.and(Effects::ANY_SETTING))
+    }
+
+    /// Texts on trial.
+    pub fn texts(&self) -> &[u32] {
+        &self.texts[..self.texts_used as usize]
+    }
+}
+
+/// Settings that `pg_settings` does not show: custom ones and roles.
+fn is_hidden(name: &str) -> bool {
+    name.contains('.') || name == "role" || name == "session_authorization"
+}
+
+/// What the server said.
+#[derive(Default, Debug)]
+pub struct Answer {
+    /// Kinds of state that are there.
+    pub pins: Effects,
+    /// Settings with their values; `None`: the server knows no such setting.
+    pub settings: Vec<(Box<str>, Option<Box<str>>)>,
+    /// Something in it could not be read.
+    pub unreadable: bool,
+}
+
+impl Answer {
+    /// Takes a DataRow.
+    pub fn add_row(&mut self, message: &[u8]) {
+        const KINDS: [Effects; 5] =
+            [Effects::LISTEN, Effects::TEMPORARY, Effects::CURSOR, Effects::PREPARED, Effects::LOCK];
+        let Ok(values) = reader::data_row(message) else {
+            self.unreadable = true;
+            return;
+        };
+        let values: Vec<Option<&[u8]>> = values.collect();
+        match values[..] {
+            [Some(name), value] => {
+                let value = value.map(std::str::from_utf8).transpose();
+                match (std::str::from_utf8(name), value) {
+                    (Ok(name), Ok(value)) => self.settings.push((name.into(), value.map(Into::into))),
+                    _ => self.unreadable = true,
+                }
+            }
+            _ if values.len() == KINDS.len() => {
+                for (kind, value) in KINDS.into_iter().zip(&values) {
+                    if *value == Some(b"t") {
+                        self.pins = self.pins.and(kind);
+                    }
+                }
+            }
+            _ => self.unreadable = true,
+        }
+    }
+
+    /// The client's settings by this answer. `all`: settings that are not in it have no value of the session's. `user`:
+    /// who is logged in.
+    pub fn settings_of(&self, before: &[Setting], all: bool, user: &str) -> Vec<Setting> {
+        let answered = |name: &str| self.settings.iter().find(|(known, _)| **known == *name);
+        let keeps = |setting: &&Setting| {
+            // What the server reports by itself is known from there.
+            let reported = parameters::is_tracked(setting.name.as_bytes());
+            reported || answered(&setting.name).is_none() && !all
+        };
+        let is_own = |name: &str| {
+            // A transaction's own, of which the view tells at any time.
+            !parameters::is_tracked(name.as_bytes()) && !name.starts_with("transaction_")
+        };
+        // A role that nobody chose is none of the client's settings.
+        let is_default = |name: &str, value: &str| match name {
+            "role" => value == "none",
+            "session_authorization" => value == user,
+            _ => false,
+        };
+        let kept = before.iter().filter(keeps).cloned();
+        let told = self.settings.iter().filter_map(|(name, value)| {
+            let value = value.clone()?;
+            let wanted = is_own(name) && !is_default(name, &value);
+            wanted.then(|| Setting { name: name.clone(), value })
+        });
+        kept.chain(told).collect()
+    }
+}
+
+/// What is known of texts by having asked behind them: those that never changed anything but what they say are asked
+/// about only now and then. A table of fixed size; texts that fall on one place displace each other.
+pub struct Learned {
+    slots: Box<[Slot]>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    fingerprint: u32,
+    /// Clean answers in a row; [`ALWAYS`]: it was found to change something.
+    clean: u8,
+}
+
+/// Texts that are remembered.
+const SLOTS: usize = 4096;
+/// So many clean answers make a text trusted.
+const TRIALS: u8 = 3;
+const ALWAYS: u8 = u8::MAX;
+/// One in so many executions of a trusted text is asked about all the same.
+const SAMPLE: u64 = 1000;
+
+impl Default for Learned {
+    fn default() -> Self {
+        Self { slots: vec![Slot::default(); SLOTS].into_boxed_slice() }
+    }
+}
+
+impl Learned {
+    /// Bytes of the table, for the sums.
+    pub const fn size() -> usize {
+        SLOTS * size_of::<Slot>()
+    }
+
+    /// Nothing is known any more.
+    pub fn forget(&mut self) {
+        self.slots.fill(Slot::default());
+    }
+
+    /// A text is about to run: whether it must be asked about. `random` chooses the samples.
+    pub fn on_text(&mut self, found: &Found, random: u64, suspects: &mut Suspects) {
+        if found.effects.has(Effects::OPAQUE) {
+            return;
+        }
+        let (place, mark) = ((found.fingerprint >> 32) as usize % SLOTS, found.fingerprint as u32);
+        let slot = &mut self.slots[place];
+        if slot.fingerprint != mark {
+            *slot = Slot { fingerprint: mark, clean: 0 };
+        }
+        if slot.clean < TRIALS || slot.clean == ALWAYS || random.is_multiple_of(SAMPLE) {
+            suspects.add(Effects::OPAQUE);
+            suspects.add_text(place as u32);
+        }
+    }
+
+    /// What was found behind texts on trial.
+    pub fn on_answer(&mut self, texts: &[u32], surprise: bool) {
+        for &place in texts {
+            let slot = &mut self.slots[place as usize];
+            slot.clean = match (surprise, slot.clean) {
+                (true, _) | (_, ALWAYS) => ALWAYS,
+                (false, clean) => (clean + 1).min(TRIALS),
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Writer;
+    use crate::session::scanner::Scanner;
+
+    fn suspects(text: &str) -> Suspects {
+        let mut scanner = Scanner::default();
+        let found = scanner.scan(text.as_bytes(), false);
+        let mut suspects = Suspects::default();
+        suspects.add(found.effects);
+        for name in scanner.names() {
+            suspects.add_name(name);
+        }
+        suspects
+    }
+
+    fn question(suspects: &Suspects, known: &[&str]) -> String {
+        let mut sql = Vec::new();
+        suspects.write_question(known.iter().copied(), &mut sql);
+        String::from_utf8(sql).unwrap()
+    }
+
+    fn row(values: &[Option<&str>]) -> Vec<u8> {
+        let mut room = [0; 512];
+        let mut writer = Writer::new(&mut room);
+        let values: Vec<Option<&[u8]>> = values.iter().map(|value| value.map(str::as_bytes)).collect();
+        writer.data_row(&values).unwrap();
+        writer.written().to_vec()
+    }
+
+    fn setting(name: &str, value: &str) -> Setting {
+        Setting { name: name.into(), value: value.into() }
+    }
+
+    #[test]
+    fn only_what_is_suspected_is_asked() {
+        let locks = question(&suspects("select pg_advisory_lock(1)"), &[]);
+        assert!(locks.starts_with("SELECT false,false,false,false,EXISTS(") && !locks.contains(';'), "{locks}");
+        let settings = question(&suspects("set work_mem = 1; set work_mem = 2; set \"my\".\"o'x\" = 1"), &["other"]);
+        assert!(settings.ends_with("unnest(ARRAY['work_mem','my.o''x']::pg_catalog.text[]) n"), "{settings}");
+        assert!(!settings.contains("pg_settings"));
+        let all = question(&suspects("do ''"), &["my.known", "work_mem"]);
+        assert!(
+            all.contains("pg_settings") && all.contains("ARRAY['my.known','role','session_authorization']"),
+            "{all}"
+        );
+    }
+
+    #[test]
+    fn pins_are_what_the_answer_says_of_what_was_asked() {
+        let mut answer = Answer::default();
+        answer.add_row(&row(&[Some("f"), Some("t"), Some("f"), Some("f"), Some("f")]));
+        let before = Effects::LISTEN.and(Effects::LOCK).and(Effects::LASTING);
+        let suspects = suspects("listen a; create temp table t (a int)");
+        assert_eq!(suspects.pins(before, &answer), Effects::TEMPORARY.and(Effects::LOCK).and(Effects::LASTING));
+        assert!(!suspects.is_surprise(before, &answer, false) && suspects.is_surprise(before, &answer, true));
+    }
+
+    #[test]
+    fn settings_are_what_the_answer_says() {
+        let mut answer = Answer::default();
+        for (name, value) in [
+            ("work_mem", Some("7MB")),
+            ("my.gone", None),
+            ("role", Some("none")),
+            ("session_authorization", Some("me")),
+            ("transaction_read_only", Some("on")),
+            ("datestyle", Some("ISO")),
+        ] {
+            answer.add_row(&row(&[Some(name), value]));
+        }
+        assert!(!answer.unreadable);
+        let before =
+            [setting("datestyle", "German"), setting("my.gone", "x"), setting("other", "1"), setting("role", "r")];
+        let some = answer.settings_of(&before, false, "me");
+        assert_eq!(some, [setting("datestyle", "German"), setting("other", "1"), setting("work_mem", "7MB")]);
+        let all = answer.settings_of(&before, true, "me");
+        assert_eq!(all, [setting("datestyle", "German"), setting("work_mem", "7MB")]);
+        answer.add_row(&row(&[Some("a"), Some("b"), Some("c")]));
+        assert!(answer.unreadable);
+    }
+
+    #[test]
+    fn a_text_is_trusted_after_clean_answers() {
+        let (mut learned, mut scanner) = (Learned::default(), Scanner::default());
+        let found = scanner.scan(b"select f(1)", false);
+        let asks = |learned: &mut Learned, random| {
+            let mut suspects = Suspects::default();
+            learned.on_text(&found, random, &mut suspects);
+            (!suspects.is_empty()).then(|| suspects.texts().to_vec())
+        };
+        for _ in 0..3 {
+            let texts = asks(&mut learned, 1).expect("it is on trial");
+            learned.on_answer(&texts, false);
+        }
+        assert_eq!(asks(&mut learned, 1), None);
+        let texts = asks(&mut learned, SAMPLE).expect("a sample");
+        learned.on_answer(&texts, true);
+        assert!(asks(&mut learned, 1).is_some(), "it was found to change something");
+        learned.on_answer(&texts, false);
+        assert!(asks(&mut learned, 1).is_some(), "once found, never trusted");
+        learned.forget();
+        assert!(asks(&mut learned, 1).is_some(), "new again");
+    }
+}

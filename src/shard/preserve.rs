@@ -1,0 +1,561 @@
+//! `session_state: preserve`: what a client's statements may have changed is noted as they pass; behind the
+//! transaction the server is asked what is true; settings then follow the client, and other state keeps the client on
+//! its backend (it is *pinned*) until the server says that it is gone.
+//!
+//! Invariant: a backend is not lent to another client while something is suspected or pinned.
+
+use crate::ids::{BackendId, ClientId, PoolId};
+use crate::io::Transport;
+use crate::memory::Slice;
+use crate::protocol::{HEAD_SIZE, TransactionStatus, reader};
+use crate::session::parameters::{self, Setting, VectorId};
+use crate::session::pipeline::Expect;
+use crate::session::prepared::{self, Number};
+use crate::session::scanner::{Effects, Found, Only};
+use crate::session::suspects::{Answer, Suspects};
+use crate::session::{RelayMode, Transparency};
+
+use super::Shard;
+use super::relay::{Request, Verdict};
+
+/// Mark of the question behind a transaction.
+pub(super) const MARK_CHECK: u32 = 6;
+/// Set in the mark of a query that is DEALLOCATE of the statement of this number.
+pub(super) const MARK_DEALLOCATE: u32 = 1 << 31;
+/// Rows of the answer are read up to this size.
+pub(super) const ROW_SIZE_MAX: u32 = 16 * 1024;
+
+/// What a backend has of its client's session beside settings and prepared statements.
+#[derive(Default)]
+pub(super) struct Kept {
+    /// What the statements since the last question may have changed.
+    pub suspects: Suspects,
+    /// The question that is under way.
+    pub asked: Option<Box<Asked>>,
+    /// What keeps the client here.
+    pub pins: Effects,
+    /// Since when.
+    pub pinned_since: Option<std::time::Instant>,
+    /// The query under way is a RESET or DISCARD by itself.
+    reset: Option<Reset>,
+    /// A statement takes names of settings as parameters.
+    parameters: bool,
+    /// Until the transaction ends, what texts mean may be another matter than `has` says.
+    pub doubt: bool,
+    /// Statements that were prepared under settings other than those they are known by.
+    foreign: Vec<Number>,
+    /// The client is gone and left something: DISCARD ALL before anybody else.
+    pub must_reset: bool,
+}
+
+/// A question and what has come of its answer.
+pub(super) struct Asked {
+    suspects: Suspects,
+    answer: Answer,
+}
+
+/// A statement that gives settings the value which the client began its session with.
+enum Reset {
+    /// One, or a few that belong together.
+    Names(Vec<Box<str>>),
+    All,
+    Discard,
+}
+
+impl Kept {
+    /// Whether another client may have the backend, as far as this goes.
+    #[inline]
+    pub(super) fn is_clean(&self) -> bool {
+        self.suspects.is_empty() && self.pins.is_empty() && self.asked.is_none()
+    }
+
+    /// What keeps the client here, for people.
+    pub(super) fn pin_names(&self) -> Vec<String> {
+        const NAMES: [(Effects, &str); 7] = [
+            (Effects::TEMPORARY, "temporary objects"),
+            (Effects::LISTEN, "LISTEN"),
+            (Effects::CURSOR, "cursor WITH HOLD"),
+            (Effects::PREPARED, "PREPARE"),
+            (Effects::LOCK, "advisory lock"),
+            (Effects::SEQUENCE, "last value of a sequence"),
+            (Effects::LASTING, "LOAD, setseed or what cannot be asked about"),
+        ];
+        NAMES.iter().filter(|(kind, _)| self.pins.has(*kind)).map(|(_, name)| (*name).to_owned()).collect()
+    }
+
+    /// Whether the query under way gives settings their first values.
+    pub(super) fn is_resetting(&self) -> bool {
+        self.reset.is_some()
+    }
+
+    /// The client is gone: what it left must be taken away. `false`: that cannot be done.
+    pub(super) fn on_client_gone(&mut self) -> bool {
+        self.must_reset = !self.is_clean();
+        let lasting = self.pins.has(Effects::LASTING.and(Effects::SEQUENCE));
+        self.forget();
+        !lasting
+    }
+
+    /// The backend is as after its login.
+    pub(super) fn forget(&mut self) {
+        self.suspects.clear();
+        self.asked = None;
+        self.pins = Effects::NONE;
+        self.pinned_since = None;
+        self.reset = None;
+        self.doubt = false;
+        self.parameters = false;
+    }
+}
+
+impl<T: Transport> Shard<T> {
+    /// Whether the sessions of this pool's clients are kept.
+    #[inline]
+    pub(super) fn preserves(&self, pool: PoolId) -> bool {
+        let settings = &self.pools.get(pool).settings;
+        settings.preserve.is_some() && settings.mode != RelayMode::Session
+    }
+
+    /// A simple query of the client's is about to go to the server. `Some`: it has been dealt with.
+    pub(super) fn note_query(
+        &mut self,
+        id: ClientId,
+        backend: BackendId,
+        request: Request,
+        bytes: &Slice,
+        run: &mut usize,
+    ) -> Option<Verdict> {
+        let message = &bytes[request.at..request.at + request.available];
+        if request.available < request.size as usize {
+            self.suspect(backend, Effects::OPAQUE);
+            return None;
+        }
+        let text = reader::query(message).ok()?;
+        let found = self.note_text(backend, text)?;
+        match found.only? {
+            Only::Prepared { name, deallocates } => {
+                let size = name.len();
+                let (before, after) = (&text[..name.start], &text[name.start + size..]);
+                self.splice(id, backend, (before, &text[name], after), deallocates, request, bytes, run)
+            }
+            only => {
+                self.begin_reset(backend, &only);
+                None
+            }
+        }
+    }
+
+    /// The values of a Bind, where a statement takes names of settings from them: what may be one is suspected.
+    pub(super) fn note_values(&mut self, backend: BackendId, message: &[u8], whole: bool) {
+        let Some(link) = self.backend(backend) else { return };
+        if !link.kept.parameters {
+            return;
+        }
+        let suspects = &mut link.kept.suspects;
+        let Some(values) = reader::bind_values(message).ok().filter(|_| whole) else {
+            link.kept.pins = link.kept.pins.and(Effects::LASTING);
+            return;
+        };
+        for value in values.flatten() {
+            let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$');
+            if !value.is_empty() && value.len() <= 128 && value.iter().all(is_name) {
+                suspects.add(Effects::SETTINGS);
+                suspects.add_name(&value.to_ascii_lowercase());
+            }
+        }
+    }
+
+    /// Whether the linked client's session is kept.
+    pub(super) fn keeps_session(&self, backend: BackendId) -> bool {
+        let link = self.backends.get(backend.index, backend.generation);
+        link.is_some_and(|link| self.preserves(link.pool))
+    }
+
+    /// Of the settings that the linked client has. Where they are in doubt it is one that nobody else has.
+    pub(super) fn projection_of(&mut self, backend: BackendId) -> u64 {
+        let random = self.next_random();
+        let link = self.backends.get(backend.index, backend.generation);
+        let known = link.map(|link| (link.kept.doubt, link.has));
+        match known {
+            Some((true, _)) => random | 1 << 63,
+            Some((false, has)) => self.vectors.projection(has),
+            None => 0,
+        }
+    }
+
+    /// Suspects state of these kinds.
+    pub(super) fn suspect(&mut self, backend: BackendId, effects: Effects) {
+        if let Some(link) = self.backend(backend) {
+            link.kept.suspects.add(effects);
+        }
+    }
+
+    /// A text that the client has the server run, or prepare.
+    pub(super) fn note_text(&mut self, backend: BackendId, text: &[u8]) -> Option<Found> {
+        let random = self.next_random();
+        let Self { scanner, backends, pools, clients, vectors, .. } = self;
+        let link = backends.get(backend.index, backend.generation)?;
+        let super::BackendState::Linked(client) = link.state else { return None };
+        let wanted = clients.get(client.index, client.generation)?.wanted;
+        let pool = pools.get(link.pool);
+        let strings = vectors.get(wanted, "standard_conforming_strings");
+        let backslashes = strings.map_or(pool.backslashes, |value| value == "off");
+        let found = scanner.scan(text, backslashes);
+        self.note_found(backend, &found, random);
+        Some(found)
+    }
+
+    /// A text of the unnamed statement, as far as it is here.
+    pub(super) fn note_unnamed(&mut self, backend: BackendId, message: &[u8], whole: bool) {
+        match reader::parse(message) {
+            Ok(parse) if whole => {
+                self.note_text(backend, parse.query);
+            }
+            _ => self.suspect(backend, Effects::OPAQUE),
+        }
+    }
+
+    /// A statement of which only the name comes is about to run.
+    pub(super) fn note_statement(&mut self, backend: BackendId, number: Number) {
+        match self.statements.class(number) {
+            Some((effects, fingerprint)) if !effects.has(Effects::SETTINGS) => {
+                let random = self.next_random();
+                self.note_found(backend, &Found { effects, only: None, fingerprint }, random);
+            }
+            _ => {
+                let mut copy = std::mem::take(&mut self.sql);
+                copy.clear();
+                copy.extend_from_slice(self.statements.text(number));
+                let query = copy.split(|&byte| byte == 0).next().unwrap_or_default();
+                if let Some(found) = self.note_text(backend, query) {
+                    self.statements.classify(number, found.effects, found.fingerprint);
+                }
+                self.sql = copy;
+            }
+        }
+    }
+
+    /// `found` in a text of the client's; names of settings are the scanner's last.
+    fn note_found(&mut self, backend: BackendId, found: &Found, random: u64) {
+        let Self { scanner, backends, pools, learned, .. } = self;
+        let Some(link) = backends.get_mut(backend.index, backend.generation) else { return };
+        let pool = pools.get_mut(link.pool);
+        let mut effects = found.effects;
+        if effects.is_empty() && pool.settings.preserve == Some(Transparency::Fast) {
+            return;
+        }
+        if effects.has(Effects::SETTINGS) {
+            effects = effects.without(Effects::SETTINGS);
+            // What the server reports by itself needs no question.
+            for name in scanner.names().filter(|name| !parameters::is_tracked(name)) {
+                effects = effects.and(Effects::SETTINGS);
+                link.kept.suspects.add_name(name);
+            }
+        }
+        link.kept.doubt |= effects.has(Effects::PARSER);
+        link.kept.parameters |= effects.has(Effects::PARAMETER);
+        effects = effects.without(Effects::PARSER.and(Effects::PARAMETER));
+        if effects.has(Effects::RELEARN) {
+            learned.forget();
+        }
+        // Only where somebody asks for last values does it matter who has them.
+        pool.last_values |= effects.has(Effects::LAST_VALUE);
+        let sequence = if pool.last_values { Effects::SEQUENCE } else { Effects::NONE };
+        let pins = effects.common(Effects::LASTING.and(sequence));
+        link.kept.pins = link.kept.pins.and(pins);
+        let asked = Effects::RELEARN.and(Effects::LAST_VALUE).and(Effects::TWO_PHASE).and(Effects::LASTING);
+        link.kept.suspects.add(effects.without(asked.and(Effects::SEQUENCE)));
+        match pool.settings.preserve {
+            Some(Transparency::Balanced) => learned.on_text(found, random, &mut link.kept.suspects),
+            Some(Transparency::Strict) => link.kept.suspects.add(Effects::OPAQUE),
+            Some(Transparency::Fast) | None => {}
+        }
+    }
+
+    /// The transaction is over and something is suspected: asks the server what is true.
+    pub(super) fn begin_question(&mut self, id: BackendId) {
+        let Some(client) = self.client_of(id) else { return };
+        let Some(wanted) = self.client(client).map(|client| client.wanted) else { return };
+        let mut sql = std::mem::take(&mut self.sql);
+        sql.clear();
+        let link = self.backends.get_mut(id.index, id.generation).expect("the caller has looked it up");
+        let suspects = std::mem::take(&mut link.kept.suspects);
+        suspects.write_question(self.vectors.settings(wanted).iter().map(|setting| &*setting.name), &mut sql);
+        link.kept.asked = Some(Box::new(Asked { suspects, answer: Answer::default() }));
+        let asked = self.ask_own(id, &sql, MARK_CHECK);
+        self.sql = sql;
+        if !asked {
+            self.fail(client, &crate::session::fault::Fault::NoMemory);
+        }
+    }
+
+    /// A row of the answer.
+    pub(super) fn on_check_row(&mut self, id: BackendId, message: &[u8], size: u32) {
+        let Some(asked) = self.backend(id).and_then(|backend| backend.kept.asked.as_mut()) else { return };
+        if message.len() < size as usize {
+            asked.answer.unreadable = true;
+        } else {
+            asked.answer.add_row(message);
+        }
+    }
+
+    /// The answer is whole.
+    pub(super) fn on_check_done(&mut self, id: BackendId) {
+        let now = self.io.now();
+        let Some(client_id) = self.client_of(id) else { return };
+        let Some(asked) = self.backend(id).and_then(|backend| backend.kept.asked.take()) else { return };
+        let Asked { mut suspects, answer } = *asked;
+        let Self { clients, backends, pools, vectors, learned, .. } = self;
+        let client = clients.get_mut(client_id.index, client_id.generation).expect("a linked client is there");
+        let link = backends.get_mut(id.index, id.generation).expect("looked up above");
+        let user = &*pools.get(link.pool).key.user;
+        let settings = answer.settings_of(vectors.settings(client.wanted), suspects.asks_for_all_settings(), user);
+        let mut unknown = answer.unreadable;
+        let mut changed = false;
+        match vectors.intern(settings) {
+            Ok(made) => {
+                changed = made != client.wanted;
+                vectors.let_go(std::mem::replace(&mut client.wanted, made));
+                let held = vectors.hold(made);
+                vectors.let_go(std::mem::replace(&mut link.has, held));
+            }
+            Err(_full) => unknown = true,
+        }
+        let before = link.kept.pins;
+        learned.on_answer(suspects.texts(), suspects.is_surprise(before, &answer, changed));
+        let mut pins = suspects.pins(before, &answer);
+        if unknown {
+            // What it is set to cannot be remembered: it stays where it is.
+            pins = pins.and(Effects::LASTING);
+        }
+        link.kept.pins = pins;
+        link.kept.pinned_since = (!pins.is_empty()).then(|| link.kept.pinned_since.unwrap_or(now));
+        if link.kept.suspects.is_empty() {
+            // The memory is used again.
+            suspects.clear();
+            link.kept.suspects = suspects;
+        }
+    }
+
+    /// The question was refused (a statement_timeout, a role without rights): nothing is known, so the client stays.
+    pub(super) fn on_check_error(&mut self, id: BackendId, text: &str) {
+        let now = self.io.now();
+        log::debug!("the state of a session could not be asked for: {text}; its client keeps its backend");
+        let Some(link) = self.backend(id) else { return };
+        link.kept.asked = None;
+        link.kept.pins = link.kept.pins.and(Effects::LASTING);
+        link.kept.pinned_since = link.kept.pinned_since.or(Some(now));
+    }
+
+    /// The client stays on its backend between transactions.
+    pub(super) fn note_pinned(&mut self, id: BackendId) {
+        let now = self.io.now();
+        if let Some(link) = self.backend(id) {
+            link.kept.pinned_since = link.kept.pinned_since.or(Some(now));
+        }
+    }
+
+    fn begin_reset(&mut self, backend: BackendId, only: &Only) {
+        let names = || {
+            let names = self.scanner.names().filter_map(|name| std::str::from_utf8(name).ok());
+            names.map(Into::into).collect()
+        };
+        let reset = match only {
+            Only::Reset => Reset::Names(names()),
+            Only::ResetAll => Reset::All,
+            Only::DiscardAll => Reset::Discard,
+            Only::Prepared { .. } => return,
+        };
+        let Some(link) = self.backend(backend) else { return };
+        // Behind other requests it could not be told whose settings the server reports.
+        if !link.pipeline.is_client_busy() {
+            link.kept.reset = Some(reset);
+        }
+    }
+
+    /// The query under way failed.
+    pub(super) fn forget_reset(&mut self, backend: BackendId) {
+        if let Some(link) = self.backend(backend) {
+            link.kept.reset = None;
+        }
+    }
+
+    /// Whether the value that the server reports is the one of its own that a RESET went back to, while the client began
+    /// its session with another.
+    pub(super) fn is_reset_away(&mut self, id: BackendId, name: &str) -> bool {
+        let Some(client) = self.client_of(id) else { return false };
+        let startup = self.client(client).expect("a linked client is there").startup;
+        let reset = self.backend(id).is_some_and(|link| match &link.kept.reset {
+            Some(Reset::Names(names)) => names.iter().any(|known| **known == *name),
+            Some(Reset::All | Reset::Discard) => true,
+            None => false,
+        });
+        reset && self.vectors.get(startup, name).is_some()
+    }
+
+    /// A RESET by itself has been done, and ReadyForQuery is next: what the client began its session with comes back.
+    pub(super) fn finish_reset(&mut self, id: BackendId) {
+        let Some(client_id) = self.client_of(id) else { return };
+        let Some(link) = self.backend(id) else { return };
+        let Some(reset) = link.kept.reset.take() else { return };
+        let (status, has) = (link.pipeline.status(), link.has);
+        let client = self.clients.get_mut(client_id.index, client_id.generation).expect("a linked client is there");
+        let (connection, wanted, startup) = (client.connection, client.wanted, client.startup);
+        let is_kept = |name: &str| match &reset {
+            Reset::Names(names) => !names.iter().any(|reset| **reset == *name),
+            // RESET ALL touches neither.
+            Reset::All => matches!(name, "role" | "session_authorization"),
+            Reset::Discard => false,
+        };
+        let kept = |vector: VectorId| -> Vec<Setting> {
+            self.vectors.settings(vector).iter().filter(|setting| is_kept(&setting.name)).cloned().collect()
+        };
+        let again: Vec<Setting> =
+            self.vectors.settings(startup).iter().filter(|setting| !is_kept(&setting.name)).cloned().collect();
+        let told: Vec<Setting> = again
+            .iter()
+            .filter(|setting| parameters::is_tracked(setting.name.as_bytes()))
+            .filter(|setting| self.vectors.get(wanted, &setting.name) != Some(&*setting.value))
+            .cloned()
+            .collect();
+        let (new_has, mut new_wanted) = (kept(has), kept(wanted));
+        new_wanted.extend(again);
+        let (Ok(new_has), Ok(new_wanted)) = (self.vectors.intern(new_has), self.vectors.intern(new_wanted)) else {
+            self.suspect(id, Effects::OPAQUE);
+            return;
+        };
+        let client = self.clients.get_mut(client_id.index, client_id.generation).expect("looked up above");
+        client.wanted = new_wanted;
+        let link = self.backends.get_mut(id.index, id.generation).expect("looked up above");
+        self.vectors.let_go(std::mem::replace(&mut link.has, new_has));
+        if status == TransactionStatus::Idle {
+            // Done for good, and known without a question.
+            let discards = matches!(reset, Reset::Discard);
+            if discards {
+                link.kept.pins = link.kept.pins.common(Effects::LASTING);
+            }
+            link.kept.suspects.clear();
+        } else {
+            // A ROLLBACK brings back what nobody would ask for any more.
+            let names = self.vectors.settings(wanted).iter().map(|setting| setting.name.as_bytes());
+            for name in names.filter(|name| !parameters::is_tracked(name)) {
+                link.kept.suspects.add(Effects::SETTINGS);
+                link.kept.suspects.add_name(name);
+            }
+        }
+        self.vectors.let_go(wanted);
+        for setting in told {
+            self.write(connection, setting.name.len() + setting.value.len() + 16, |writer| {
+                let name = parameters::reported_name(&setting.name);
+                let _ = writer.parameter_status(name.as_bytes(), setting.value.as_bytes());
+            });
+        }
+        if new_has != new_wanted {
+            if !self.ask_settings(id, new_wanted, super::link::MARK_REPLAY) {
+                self.fail(client_id, &crate::session::fault::Fault::NoMemory);
+                return;
+            }
+            let held = self.vectors.hold(new_wanted);
+            let link = self.backends.get_mut(id.index, id.generation).expect("looked up above");
+            self.vectors.let_go(std::mem::replace(&mut link.has, held));
+        }
+    }
+
+    /// EXECUTE or DEALLOCATE of a statement that the client prepared by the protocol: it has another name here.
+    #[allow(clippy::too_many_arguments)]
+    fn splice(
+        &mut self,
+        id: ClientId,
+        backend: BackendId,
+        (before, name, after): (&[u8], &[u8], &[u8]),
+        deallocates: bool,
+        request: Request,
+        bytes: &Slice,
+        run: &mut usize,
+    ) -> Option<Verdict> {
+        let own: Vec<u8> = match name {
+            [b'"', inner @ .., b'"'] => String::from_utf8_lossy(inner).replace("\"\"", "\"").into_bytes(),
+            _ => name.to_ascii_lowercase(),
+        };
+        let number = self.find_name(id, &own)?;
+        if self.backend(backend).is_some_and(|link| link.pipeline.is_undecided()) {
+            return Some(self.pause(id));
+        }
+        self.flush_run(id, bytes, *run, request.at);
+        *run = request.at;
+        let had = self.backend(backend).is_some_and(|link| link.prepared.touch(number));
+        let mut room = [0; 16];
+        let there = prepared::backend_name(number, &mut room);
+        let sent = self.ensure(backend, number).is_ok()
+            && (had || {
+                self.ask(backend, Expect::OwnSync, 0);
+                self.send_own(backend, 8, |writer| writer.sync().expect("the room was asked for"))
+            })
+            && {
+                self.ask(backend, Expect::Query, if deallocates { MARK_DEALLOCATE | number } else { 0 });
+                self.send_own(backend, request.size as usize + there.len() + HEAD_SIZE, |writer| {
+                    let _ = writer.query_parts(&[before, there, after]);
+                })
+            };
+        if !sent {
+            self.fail(id, &crate::session::fault::Fault::NoMemory);
+            return Some(Verdict::Gone);
+        }
+        Some(Verdict::Drop)
+    }
+
+    /// The server has deallocated a statement under the name that it has there.
+    pub(super) fn on_deallocated(&mut self, id: BackendId, number: Number) {
+        let Some(client) = self.client_of(id) else { return };
+        if let Some(link) = self.backend(id) {
+            link.prepared.remove(number);
+        }
+        let mut closed = false;
+        self.with_names(client, |names| {
+            if let Some(name) = names.name_of(number).map(<[u8]>::to_vec)
+                && let Some(found) = names.find(&name)
+            {
+                names.close(found);
+                closed = names.closed(number);
+            }
+        });
+        if closed {
+            self.statements.let_go(number);
+        }
+    }
+
+    /// A statement is prepared here under other settings than those it is known by: others must not find it.
+    pub(super) fn note_foreign(&mut self, backend: BackendId, number: Number) {
+        if let Some(link) = self.backend(backend)
+            && !link.kept.foreign.contains(&number)
+        {
+            link.kept.foreign.push(number);
+        }
+    }
+
+    /// The backend is about to be lent to others.
+    pub(super) fn hide_foreign(&mut self, backend: BackendId) {
+        let Some(link) = self.backend(backend) else { return };
+        for number in std::mem::take(&mut link.kept.foreign) {
+            link.prepared.remove(number);
+            link.expect_stale(number);
+        }
+    }
+
+    /// A client's notification carries the process id that the client was given, where it is its own.
+    pub(super) fn is_own_notification(&mut self, id: BackendId, message: &[u8]) -> bool {
+        let Some(link) = self.backend(id) else { return false };
+        let own = link.process_id.to_be_bytes();
+        message.get(HEAD_SIZE..HEAD_SIZE + 4) == Some(&own[..])
+    }
+
+    /// The client is gone or let go of: its backend is closed if what it left cannot be taken away.
+    pub(super) fn leave_kept(&mut self, id: BackendId) -> bool {
+        let Some(link) = self.backend(id) else { return false };
+        if !link.kept.on_client_gone() {
+            link.tainted = true;
+        }
+        self.hide_foreign(id);
+        true
+    }
+}

@@ -1,0 +1,228 @@
+//! What clients do: random acts of one client, as the bytes that it writes.
+
+use super::support::raw::{message, zero_ended};
+
+/// One write, and how many ReadyForQuery answer it.
+#[derive(Clone)]
+pub struct Act {
+    pub text: String,
+    pub bytes: Vec<u8>,
+    pub readies: usize,
+    /// Instead: it leaves and logs in anew.
+    pub reconnects: bool,
+}
+
+/// Numbers from a seed (splitmix64).
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed)
+    }
+
+    pub fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) % end.max(1) as u64) as usize
+    }
+
+    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len())]
+    }
+
+    fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// Settings and values that they may have.
+const SETTINGS: [(&str, &[&str]); 9] = [
+    ("work_mem", &["1MB", "2MB", "3MB"]),
+    ("statement_timeout", &["0", "1h", "2h"]),
+    ("extra_float_digits", &["0", "1", "3"]),
+    ("timezone", &["UTC", "Asia/Tokyo", "America/New_York"]),
+    ("datestyle", &["ISO, MDY", "German, DMY", "SQL, DMY"]),
+    ("intervalstyle", &["postgres", "iso_8601"]),
+    ("application_name", &["one", "two", "it''s"]),
+    ("default_transaction_isolation", &["read committed", "repeatable read"]),
+    ("my.own", &["a", "b \\ c", ""]),
+];
+
+/// What the client asks for when it connects.
+pub fn startup(random: &mut Random, client: usize) -> Vec<(String, String)> {
+    let mut parameters = Vec::new();
+    if random.chance(40) {
+        parameters.push(("TimeZone".to_owned(), "Europe/Berlin".to_owned()));
+    }
+    if random.chance(30) {
+        parameters.push(("application_name".to_owned(), format!("client {client}")));
+    }
+    if random.chance(30) {
+        parameters.push(("options".to_owned(), "-c work_mem=5MB".to_owned()));
+    }
+    parameters
+}
+
+fn query(text: &str) -> Act {
+    Act { text: text.to_owned(), bytes: message(b'Q', &zero_ended(text)), readies: 1, reconnects: false }
+}
+
+fn parse(name: &str, text: &str) -> Vec<u8> {
+    let mut body = [zero_ended(name), zero_ended(text)].concat();
+    body.extend_from_slice(&[0, 0]);
+    message(b'P', &body)
+}
+
+fn bind(name: &str, values: &[&str]) -> Vec<u8> {
+    let mut body = [zero_ended(""), zero_ended(name)].concat();
+    body.extend_from_slice(&[0, 0]);
+    body.extend_from_slice(&(values.len() as u16).to_be_bytes());
+    for value in values {
+        body.extend_from_slice(&(value.len() as u32).to_be_bytes());
+        body.extend_from_slice(value.as_bytes());
+    }
+    body.extend_from_slice(&[0, 0]);
+    message(b'B', &body)
+}
+
+fn execute() -> Vec<u8> {
+    message(b'E', &[0, 0, 0, 0, 0])
+}
+
+fn sync() -> Vec<u8> {
+    message(b'S', &[])
+}
+
+/// Messages of the extended protocol.
+fn extended(text: String, messages: &[Vec<u8>]) -> Act {
+    let readies = messages.iter().filter(|message| message[0] == b'S').count();
+    Act { text, bytes: messages.concat(), readies, reconnects: false }
+}
+
+pub fn act(random: &mut Random, client: usize, may_pin: bool) -> Act {
+    if may_pin && random.chance(40) {
+        return pinning(random, client);
+    }
+    let (name, values) = *random.pick(&SETTINGS);
+    let value = *random.pick(values);
+    let plain = value.replace("''", "'");
+    match random.below(40) {
+        0..=2 => query(&format!("set {name} to {}", literal(value))),
+        3 => query(&format!("set local {name} = {}", literal(value))),
+        4 => query(&format!("reset {name}")),
+        5 => query(&format!("set session {name} to default")),
+        6 => query("reset all"),
+        7 => query(&format!("select set_config('{name}', '{value}', {})", random.chance(30))),
+        8..=9 => {
+            let name = name.to_owned();
+            extended(
+                format!("set_config by parameters: {name} = {plain}"),
+                &[parse("", "select set_config($1, $2, false)"), bind("", &[&name, &plain]), execute(), sync()],
+            )
+        }
+        10 => query(&format!("do $$ begin perform set_config('work_mem', '{}MB', false); end $$", 6 + random.below(3))),
+        11 => query(&format!("select c{client}.f('statement_timeout', '{}min')", 1 + random.below(9))),
+        12..=16 => query(&show()),
+        17 => query(&format!("begin; set {name} to {}", literal(value))),
+        18 => query("begin"),
+        19..=20 => query("commit"),
+        21 => query("rollback"),
+        22 => query("savepoint a"),
+        23 => query("rollback to a"),
+        24 => query("select 1/0"),
+        25 => query(&format!("set work_mem to '{}MB'; select 1/0", 1 + random.below(3))),
+        26 => query(&format!(
+            "set search_path to {}",
+            random.pick(&[&format!("c{client}")[..], "public", "\"$user\", public"])
+        )),
+        27 => query(&format!("insert into t values ({}, 'x') on conflict do nothing", random.below(5))),
+        28 => query("select count(*) from t"),
+        29 => query(&format!("set role {}", random.pick(&[&format!("r{client}")[..], "none"]))),
+        30 => query("reset role"),
+        31 => query("discard all"),
+        32 => {
+            let name = *random.pick(&["s", "T"]);
+            let text = *random.pick(&["select count(*) from t", "select 1 + 1", "show work_mem"]);
+            // An error names one of a client's names for a text, and not always the one that was used.
+            let text = &*format!("{text} -- {name}");
+            extended(format!("parse {name}: {text}"), &[parse(name, text), bind(name, &[]), execute(), sync()])
+        }
+        33 => {
+            let name = *random.pick(&["s", "T"]);
+            extended(format!("execute {name}"), &[bind(name, &[]), execute(), sync()])
+        }
+        34 => {
+            let name = *random.pick(&["s", "T"]);
+            extended(format!("close {name}"), &[message(b'C', &[b"S", &zero_ended(name)[..]].concat()), sync()])
+        }
+        35 => extended(
+            format!("batch: set {name}, show, error, show"),
+            &[
+                parse("", &format!("set {name} to {}", literal(value))),
+                bind("", &[]),
+                execute(),
+                parse("", &show()),
+                bind("", &[]),
+                execute(),
+                sync(),
+                parse("", "select 1/0"),
+                bind("", &[]),
+                execute(),
+                sync(),
+                parse("", &show()),
+                bind("", &[]),
+                execute(),
+                sync(),
+            ],
+        ),
+        36 => query(&format!("deallocate {}", random.pick(&["s", "\"T\"", "all"]))),
+        37 => query(&format!("execute {}", random.pick(&["s", "\"T\""]))),
+        38 => query(&format!("copy (select {}) to stdout", random.below(9))),
+        _ => Act { text: "leave and come back".to_owned(), bytes: Vec::new(), readies: 0, reconnects: true },
+    }
+}
+
+/// What keeps the client on its backend.
+fn pinning(random: &mut Random, client: usize) -> Act {
+    let key = client * 1000 + random.below(3);
+    query(&match random.below(20) {
+        0 => "create temp table if not exists mine (a int)".to_owned(),
+        1 => "create temp table soon on commit drop as select 1 as a".to_owned(),
+        2 => "insert into mine values (1)".to_owned(),
+        3 => "select count(*) from mine".to_owned(),
+        4 => "drop table mine".to_owned(),
+        5 => format!("select pg_advisory_lock({key})"),
+        6 => format!("select pg_advisory_unlock({key})"),
+        7 => format!(
+            "select count(*) from pg_locks where locktype = 'advisory' and objid between {} and {}",
+            client * 1000,
+            client * 1000 + 999
+        ),
+        8 => "select pg_advisory_unlock_all()".to_owned(),
+        9 => "begin; declare c cursor with hold for select generate_series(1, 9); commit".to_owned(),
+        10 => "fetch 2 from c".to_owned(),
+        11 => "close c".to_owned(),
+        12 => "prepare p(int) as select $1 + 1".to_owned(),
+        13 => "execute p(1)".to_owned(),
+        14 => "deallocate p".to_owned(),
+        15 => format!("listen channel_{client}"),
+        16 => format!("notify channel_{client}, '{}'", random.below(9)),
+        17 => "unlisten *".to_owned(),
+        18 => "discard temp".to_owned(),
+        _ => "select * from pg_listening_channels()".to_owned(),
+    })
+}
+
+/// Everything that a client can have set. What was set once is '' afterwards rather than unknown, for the life of a
+/// backend: the one difference that is known.
+fn show() -> String {
+    let values: Vec<String> =
+        SETTINGS.iter().map(|(name, _)| format!("coalesce(current_setting('{name}', true), '')")).collect();
+    format!("select {}, current_setting('search_path'), current_user", values.join(", "))
+}
+
+fn literal(value: &str) -> String {
+    format!("'{value}'")
+}

@@ -1,0 +1,277 @@
+//! The differential tester: random sessions, each spoken to PostgreSQL directly and through QCP in Smart mode with
+//! `session_state: preserve`, where they take turns on fewer backends than there are clients. Every message must be
+//! the same, but for process ids and times.
+//!
+//! Each client has its own schema, role, channels and lock keys, so that there is one right answer whatever the order.
+//! Clients that may be pinned are one less than the backends; the others finish their transactions before another of
+//! them goes on.
+//!
+//! `SEEDS=n` (40) runs so many from `FROM` (1); `SEED=n` runs one and shows what it says. A seed that fails is
+//! shrunk to a few steps first. `STEPS=n` (25) is the length of a session.
+
+mod acts;
+#[path = "../support/mod.rs"]
+mod support;
+#[path = "../conversations/trace.rs"]
+mod trace;
+
+use std::time::Instant;
+
+use acts::{Act, Random};
+use support::Address;
+use support::pooler::Qcp;
+use support::postgres::{SUPERUSER, postgres};
+use support::raw::{PATIENCE, PROTOCOL_3_0, RawClient, Received, message, startup};
+
+const CLIENTS: usize = 6;
+const BACKENDS: usize = 3;
+/// Clients that may be pinned.
+const PINNED: usize = BACKENDS - 1;
+const DATABASE: &str = "transparency";
+
+/// The session of one client.
+#[derive(Clone)]
+struct Session {
+    number: usize,
+    startup: Vec<(String, String)>,
+    acts: Vec<Act>,
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}: {text}")))
+}
+
+#[test]
+fn sessions_are_as_on_a_direct_connection() {
+    let server = postgres();
+    server.create_database(DATABASE);
+    for client in 0..CLIENTS {
+        server.execute(
+            DATABASE,
+            &format!(
+                "CREATE SCHEMA c{client}; CREATE TABLE c{client}.t (id int PRIMARY KEY, v text);
+                 CREATE ROLE r{client}; GRANT ALL ON SCHEMA c{client} TO r{client};
+                 GRANT ALL ON c{client}.t TO r{client};
+                 CREATE FUNCTION c{client}.f(n text, v text) RETURNS text LANGUAGE sql
+                 AS $$ SELECT set_config(n, v, false) $$"
+            ),
+        );
+    }
+    let yaml = format!("relay_mode: Smart\nsession_state: preserve\npool: {{size: {BACKENDS}, queue_timeout: 5s}}\n");
+    let qcp = Qcp::start(&yaml, 2);
+    let places = Places { direct: server.tcp(), through: qcp.tcp() };
+    if let Ok(seed) = std::env::var("SEED") {
+        return one(&places, seed.parse().expect("SEED is a number"));
+    }
+    let (from, count) = (number("FROM", 1), number("SEEDS", 40));
+    let (begun, mut acts) = (Instant::now(), 0);
+    for seed in from..from + count {
+        let sessions = sessions(seed);
+        acts += sessions.iter().map(|session| session.acts.len()).sum::<usize>();
+        if places.difference(&sessions, seed).is_some() {
+            one(&places, seed);
+        }
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    println!("{count} seeds from {from}: {} sessions, {acts} acts, {seconds:.0} s", count as usize * CLIENTS);
+}
+
+/// Shows what differs with this seed, in as few acts as it takes.
+fn one(places: &Places, seed: u64) {
+    let sessions = sessions(seed);
+    let Some(difference) = places.difference(&sessions, seed) else {
+        println!("seed {seed} is clean");
+        return;
+    };
+    println!("seed {seed}: {difference}\nshrinking");
+    let sessions = shrink(places, sessions, seed);
+    for session in &sessions {
+        if !session.acts.is_empty() {
+            println!("client {} {:?}", session.number, session.startup);
+        }
+        for act in &session.acts {
+            println!("    {}", act.text);
+        }
+    }
+    let difference = places.difference(&sessions, seed).unwrap_or_else(|| "not always".to_owned());
+    panic!("seed {seed}: {difference}");
+}
+
+fn sessions(seed: u64) -> Vec<Session> {
+    let steps = number("STEPS", 25) as usize;
+    let session = |client: usize| {
+        let mut random = Random::new(seed * 1000 + client as u64);
+        let startup = acts::startup(&mut random, client);
+        let acts = (0..steps).map(|_| acts::act(&mut random, client, client < PINNED)).collect();
+        Session { number: client, startup, acts }
+    };
+    (0..CLIENTS).map(session).collect()
+}
+
+/// Leaves acts out as long as something still differs.
+fn shrink(places: &Places, mut sessions: Vec<Session>, seed: u64) -> Vec<Session> {
+    let until = Instant::now() + std::time::Duration::from_secs(number("SHRINK", 60));
+    for client in 0..sessions.len() {
+        let mut size = sessions[client].acts.len();
+        while size > 0 {
+            let mut at = 0;
+            while at < sessions[client].acts.len() && Instant::now() < until {
+                let mut fewer = sessions.clone();
+                let end = (at + size).min(fewer[client].acts.len());
+                fewer[client].acts.drain(at..end);
+                if places.difference(&fewer, seed).is_some() {
+                    sessions = fewer;
+                } else {
+                    at += size;
+                }
+            }
+            size /= 2;
+        }
+    }
+    sessions
+}
+
+struct Places {
+    direct: Address,
+    through: Address,
+}
+
+impl Places {
+    /// The first difference between the two ways.
+    fn difference(&self, sessions: &[Session], seed: u64) -> Option<String> {
+        clean_up();
+        let direct: Vec<Vec<Vec<String>>> = sessions
+            .iter()
+            .map(|session| {
+                let mut client = Client::connect(&self.direct, session);
+                let first = std::mem::take(&mut client.greeting);
+                std::iter::once(first).chain(session.acts.iter().map(|act| client.play(act))).collect()
+            })
+            .collect();
+        clean_up();
+        let mut random = Random::new(seed ^ 0x5eed);
+        let mut clients: Vec<Client> = sessions.iter().map(|session| Client::connect(&self.through, session)).collect();
+        for (session, client) in sessions.iter().zip(&clients) {
+            if client.greeting != direct[session.number][0] {
+                return Some(told(session, "its login", &direct[session.number][0], &client.greeting));
+            }
+        }
+        let mut at = vec![0; sessions.len()];
+        // A client without a backend of its own that is in a transaction.
+        let mut busy: Option<usize> = None;
+        loop {
+            let open = |client: &usize| at[*client] < sessions[*client].acts.len();
+            let shares = |client: usize| client >= PINNED;
+            let free = |client: &usize| busy.is_none_or(|busy| !shares(*client) || busy == *client);
+            let ready: Vec<usize> = (0..sessions.len()).filter(|client| open(client) && free(client)).collect();
+            let Some(&chosen) = ready.get(random.below(ready.len().max(1))) else {
+                if let Some(left) = busy.take() {
+                    // Its session is over while its transaction is not.
+                    clients[left].leave();
+                    continue;
+                }
+                return None;
+            };
+            let (session, act) = (&sessions[chosen], &sessions[chosen].acts[at[chosen]]);
+            let heard = clients[chosen].play(act);
+            let expected = &direct[chosen][at[chosen] + 1];
+            if heard != *expected {
+                return Some(told(session, &act.text, expected, &heard));
+            }
+            at[chosen] += 1;
+            if shares(chosen) {
+                busy = (clients[chosen].status != b'I').then_some(chosen);
+            }
+        }
+    }
+}
+
+fn told(session: &Session, act: &str, expected: &[String], heard: &[String]) -> String {
+    let lines =
+        |mark: &str, lines: &[String]| lines.iter().map(|line| format!("\n  {mark} {line}")).collect::<String>();
+    format!("client {}, {act}:{}{}", session.number, lines("-", expected), lines("+", heard))
+}
+
+/// What sessions leave in the database.
+fn clean_up() {
+    let statements: Vec<String> = (0..CLIENTS).map(|client| format!("TRUNCATE c{client}.t")).collect();
+    postgres().execute(DATABASE, &statements.join("; "));
+}
+
+struct Client {
+    connection: Option<RawClient>,
+    greeting: Vec<String>,
+    status: u8,
+    address: Address,
+    startup: Vec<(String, String)>,
+}
+
+impl Client {
+    fn connect(address: &Address, session: &Session) -> Client {
+        let mut client = Client {
+            connection: None,
+            greeting: Vec::new(),
+            status: b'I',
+            address: address.clone(),
+            startup: session.startup.clone(),
+        };
+        client.greeting = client.log_in();
+        client
+    }
+
+    fn log_in(&mut self) -> Vec<String> {
+        let mut connection = RawClient::connect(&self.address);
+        let own = self.startup.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let parameters: Vec<(&str, &str)> =
+            [("user", SUPERUSER), ("database", DATABASE)].into_iter().chain(own).collect();
+        connection.send(&startup(PROTOCOL_3_0, &parameters));
+        self.connection = Some(connection);
+        self.listen(1)
+    }
+
+    /// Does it, and says what came of it.
+    fn play(&mut self, act: &Act) -> Vec<String> {
+        if act.reconnects {
+            self.leave();
+            return self.log_in();
+        }
+        let Some(connection) = &mut self.connection else { return Vec::new() };
+        connection.send(&act.bytes);
+        self.listen(act.readies)
+    }
+
+    fn leave(&mut self) {
+        if let Some(mut connection) = self.connection.take() {
+            connection.send(&message(b'X', &[]));
+            // Its end says that what it had is given back, or at least that it has been read.
+            while let Received::Message(_) = connection.receive(PATIENCE) {}
+        }
+        self.status = b'I';
+    }
+
+    fn listen(&mut self, readies: usize) -> Vec<String> {
+        let Some(connection) = &mut self.connection else { return Vec::new() };
+        let (mut lines, mut left) = (Vec::new(), readies);
+        while left > 0 {
+            match connection.receive(PATIENCE) {
+                Received::Message(message) => {
+                    if message.tag == b'Z' {
+                        left -= 1;
+                        self.status = message.body[0];
+                    }
+                    lines.extend(trace::line(&message));
+                }
+                Received::Quiet => {
+                    lines.push("(nothing)".to_owned());
+                    break;
+                }
+                Received::Closed => {
+                    lines.push("closed".to_owned());
+                    self.status = b'I';
+                    break;
+                }
+            }
+        }
+        trace::normalise(lines)
+    }
+}
