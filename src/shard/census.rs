@@ -51,6 +51,12 @@ pub struct PoolCensus {
     pub waiting: usize,
     /// How long the first in the queue has waited.
     pub oldest_wait: Duration,
+    /// Those who wait need what is at other shards.
+    pub wants_more: bool,
+    /// Questions asked of other shards.
+    pub asked: u32,
+    /// Shards that have answered that they have nothing.
+    pub nothing: usize,
     /// Who waits and since when, by the clients' table.
     pub queue: Vec<(ClientId, Instant)>,
 }
@@ -116,6 +122,9 @@ impl<T: Transport> Shard<T> {
                 counted: of_pool.filter(|(_, _, backend)| backend.purpose == Purpose::Pool).count() as u32,
                 waiting: pool.part.waiting(),
                 oldest_wait: oldest.map(|(_, since)| now.duration_since(since)).unwrap_or_default(),
+                wants_more: pool.part.wants_more(),
+                asked: pool.round,
+                nothing: pool.nothing.iter().filter(|(_, times)| *times > 0).count(),
                 queue: queue.collect(),
             });
         }

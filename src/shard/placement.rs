@@ -61,7 +61,8 @@ impl Population {
         self.shards[usize::from(shard.0)].0.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn load(&self, shard: ShardId) -> u32 {
+    /// Clients that live on a shard, or are on their way there.
+    pub fn load(&self, shard: ShardId) -> u32 {
         self.shards[usize::from(shard.0)].0.load(Ordering::Relaxed)
     }
 }

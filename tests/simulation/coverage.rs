@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// Beginnings of what is noted. The transitions are noted only where debug assertions are on.
+/// Beginnings of what is noted: "client moved" is a `Mail::Client`, "backend moved" a `Mail::Give` with a backend. The transitions are noted only where debug assertions are on.
 const REQUIRED: &[&str] = &[
     "backend moved",
     "bytes after a stop",
@@ -19,8 +19,11 @@ const REQUIRED: &[&str] = &[
     "fault: canceling statement",
     "fault: no server connection of pool",
     "login refused",
+    "logs in with a request",
+    "mail: Ask",
     "mail: Cancel",
     "mail: Give",
+    "mail: Nothing",
     "mail: Quit",
     "no chunk left to receive into",
     "server connection died",

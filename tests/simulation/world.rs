@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use qcp::auth::secrets::Salts;
-use qcp::ids::{ConnectionId, ShardId};
+use qcp::ids::{ClientId, ConnectionId, ShardId};
 use qcp::io::doorbell::Doorbell;
 use qcp::io::{Errno, Event, SocketAddress};
 use qcp::memory::Arena;
@@ -61,6 +61,8 @@ struct Core {
     stopped: bool,
     /// As it was after the last event.
     last: Census,
+    /// Who is first in a queue and needs what other shards have, by the pool, and since when.
+    wanting: Vec<(String, String, (ClientId, Instant), u64)>,
 }
 
 pub struct World {
@@ -75,6 +77,11 @@ pub struct World {
     peers: Vec<Peer>,
     /// What moves between shards.
     roads: Arc<Mutex<Roads>>,
+    /// When a backend last was on its way.
+    moved_at: u64,
+    population: Arc<Population>,
+    /// Clients that came to no shard, because it had ended or was full.
+    strays: u32,
     applications: Vec<Application>,
     servers: Vec<ServerConnection>,
     executed: BTreeSet<Mark>,
@@ -99,6 +106,8 @@ const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
 const CLIENT_STALL_TIMEOUT: Duration = Duration::from_secs(40);
 /// Nobody waits longer than this for anything: sleeps, outages and timeouts are far shorter.
 const PATIENCE: u64 = 60 * SECOND;
+/// A shard whose clients wait has asked the others several times by then.
+const FOREIGN: u64 = 60 * MILLI;
 const NODES: usize = 4096;
 const CHECKS: u32 = 2;
 
@@ -147,6 +156,7 @@ impl World {
                 busy_at: 0,
                 stopped: false,
                 last: Census::default(),
+                wanting: Vec::new(),
             });
         }
         let applications =
@@ -160,6 +170,9 @@ impl World {
             addresses,
             peers: Vec::new(),
             roads,
+            moved_at: 0,
+            population,
+            strays: 0,
             applications,
             servers: Vec::new(),
             executed: BTreeSet::new(),
@@ -337,6 +350,7 @@ impl World {
                     self.plan(0, Action::End(core, connection));
                 }
                 Wish::Detaching { connection } => {
+                    self.moved_at = self.now;
                     let after = self.latency();
                     self.plan(after, Action::Depart(core, connection));
                 }
@@ -349,6 +363,7 @@ impl World {
                     }
                     Peer::Server(index) => {
                         self.coverage.note("backend moved");
+                        self.moved_at = self.now;
                         trace!(self, "server {index}: moves to shard {core}");
                         self.servers[index].shard = core;
                         self.servers[index].connection = connection;
@@ -376,6 +391,7 @@ impl World {
         let dropped = std::mem::take(&mut locked(&self.roads).dropped);
         for peer in dropped {
             self.coverage.note("closed on its way");
+            self.strays += u32::from(matches!(self.peers[peer as usize], Peer::Application(_)));
             self.closed_by_pooler(peer);
         }
         for core in 0..self.cores.len() {

@@ -47,7 +47,17 @@ impl World {
         let one = &mut self.applications[index];
         one.connection = Some(connection);
         one.heard_at = self.now;
-        let bytes = if self.random.below(4) == 0 { one.encryption_request() } else { one.startup_packet() };
+        let mut bytes = if self.random.below(4) == 0 { one.encryption_request() } else { one.startup_packet() };
+        // Whoever knows that nothing will be asked can send on at once (of a dedicated client the server may ask).
+        let eager = self.dials.trust
+            && !self.dials.dedicated
+            && one.stage == application::Stage::Login
+            && !one.actions.is_empty();
+        if eager && self.random.below(3) == 0 {
+            bytes.extend(one.act(&self.dials));
+            self.requests += 1;
+            self.coverage.note("logs in with a request");
+        }
         trace!(self, "client {index}: connects to shard {core}");
         self.feed(core, event);
         self.send_from(index, &bytes);

@@ -40,6 +40,8 @@ impl World {
             assert_eq!(pool.waiting, pool.queue.len(), "{pool:?}");
         }
         self.look_at_order(core, &census);
+        self.look_at_foreign_order(core, &census);
+        self.note_wanting(core, &census);
         self.cores[core].last = census;
     }
 
@@ -56,6 +58,56 @@ impl World {
                 let passed = after.queue.iter().find(|(_, other)| other < since);
                 if let (true, Some((older, _))) = (served, passed) {
                     panic!("{client:?} is served before {older:?}, who has waited longer");
+                }
+            }
+        }
+    }
+
+    /// Notes whose turn it would be if another shard had a backend to spare.
+    fn note_wanting(&mut self, core: usize, census: &Census) {
+        let mut wanting = Vec::new();
+        for pool in &census.pools {
+            if pool.asked > 0 {
+                self.coverage.note("mail: Ask");
+            }
+            if pool.nothing > 0 {
+                self.coverage.note("mail: Nothing");
+            }
+            let Some(first) = pool.queue.iter().min_by_key(|(_, since)| since) else { continue };
+            if !pool.wants_more {
+                continue;
+            }
+            let same = |(name, server, waits, _): &&_| (name, server, waits) == (&pool.name, &pool.server, first);
+            let since = self.cores[core].wanting.iter().find(same).map_or(self.now, |(_, _, _, since)| *since);
+            wanting.push((pool.name.clone(), pool.server.clone(), *first, since));
+        }
+        self.cores[core].wanting = wanting;
+    }
+
+    /// A backend is not handed to a client while one at another shard, which has asked for a while, waits much longer.
+    fn look_at_foreign_order(&self, core: usize, census: &Census) {
+        // Time enough for a few questions; and what has just moved may explain anything.
+        if self.now < self.moved_at + FOREIGN || !locked(&self.roads).is_empty() {
+            return;
+        }
+        let now = self.base + Duration::from_micros(self.now);
+        for before in &self.cores[core].last.pools {
+            let served = before
+                .queue
+                .iter()
+                .filter(|(client, _)| census.clients_links.iter().any(|(linked, _)| linked == client));
+            for (client, since) in served {
+                let waited = now.duration_since(*since);
+                for (other, one) in self.cores.iter().enumerate().filter(|(other, _)| *other != core) {
+                    let asks = one.wanting.iter().find(|(name, server, _, from)| {
+                        (name, server) == (&before.name, &before.server) && self.now >= from + FOREIGN
+                    });
+                    let Some((_, _, (first, older), _)) = asks else { continue };
+                    let older = now.duration_since(*older);
+                    assert!(
+                        older <= waited + Duration::from_millis(5).max(waited / 3),
+                        "{client:?} of shard {core} is served after {waited:?}, but {first:?} of shard {other} waits for {older:?}"
+                    );
                 }
             }
         }
@@ -115,6 +167,12 @@ impl World {
             core.shard.io.end();
             let kept = core.arena.chunk_count() - core.arena.free_count();
             assert!(kept <= census.statements, "shard {index} keeps {kept} chunks: {census:?}");
+        }
+        let all = self.population.count();
+        assert!(all <= self.strays, "{all} clients are counted, {} came nowhere", self.strays);
+        for shard in 0..self.cores.len() {
+            let count = self.population.load(ShardId(shard as u16));
+            assert!(count <= self.strays, "{count} clients are counted at shard {shard}");
         }
         for one in &self.applications {
             assert!(self.quitting.is_some() || one.stage == application::Stage::Gone);
