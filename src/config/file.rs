@@ -79,6 +79,7 @@ pub(super) struct Pool {
 pub(super) struct Limits {
     pub max_clients: Option<Count<1, 1_000_000>>,
     pub login_timeout: Option<Parsed<Wait<1>>>,
+    pub client_stall_timeout: Option<Parsed<Wait<0>>>,
     pub cancel_timeout: Option<Parsed<Wait<1>>>,
 }
 

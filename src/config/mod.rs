@@ -49,6 +49,8 @@ pub struct Config {
     pub max_clients: u32,
     /// From accept to the end of the handshake.
     pub login_timeout: Duration,
+    /// For a client that takes nothing of its answer while others wait for its backend; zero: no limit.
+    pub client_stall_timeout: Duration,
     /// For a cancel request to a server; its backend is closed then.
     pub cancel_timeout: Duration,
     pub reconnect: Reconnect,

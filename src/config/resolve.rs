@@ -31,6 +31,7 @@ const CHUNK_SIZE_UNIT: u64 = 1024;
 const CHUNKS_COUNT: u32 = 3150;
 const MAX_CLIENTS: u32 = 10_000;
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
+const CLIENT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
@@ -173,6 +174,7 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         },
         max_clients: file.limits.max_clients.map_or(MAX_CLIENTS, |count| count.0),
         login_timeout: file.limits.login_timeout.map_or(LOGIN_TIMEOUT, |wait| wait.0.0),
+        client_stall_timeout: file.limits.client_stall_timeout.map_or(CLIENT_STALL_TIMEOUT, |wait| wait.0.0),
         cancel_timeout: file.limits.cancel_timeout.map_or(CANCEL_TIMEOUT, |wait| wait.0.0),
         reconnect: reconnect(&source, file.reconnect)?,
         auth,

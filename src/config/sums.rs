@@ -62,7 +62,7 @@ impl Sums {
             connections_max,
             send_nodes,
             request_nodes,
-            ready_chunks: (chunks / 4).clamp(2, 64),
+            ready_chunks: (chunks / 16).clamp(2, 64),
             backend_chunks: (chunks / 4).clamp(2, 64),
             tls_connections: if config.has_tls() { connections_max } else { 0 },
             settings_bytes: 64 * clients_max + (256 << 10),

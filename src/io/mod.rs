@@ -144,6 +144,12 @@ pub trait Transport {
     /// Bytes and pieces queued and not yet sent.
     fn queued(&self, connection: ConnectionId) -> (usize, usize);
 
+    /// A number that changes when the peer takes some of what it was sent. Costs a system call.
+    fn taken(&self, connection: ConnectionId) -> u64;
+
+    /// Whether clients have something to say and there is no chunk to receive it into.
+    fn is_starved(&self) -> bool;
+
     /// Asks for one [`Event::Drained`] when nothing is queued any more.
     fn notify_drained(&mut self, connection: ConnectionId);
 

@@ -52,6 +52,8 @@ const COALESCE_MAX: usize = 4096;
 const SCRATCH_RESERVE: usize = 2;
 /// A smaller receive than this says that the large answer is through.
 const BULK_MIN: usize = 4096;
+/// What a client may say at once while memory is short.
+const TIGHT_RECEIVE: u32 = 4096;
 /// So much without a word to the sender between is a stream: it is received several chunks at a time.
 const STREAM_MIN: u32 = 256 * 1024;
 /// When a stream brings less than a quarter of what there is room for, the next receive waits so long. Servers write 8 KB at a
@@ -59,6 +61,12 @@ const STREAM_MIN: u32 = 256 * 1024;
 const PACE: types::Timespec = types::Timespec::new().nsec(100_000);
 /// How long a peer may take to accept what is sent before a close.
 const LINGER: Duration = Duration::from_secs(5);
+/// Up to this size, what comes while an earlier send is in flight is copied aside.
+const GATHER_MAX: usize = 2048;
+/// Connections looked at in one tick for a send that does not end.
+const LOOKED_AT: usize = 512;
+/// A send in flight at two looks, with this between them, is stuck.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// An io_uring with the sockets of one shard.
 pub struct Ring {
@@ -90,6 +98,11 @@ pub struct Ring {
     /// Closing, with operations in flight that are cancelled at the end of the turn.
     closing: Vec<ConnectionId>,
     lingering: Vec<(ConnectionId, Instant)>,
+    /// Where the next tick goes on to look for sends that do not end.
+    look_from: u32,
+    /// How often all connections have been looked at, and when the next time begins.
+    looks: u8,
+    look_at: Instant,
     /// Ended by [`Transport::abort`]; their owners have yet to hear of it.
     aborted: Vec<ConnectionId>,
     /// About to leave for another shard.
@@ -125,6 +138,8 @@ struct Connection {
     /// What the owner wants; `receive` is how far the kernel is with it.
     wanted: bool,
     sending: Sending,
+    /// How the send in flight is looked at.
+    patience: Patience,
     connecting: Option<Box<SockaddrStorage>>,
     /// Leaves for another shard; what has come since.
     #[allow(clippy::box_collection)] // One word in each slot.
@@ -176,6 +191,19 @@ enum Closing {
     Waiting,
     /// The close itself is in flight.
     Closed,
+}
+
+/// What is known of a send in flight.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// It has not been seen yet.
+    New,
+    /// It was in flight when all connections were looked at for this time.
+    Seen(u8),
+    /// It is cancelled, so that what is left of it can be copied aside.
+    Ending,
+    /// What it sends has been copied aside already.
+    Kept,
 }
 
 struct Vector {
@@ -261,6 +289,9 @@ impl Ring {
             ],
             closing: Vec::new(),
             lingering: Vec::new(),
+            look_from: 0,
+            looks: 0,
+            look_at: Instant::now(),
             aborted: Vec::new(),
             detached: Vec::new(),
             early: Vec::new(),
@@ -543,6 +574,7 @@ impl Ring {
             self.vectors_free.push(vector);
         }
         connection.sending = Sending::No;
+        let ending = std::mem::replace(&mut connection.patience, Patience::New) == Patience::Ending;
         if result > 0 {
             connection.outbox.consume(&mut self.nodes, result as usize);
         }
@@ -551,7 +583,8 @@ impl Ring {
             self.finished_check(id);
             return None;
         }
-        if result < 0 && !matches!(-result, libc::EINTR | libc::EAGAIN) {
+        let cut_short = ending && result == -libc::ECANCELED;
+        if result < 0 && !cut_short && !matches!(-result, libc::EINTR | libc::EAGAIN) {
             connection.outbox.clear(&mut self.nodes);
             if connection.closing == Closing::Flushing {
                 self.begin_close(id);
@@ -562,6 +595,10 @@ impl Ring {
             return first.then_some(Event::Ended { connection: id, error: Some(Errno(-result)) });
         }
         if !connection.outbox.is_empty() {
+            if ending {
+                connection.outbox.compact(&mut self.nodes, &self.arena);
+                connection.patience = Patience::Kept;
+            }
             self.mark_dirty(id);
             return None;
         }
@@ -619,6 +656,7 @@ impl Ring {
     }
 
     fn on_tick(&mut self) {
+        self.look_for_stuck();
         for listener in 0..self.listeners.len() {
             if std::mem::take(&mut self.listeners[listener].resting) {
                 self.arm_accept(listener);
@@ -636,6 +674,45 @@ impl Ring {
             self.lingering.swap_remove(at);
             if waits {
                 self.begin_close(id);
+            }
+        }
+    }
+
+    /// Looks for peers that do not take what they are sent: what is queued for them is copied aside, into blocks, so that
+    /// a few bytes do not hold a chunk each. Only some connections each time; all of them a few times a second.
+    fn look_for_stuck(&mut self) {
+        if self.now < self.look_at {
+            return;
+        }
+        for _ in 0..LOOKED_AT {
+            let Some((index, generation)) = self.connections.next_used(self.look_from) else {
+                self.look_from = 0;
+                self.looks = self.looks.wrapping_add(1);
+                self.look_at = self.now + LOOK_EVERY;
+                return;
+            };
+            self.look_from = index + 1;
+            let looks = self.looks;
+            let connection = self.connections.get_mut(index, generation).expect("just found");
+            let live = matches!(connection.closing, Closing::No | Closing::Flushing);
+            if connection.sending == Sending::No || !live || connection.ended {
+                continue;
+            }
+            match connection.patience {
+                Patience::New => connection.patience = Patience::Seen(looks),
+                Patience::Seen(then) if then == looks => {}
+                Patience::Seen(_) => {
+                    if !connection.outbox.is_shared(&self.nodes) {
+                        connection.patience = Patience::Kept;
+                        continue;
+                    }
+                    connection.patience = Patience::Ending;
+                    connection.operations += 1;
+                    let id = ConnectionId { index, generation };
+                    let entry = opcode::AsyncCancel::new(user_data(Operation::Send, id)).build();
+                    self.push(entry.user_data(user_data(Operation::Cancel, id)));
+                }
+                Patience::Ending | Patience::Kept => {}
             }
         }
     }
@@ -696,6 +773,7 @@ impl Ring {
             receive: Receive::Off,
             wanted: false,
             sending: Sending::No,
+            patience: Patience::New,
             connecting: None,
             detaching: None,
             early: None,
@@ -761,7 +839,11 @@ impl Ring {
 
     fn refill(&mut self) {
         let [clients, backends] = &mut self.buffers;
-        let ready = self.ready_max.min(backends.capacity());
+        let mut ready = self.ready_max.min(backends.capacity());
+        if self.arena.is_tight() {
+            // What stands ready can all be filled in one turn, by answers for clients that do not read.
+            ready = (ready / 4).max(2);
+        }
         backends.refill(&self.arena, ready, SCRATCH_RESERVE);
         let ready = self.ready_max.min(clients.capacity());
         clients.refill(&self.arena, ready, SCRATCH_RESERVE + self.backend_reserve);
@@ -836,8 +918,9 @@ impl Ring {
         connection.receive = Receive::Armed;
         connection.operations += 1;
         let (socket, group) = (types::Fd(connection.socket), connection.group as u16);
+        let tight = self.arena.is_tight();
         // Only where it ends at once: one that waited would hold its chunks, for as long as the backend is idle.
-        let large = if streams && connection.left {
+        let large = if streams && connection.left && !tight {
             self.bulk.begin(&self.arena, self.backend_reserve + SCRATCH_RESERVE)
         } else {
             None
@@ -845,9 +928,11 @@ impl Ring {
         let entry = if let Some((slot, header)) = large {
             connection.large = Some(slot);
             opcode::RecvMsg::new(socket, header).build()
-        } else if connection.bulk {
-            // One chunk at a time, so that stopping costs no cancellation and a slow reader holds little.
-            let entry = opcode::Recv::new(socket, std::ptr::null_mut(), 0).buf_group(group).build();
+        } else if connection.bulk || tight {
+            // One chunk at a time, so that stopping costs no cancellation and a slow reader holds little. Where memory is
+            // short nobody may fill several before anybody can say stop, and what a client says may have to be kept.
+            let most = if tight && connection.group == Group::Client { TIGHT_RECEIVE } else { 0 };
+            let entry = opcode::Recv::new(socket, std::ptr::null_mut(), most).buf_group(group).build();
             entry.flags(squeue::Flags::BUFFER_SELECT)
         } else {
             opcode::RecvMulti::new(socket, group).build()
@@ -916,6 +1001,9 @@ impl Transport for Ring {
         }
         connection.streamed = 0;
         let in_flight = connection.sending != Sending::No;
+        if in_flight && bytes.len() <= GATHER_MAX && connection.outbox.gather(&mut self.nodes, &self.arena, &bytes) {
+            return;
+        }
         if connection.outbox.push(&mut self.nodes, bytes, in_flight).is_err() {
             log::error!("no node is left for a piece to send: a connection is closed");
             self.abort(id);
@@ -938,6 +1026,16 @@ impl Transport for Ring {
             connection.ended = true;
             self.aborted.push(id);
         }
+    }
+
+    fn taken(&self, connection: ConnectionId) -> u64 {
+        let slot = self.connections.get(connection.index, connection.generation);
+        slot.map_or(0, |connection| taken(connection.socket, connection.local))
+    }
+
+    fn is_starved(&self) -> bool {
+        let group = Group::Client as usize;
+        self.buffers[group].len() == 0 && !self.starved[group].is_empty()
     }
 
     fn notify_drained(&mut self, connection: ConnectionId) {
@@ -1083,6 +1181,26 @@ impl Transport for Ring {
 
     fn resolve(&mut self, host: &str, port: u16, ticket: u64) {
         self.resolver.start(host, port, ticket);
+    }
+}
+
+/// See [`Transport::taken`]: what the peer's kernel has acknowledged. A Unix socket says only how much is on its way.
+fn taken(socket: RawFd, local: bool) -> u64 {
+    if local {
+        let mut unread: libc::c_int = 0;
+        // SAFETY: the call writes an int to where it is pointed.
+        unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut unread) };
+        return unread as u64;
+    }
+    // SAFETY: all-zero is a valid value of the C struct; the call writes at most `length` bytes to it.
+    unsafe {
+        let mut info: libc::tcp_info = std::mem::zeroed();
+        let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+        let target = (&raw mut info).cast();
+        if libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_INFO, target, &raw mut length) != 0 {
+            return 0;
+        }
+        info.tcpi_bytes_acked
     }
 }
 

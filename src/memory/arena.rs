@@ -118,6 +118,17 @@ impl Arena {
         self.inner.free.borrow().len()
     }
 
+    /// Whether more than half is in use: from there on nobody is given more than it can pass on at once.
+    #[inline]
+    pub fn is_tight(&self) -> bool {
+        self.free_count() * 2 < self.chunk_count()
+    }
+
+    /// Whether [`Self::spare_block`] may take another chunk.
+    pub fn has_spare(&self) -> bool {
+        self.free_count() > self.inner.block_floor.get()
+    }
+
     /// All chunks.
     pub fn chunk_count(&self) -> usize {
         self.inner.holders.len()
@@ -191,6 +202,10 @@ impl Chunk {
 
     pub(super) fn index(&self) -> u32 {
         self.index
+    }
+
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
     }
 
     /// The chunk's first `length` bytes, which will not be written again while the slice lives.

@@ -12,9 +12,7 @@ const NONE: u32 = u32::MAX;
 /// Some bytes of the arena that one owner may read and write.
 pub struct Block {
     chunk: Chunk,
-    arena: Arena,
     start: u32,
-    size: u32,
     class: Class,
 }
 
@@ -97,7 +95,7 @@ pub(super) fn take_above(arena: &Arena, size: usize, floor: usize) -> Option<Blo
             return None;
         }
         let chunk = arena.take()?;
-        return Some(Block { chunk, arena: arena.clone(), start: 0, size: chunk_size as u32, class: Class::Whole });
+        return Some(Block { chunk, start: 0, class: Class::Whole });
     };
     let block_size = SIZES[class];
     let per_chunk = (chunk_size / block_size) as u16;
@@ -132,25 +130,38 @@ pub(super) fn take_above(arena: &Arena, size: usize, floor: usize) -> Option<Blo
     }
     drop(classes);
     let start = position as u32 * block_size as u32;
-    Some(Block { chunk, arena: arena.clone(), start, size: block_size as u32, class: Class::Cut(class as u8) })
+    Some(Block { chunk, start, class: Class::Cut(class as u8) })
 }
 
 impl Block {
     /// Bytes of the block; at least what was asked for.
     pub fn size(&self) -> usize {
-        self.size as usize
+        match self.class {
+            Class::Cut(class) => SIZES[class as usize],
+            Class::Whole => self.chunk.size(),
+        }
     }
 
     /// The block's bytes.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: the range belongs to this block alone until it is dropped.
-        unsafe { std::slice::from_raw_parts(self.chunk.pointer().add(self.start as usize), self.size as usize) }
+        unsafe { std::slice::from_raw_parts(self.chunk.pointer().add(self.start as usize), self.size()) }
     }
 
     /// The block's bytes, to be written.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: the range belongs to this block alone until it is dropped, and `self` is borrowed for writing.
-        unsafe { std::slice::from_raw_parts_mut(self.chunk.pointer().add(self.start as usize), self.size as usize) }
+        unsafe { std::slice::from_raw_parts_mut(self.chunk.pointer().add(self.start as usize), self.size()) }
+    }
+
+    /// Copies `bytes` to `at`, and touches nothing else of the block: the kernel may be reading what lies before it.
+    pub(super) fn fill(&mut self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= self.size());
+        // SAFETY: the range lies within this block, which belongs to its owner alone, and `self` is borrowed for writing.
+        unsafe {
+            let target = self.chunk.pointer().add(self.start as usize + at);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len());
+        }
     }
 }
 
@@ -159,8 +170,8 @@ impl Drop for Block {
         let Class::Cut(class) = self.class else { return };
         let class = class as usize;
         let index = self.chunk.index();
-        let per_chunk = (self.arena.inner().chunk_size() / SIZES[class]) as u16;
-        let mut classes = self.arena.inner().classes.borrow_mut();
+        let per_chunk = (self.chunk.inner().chunk_size() / SIZES[class]) as u16;
+        let mut classes = self.chunk.inner().classes.borrow_mut();
         let cut = &mut classes.cuts[index as usize];
         let was_full = cut.returned == NO_BLOCK && cut.fresh == per_chunk;
         // SAFETY: the block is ours until this function ends and has room for two bytes.

@@ -12,7 +12,7 @@ pub mod stash;
 
 pub use arena::{Arena, Chunk, Slice};
 pub use block::Block;
-pub use outbox::{Nodes, Outbox};
+pub use outbox::{Nodes, Outbox, Piece};
 pub use scratch::Scratch;
 pub use slab::Slab;
 pub use stash::Stash;

@@ -2,7 +2,8 @@
 //!
 //! Invariant: `bytes` is the sum of the slices' lengths and `pieces` their number.
 
-use super::arena::Slice;
+use super::arena::{Arena, Slice};
+use super::block::Block;
 
 const NONE: u32 = u32::MAX;
 
@@ -14,9 +15,55 @@ pub struct Nodes {
 }
 
 struct Node {
-    slice: Option<Slice>,
+    piece: Option<Piece>,
     next: u32,
 }
+
+/// Bytes that wait in an outbox.
+pub enum Piece {
+    /// Where they were received or written; the whole chunk is held for them.
+    Shared(Slice),
+    /// Copied aside, because they stay.
+    Kept(Kept),
+}
+
+/// Bytes `start..end` of a block of their own.
+pub struct Kept {
+    block: Block,
+    start: u16,
+    end: u16,
+}
+
+impl std::ops::Deref for Piece {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Shared(slice) => slice,
+            Self::Kept(kept) => &kept.block.bytes()[kept.start as usize..kept.end as usize],
+        }
+    }
+}
+
+impl Piece {
+    #[inline]
+    fn advance(&mut self, count: usize) {
+        match self {
+            Self::Shared(slice) => slice.advance(count),
+            Self::Kept(kept) => {
+                assert!(count <= (kept.end - kept.start) as usize);
+                kept.start += count as u16;
+            }
+        }
+    }
+}
+
+/// A block that small pieces are gathered in has at least this size.
+const GATHERED_MIN: usize = 1024;
+/// The largest block that is cut from a chunk; more bytes than this go into several.
+const KEPT_MAX: usize = 16 * 1024;
+const _: () = assert!(KEPT_MAX <= u16::MAX as usize);
 
 /// The queue of one connection.
 pub struct Outbox {
@@ -35,7 +82,7 @@ impl Nodes {
     pub fn new(count: usize) -> Self {
         assert!(count > 0 && count < NONE as usize);
         let next = |index: usize| if index + 1 == count { NONE } else { index as u32 + 1 };
-        let nodes = (0..count).map(|index| Node { slice: None, next: next(index) }).collect();
+        let nodes = (0..count).map(|index| Node { piece: None, next: next(index) }).collect();
         Self { nodes, free: 0, free_count: count as u32 }
     }
 
@@ -51,7 +98,7 @@ impl Nodes {
 
     fn give_back(&mut self, index: u32) {
         let node = &mut self.nodes[index as usize];
-        node.slice = None;
+        node.piece = None;
         node.next = self.free;
         self.free = index;
         self.free_count += 1;
@@ -73,15 +120,22 @@ impl Outbox {
         let slice = if self.tail == NONE || keep_tail {
             slice
         } else {
-            let tail = nodes.nodes[self.tail as usize].slice.as_mut().expect("a queued node holds a slice");
-            match tail.join(slice) {
-                Ok(()) => {
-                    self.bytes += length;
-                    return Ok(());
-                }
-                Err(slice) => slice,
+            match nodes.nodes[self.tail as usize].piece.as_mut().expect("a queued node holds a piece") {
+                Piece::Shared(tail) => match tail.join(slice) {
+                    Ok(()) => {
+                        self.bytes += length;
+                        return Ok(());
+                    }
+                    Err(slice) => slice,
+                },
+                Piece::Kept(_) => slice,
             }
         };
+        self.append(nodes, Piece::Shared(slice))
+    }
+
+    fn append(&mut self, nodes: &mut Nodes, piece: Piece) -> Result<(), Full> {
+        let length = piece.len() as u32;
         let index = nodes.free;
         if index == NONE {
             return Err(Full);
@@ -89,7 +143,7 @@ impl Outbox {
         let node = &mut nodes.nodes[index as usize];
         nodes.free = node.next;
         nodes.free_count -= 1;
-        node.slice = Some(slice);
+        node.piece = Some(piece);
         node.next = NONE;
         if self.tail == NONE {
             self.head = index;
@@ -103,12 +157,12 @@ impl Outbox {
     }
 
     /// The pieces from the first.
-    pub fn iter<'a>(&self, nodes: &'a Nodes) -> impl Iterator<Item = &'a Slice> {
+    pub fn iter<'a>(&self, nodes: &'a Nodes) -> impl Iterator<Item = &'a Piece> {
         let mut at = self.head;
         std::iter::from_fn(move || {
             let node = nodes.nodes.get(at as usize)?;
             at = node.next;
-            Some(node.slice.as_ref().expect("a queued node holds a slice"))
+            Some(node.piece.as_ref().expect("a queued node holds a piece"))
         })
     }
 
@@ -118,12 +172,12 @@ impl Outbox {
         self.bytes -= count as u32;
         while count > 0 {
             let node = &mut nodes.nodes[self.head as usize];
-            let slice = node.slice.as_mut().expect("a queued node holds a slice");
-            if slice.len() > count {
-                slice.advance(count);
+            let piece = node.piece.as_mut().expect("a queued node holds a piece");
+            if piece.len() > count {
+                piece.advance(count);
                 return;
             }
-            count -= slice.len();
+            count -= piece.len();
             let next = node.next;
             nodes.give_back(self.head);
             self.head = next;
@@ -134,11 +188,71 @@ impl Outbox {
         }
     }
 
-    /// Takes the first piece out.
+    /// Takes the first piece out of an outbox that nothing was kept aside in.
     pub fn pop(&mut self, nodes: &mut Nodes) -> Option<Slice> {
-        let slice = self.iter(nodes).next()?.clone();
+        let Piece::Shared(slice) = self.iter(nodes).next()? else { unreachable!("nothing was kept aside") };
+        let slice = slice.clone();
         self.consume(nodes, slice.len());
         Some(slice)
+    }
+
+    /// Appends a copy of `bytes`, in the last piece's block if that has room. For what is short and comes while the
+    /// pieces before it do not leave: each would hold a whole chunk otherwise. `false`: no block or node is to be had.
+    pub fn gather(&mut self, nodes: &mut Nodes, arena: &Arena, bytes: &[u8]) -> bool {
+        assert!(bytes.len() <= KEPT_MAX);
+        if self.tail != NONE
+            && let Some(Piece::Kept(kept)) = &mut nodes.nodes[self.tail as usize].piece
+            && kept.block.size().min(KEPT_MAX) - kept.end as usize >= bytes.len()
+        {
+            let end = kept.end as usize + bytes.len();
+            // Above `end`, where nobody reads, even while what is below it is in the kernel's hands.
+            kept.block.fill(kept.end as usize, bytes);
+            kept.end = end as u16;
+            self.bytes += bytes.len() as u32;
+            return true;
+        }
+        let Some(kept) = keep(arena, bytes.len().max(GATHERED_MIN), bytes) else { return false };
+        self.append(nodes, kept).is_ok()
+    }
+
+    /// Copies all pieces into blocks of their own, if that makes chunks free; nothing of it may be in the kernel's
+    /// hands. What there is no block for stays where it is.
+    pub fn compact(&mut self, nodes: &mut Nodes, arena: &Arena) {
+        let mut old = std::mem::take(self);
+        while old.head != NONE {
+            let shared = matches!(nodes.nodes[old.head as usize].piece, Some(Piece::Shared(_)));
+            // Whole blocks, over the borders of pieces; what fits into none is moved as it is.
+            let size = old.bytes().min(KEPT_MAX);
+            let held = old.pieces() * arena.chunk_size();
+            let worth = shared && (size < KEPT_MAX || held > 2 * old.bytes());
+            // A part of a large piece needs a node more than there was.
+            if worth
+                && nodes.free_count > 0
+                && let Some(mut block) = arena.spare_block(size)
+            {
+                let mut at = 0;
+                for piece in old.iter(nodes) {
+                    let count = piece.len().min(size - at);
+                    block.fill(at, &piece[..count]);
+                    at += count;
+                    if at == size {
+                        break;
+                    }
+                }
+                old.consume(nodes, size);
+                let kept = Piece::Kept(Kept { block, start: 0, end: size as u16 });
+                self.append(nodes, kept).expect("a node is free");
+                continue;
+            }
+            let head = old.head;
+            let node = &mut nodes.nodes[head as usize];
+            let (piece, next) = (node.piece.take().expect("a queued node holds a piece"), node.next);
+            old.bytes -= piece.len() as u32;
+            old.pieces -= 1;
+            old.head = next;
+            nodes.give_back(head);
+            self.append(nodes, piece).expect("its own node was given back");
+        }
     }
 
     /// Drops everything.
@@ -152,6 +266,11 @@ impl Outbox {
         assert_eq!(slice.len(), self.bytes as usize);
         self.clear(nodes);
         self.push(nodes, slice, true).expect("at least one node was given back");
+    }
+
+    /// Whether any piece holds a chunk that others could use.
+    pub fn is_shared(&self, nodes: &Nodes) -> bool {
+        self.iter(nodes).any(|piece| matches!(piece, Piece::Shared(_)))
     }
 
     /// Bytes queued.
@@ -171,6 +290,12 @@ impl Outbox {
     pub fn is_empty(&self) -> bool {
         self.head == NONE
     }
+}
+
+fn keep(arena: &Arena, room: usize, bytes: &[u8]) -> Option<Piece> {
+    let mut block = arena.spare_block(room)?;
+    block.fill(0, bytes);
+    Some(Piece::Kept(Kept { block, start: 0, end: bytes.len() as u16 }))
 }
 
 #[cfg(test)]
@@ -200,5 +325,66 @@ mod tests {
         scratch.rest();
         drop(scratch);
         assert_eq!(arena.free_count(), 2);
+    }
+
+    #[test]
+    fn short_pieces_behind_a_stuck_one_share_a_block() {
+        let arena = Arena::new(66560, 8).unwrap();
+        let mut nodes = Nodes::new(8);
+        let mut outbox = Outbox::default();
+        outbox.push(&mut nodes, arena.take().unwrap().filled(3), false).unwrap();
+        let mut scratch = Scratch::new(&arena);
+        let mut expected = vec![0; 3];
+        for number in 0..100u8 {
+            let piece = scratch.copy(&[number; 30]).unwrap();
+            assert!(outbox.gather(&mut nodes, &arena, &piece));
+            expected.extend([number; 30]);
+        }
+        scratch.rest();
+        // Three blocks of 1 KB, all of one chunk, beside the chunk of the first.
+        assert_eq!((outbox.pieces(), outbox.bytes(), arena.free_count()), (4, 3003, 6));
+        let kept: Vec<u8> = outbox.iter(&nodes).flat_map(|piece| piece.to_vec()).collect();
+        assert_eq!(kept, expected);
+        outbox.consume(&mut nodes, 3003);
+        assert_eq!((arena.free_count(), nodes.free_count()), (8, 8));
+    }
+
+    #[test]
+    fn without_a_block_nothing_is_gathered() {
+        let arena = Arena::new(8192, 3).unwrap();
+        arena.set_block_floor(3);
+        let (mut nodes, mut outbox) = (Nodes::new(2), Outbox::default());
+        assert!(!outbox.gather(&mut nodes, &arena, b"short"));
+        assert_eq!((outbox.bytes(), outbox.pieces()), (0, 0));
+    }
+
+    proptest::proptest! {
+        /// Compacting changes no byte and holds no more chunks than before; all come back.
+        #[test]
+        fn compacting_keeps_the_bytes(sizes in proptest::collection::vec((1usize..66560, 0usize..66560), 1..12), sent in 0usize..1000) {
+            let arena = Arena::new(66560, 32).unwrap();
+            let (mut nodes, mut outbox) = (Nodes::new(16), Outbox::default());
+            for &(size, skipped) in &sizes {
+                let mut scratch = Scratch::new(&arena);
+                let filled = scratch.write(size, |room| {
+                    for (at, byte) in room.iter_mut().enumerate() {
+                        *byte = (at * 7 + size) as u8;
+                    }
+                    size
+                });
+                let slice = filled.unwrap();
+                outbox.push(&mut nodes, slice.part(skipped % size, size), true).unwrap();
+            }
+            outbox.consume(&mut nodes, sent % outbox.bytes());
+            let before: Vec<u8> = outbox.iter(&nodes).flat_map(|piece| piece.to_vec()).collect();
+            let free = arena.free_count();
+            outbox.compact(&mut nodes, &arena);
+            let after: Vec<u8> = outbox.iter(&nodes).flat_map(|piece| piece.to_vec()).collect();
+            proptest::prop_assert!(before == after && outbox.bytes() == after.len());
+            // One chunk more at most for each class of blocks.
+            proptest::prop_assert!(arena.free_count() + 4 >= free);
+            outbox.clear(&mut nodes);
+            proptest::prop_assert_eq!((arena.free_count(), nodes.free_count()), (32, 16));
+        }
     }
 }

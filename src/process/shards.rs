@@ -222,6 +222,7 @@ fn build(start: Start) -> io::Result<Shard<Tls<Ring>>> {
         backends_max: sums.backends_max,
         nodes_count: sums.request_nodes,
         login_timeout: config.login_timeout,
+        client_stall_timeout: config.client_stall_timeout,
         connect_timeout: config.reconnect.connect_timeout,
         cancel_timeout: config.cancel_timeout,
         backoff: (config.reconnect.min_backoff, config.reconnect.max_backoff),

@@ -89,6 +89,15 @@ pub enum Fault {
     CancelledInQueue,
     /// The arena is used up.
     NoMemory,
+    /// A long request found no backend, and the arena is nearly used up.
+    NoMemoryToWait,
+    /// `limits.client_stall_timeout`.
+    ClientStalled {
+        /// `database/user`.
+        pool: String,
+        /// How long.
+        stalled: Duration,
+    },
     /// Too many settings, statements or pools of clients' own.
     NoRoom(&'static str),
     /// A prepared statement larger than a chunk.
@@ -281,6 +290,29 @@ impl Fault {
             Self::NoMemory => hint(
                 answer(Fatal, SqlState::OUT_OF_MEMORY, "qcp's arena is used up".to_owned(), Warn),
                 "Raise arena.chunks_count or arena.total_size.",
+            ),
+            Self::NoMemoryToWait => hint(
+                answer(
+                    Error,
+                    SqlState::OUT_OF_MEMORY,
+                    "no server connection is free, and qcp's arena has no room to keep the request until then"
+                        .to_owned(),
+                    Warn,
+                ),
+                "Raise arena.chunks_count or arena.total_size, or pool.size.",
+            ),
+            Self::ClientStalled { pool, stalled } => hint(
+                answer(
+                    Fatal,
+                    SqlState::CONNECTION_FAILURE,
+                    format!(
+                        "the client took nothing of its answer for {} ms while others waited for its server \
+                         connection of pool {pool} (limits.client_stall_timeout)",
+                        stalled.as_millis()
+                    ),
+                    Warn,
+                ),
+                "Read the whole answer, or fetch it in parts (a cursor, a row limit).",
             ),
             Self::NoRoom(what) => {
                 answer(Fatal, SqlState::CONFIGURATION_LIMIT_EXCEEDED, format!("qcp has no room for more {what}"), Warn)

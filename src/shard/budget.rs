@@ -21,7 +21,7 @@ use super::{Backend, BackendState, Owner, Purpose, Running, Shard, placement};
 /// A shard asks again after this, for each two other shards of the pool: so the messages of all together stay few.
 const ASK_EVERY: Duration = Duration::from_millis(5);
 /// A question that was not repeated is not remembered longer: a quiet shard looks at its queues ten times a second.
-const CLAIM_FOR: Duration = Duration::from_millis(120);
+pub(super) const CLAIM_FOR: Duration = Duration::from_millis(120);
 /// A backend that cannot be taken out of its transport in this time is closed.
 const MOVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// So many times in a row all shards must say that they have nothing before it is believed: a backend may be on its way
@@ -34,7 +34,7 @@ pub(super) struct Claim {
     from: ShardId,
     /// Since when the longest of them waits.
     since: Instant,
-    at: Instant,
+    pub at: Instant,
 }
 
 /// A backend between two shards, and what the next one has to know of it.

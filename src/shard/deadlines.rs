@@ -9,6 +9,10 @@ use crate::session::fault::Fault;
 use super::own_check::is_sentenced;
 use super::{BackendState, ClientState, Purpose, Running, Shard};
 
+/// Memory that is used up for so long will not come back by itself.
+const STARVED_MAX: Duration = Duration::from_secs(1);
+/// Clients closed at once when it does not.
+const SHED_MAX: usize = 16;
 /// How often all clients and backends are looked at.
 const SCAN_EVERY: Duration = Duration::from_millis(250);
 
@@ -27,6 +31,7 @@ impl<T: Transport> Shard<T> {
         if now >= self.scan_at {
             self.scan_at = now + SCAN_EVERY;
             self.scan_clients();
+            self.shed_load();
             self.scan_backends();
             self.scan_cancels();
             self.scan_pools();
@@ -100,6 +105,10 @@ impl<T: Transport> Shard<T> {
             }
             self.cancel_again(id);
             let Some(backend) = self.backends.get(index, generation) else { continue };
+            if let BackendState::Linked(client) = backend.state {
+                self.watch_reader(id, client);
+                continue;
+            }
             if !matches!(backend.state, BackendState::Idle) || backend.purpose != Purpose::Pool {
                 continue;
             }
@@ -111,6 +120,72 @@ impl<T: Transport> Shard<T> {
             if self.can_replace(backend.pool) && (self.is_expired(backend) || unused && surplus) {
                 self.close_backend(id, Close::Flushed);
             }
+        }
+    }
+
+    /// Where clients that do not read have taken the memory that all others are received into, the worst of them are
+    /// closed: whatever else bounds them, this is what keeps the shard from standing still.
+    fn shed_load(&mut self) {
+        let now = self.io.now();
+        if !self.io.is_starved() {
+            self.starved_since = None;
+            return;
+        }
+        if now.duration_since(*self.starved_since.get_or_insert(now)) < STARVED_MAX {
+            return;
+        }
+        let weight = |client: &super::Client| {
+            let queued = self.io.queued(client.connection).0;
+            if queued == 0 { 0 } else { queued + client.pending.bytes() }
+        };
+        let mut readers: Vec<_> = self
+            .clients
+            .iter()
+            .map(|(index, generation, client)| (weight(client), ClientId { index, generation }))
+            .filter(|&(weight, _)| weight > 0)
+            .collect();
+        readers.sort_unstable_by_key(|&(weight, _)| std::cmp::Reverse(weight));
+        readers.truncate(SHED_MAX);
+        if !readers.is_empty() {
+            log::warn!(
+                "the arena is used up: {} clients that do not take what it holds for them are closed",
+                readers.len()
+            );
+        }
+        for (weight, id) in readers {
+            let Some(connection) = self.client(id).map(|client| client.connection) else { continue };
+            log::info!(
+                "{}: closed, because the arena is used up and holds {weight} bytes for it",
+                self.io.peer(connection)
+            );
+            self.leave(id);
+        }
+    }
+
+    /// A client that has a backend, has not taken all that it was sent, and takes nothing any more is closed, if others
+    /// wait for the backend.
+    fn watch_reader(&mut self, id: BackendId, client: ClientId) {
+        let (now, limit) = (self.io.now(), self.settings.client_stall_timeout);
+        let Some(connection) = self.client(client).map(|client| client.connection) else { return };
+        if limit.is_zero() || self.io.queued(connection).0 == 0 {
+            self.backend(id).expect("the caller has looked it up").stalled = None;
+            return;
+        }
+        let taken = self.io.taken(connection);
+        let backend = self.backend(id).expect("the caller has looked it up");
+        let since = match backend.stalled {
+            Some((since, before)) if before == taken => since,
+            Some(_) | None => {
+                backend.stalled = Some((now, taken));
+                return;
+            }
+        };
+        let pool = backend.pool;
+        let pool = self.pools.get(pool);
+        let stalled = now.duration_since(since);
+        if stalled >= limit && (pool.part.waiting() > 0 || pool.is_asked_for(now)) {
+            let pool = format!("{}/{}", pool.key.database, pool.key.user);
+            self.fail(client, &Fault::ClientStalled { pool, stalled });
         }
     }
 

@@ -112,6 +112,7 @@ impl<T: Transport> Shard<T> {
         );
         backend.state = BackendState::Linked(id);
         backend.unnamed = Unnamed::Others;
+        backend.stalled = None;
     }
 
     /// Behind a ReadyForQuery: takes the backend back if nothing stands against it. DESIGN's release rule; each line
@@ -136,6 +137,13 @@ impl<T: Transport> Shard<T> {
             && backend.unnamed != Unnamed::Parsed; // the one pin there is so far
         if !whole && self.io.queued(connection).0 > 0 {
             self.io.notify_drained(connection);
+        }
+        // While memory is short, who has not taken its answer keeps the backend: so no more clients hold unsent answers
+        // than there are backends, beyond those that did when it became short.
+        let behind = client.connection;
+        if whole && !kept && self.io.arena().is_tight() && self.io.queued(behind).0 > 0 {
+            self.io.notify_drained(behind);
+            return;
         }
         if !whole || kept || !matches!(client.state, ClientState::Linked(_)) {
             return;

@@ -104,6 +104,8 @@ pub struct Settings {
     pub nodes_count: usize,
     /// From accept to the end of the login.
     pub login_timeout: Duration,
+    /// For a client that takes nothing of its answer while others wait for the backend that it has; zero: no limit.
+    pub client_stall_timeout: Duration,
     /// For a connection to a server, with its login.
     pub connect_timeout: Duration,
     /// For a cancel request to a server; its backend is closed then.
@@ -267,6 +269,8 @@ struct Backend {
     address: Option<SocketAddress>,
     leg: tls::Leg,
     deadline: Option<Instant>,
+    /// Since when its client has taken nothing of what is queued for it, and what it had taken by then.
+    stalled: Option<(Instant, u64)>,
     born: Instant,
     used: Instant,
     /// When the query under way began, and its transaction.
@@ -382,6 +386,8 @@ pub struct Shard<T: Transport> {
     errors: stats::Errors,
     running: Running,
     scan_at: Instant,
+    /// Since when no client can be received from, for want of memory.
+    starved_since: Option<Instant>,
     started: Instant,
 }
 
@@ -391,7 +397,7 @@ const QUEUED_MAX: usize = 16 * 1024;
 /// Pieces queued for a peer above which its source is not read.
 const QUEUED_PIECES_MAX: usize = 64;
 /// Requests up to this size wait in a block rather than in the chunk they came in.
-const STASH_MAX: usize = 4096;
+const STASH_MAX: usize = 16 * 1024;
 /// Cancel connections under way at once; more wait for their clients to ask again.
 const CANCELS_MAX: usize = 64;
 
@@ -467,6 +473,7 @@ impl<T: Transport> Shard<T> {
             errors: stats::Errors::new(),
             running: Running::Yes,
             scan_at: now,
+            starved_since: None,
             started: now,
             settings,
             io,
@@ -599,6 +606,12 @@ impl<T: Transport> Shard<T> {
                 if self.client(id).is_some_and(|client| client.paused) {
                     self.resume_client(id);
                 }
+                // It may have kept its backend only because it had not taken all of its answer.
+                if let Some(backend) = self.backend_of(id)
+                    && self.backend(backend).is_some_and(|backend| backend.pipeline.is_whole())
+                {
+                    self.try_release(backend);
+                }
             }
             Some(Owner::Backend(id)) => {
                 if let Some(client) = self.client_of(id) {
@@ -663,12 +676,7 @@ impl<T: Transport> Shard<T> {
             return false;
         }
         // The less there is, the less one peer that does not read may hold.
-        let arena = self.io.arena();
-        let (free, count) = (arena.free_count(), arena.chunk_count());
-        let allowed = match () {
-            () if free * 4 >= count => QUEUED_MAX,
-            () => 0,
-        };
+        let allowed = if self.io.arena().is_tight() { 0 } else { QUEUED_MAX };
         bytes > allowed || pieces >= QUEUED_PIECES_MAX
     }
 
@@ -759,6 +767,7 @@ impl Backend {
             address: None,
             leg: tls::Leg::default(),
             deadline: None,
+            stalled: None,
             born: now,
             used: now,
             lent_at: now,

@@ -104,6 +104,11 @@ pub(super) struct Pool {
 }
 
 impl Pool {
+    /// Whether clients of other shards wait for a place.
+    pub(super) fn is_asked_for(&self, now: Instant) -> bool {
+        self.claim.is_some_and(|claim| now < claim.at + super::budget::CLAIM_FOR)
+    }
+
     /// What the server reports at login.
     pub(super) fn learn_parameters(&mut self, reported: Vec<(Box<str>, Box<str>)>) {
         let is_off =

@@ -46,9 +46,16 @@ pub(super) struct Request {
 /// Bytes of a message that are wanted before its names are looked for.
 const NAMES_PREFIX: usize = 1024;
 
-/// How much of a message must be in one piece, by its tag.
+/// A message up to this size is not begun to be sent before all of it is here: who writes it a byte a second would
+/// hold a backend meanwhile.
+const WHOLE_MAX: usize = super::STASH_MAX;
+
+/// How much of a message must be in one piece, by its tag. `whole_max`: see [`WHOLE_MAX`].
 #[inline]
-fn need(mode: RelayMode, tag: u8, size: u32) -> usize {
+fn need(mode: RelayMode, tag: u8, size: u32, whole_max: usize) -> usize {
+    if size as usize <= whole_max && tag != tag::COPY_DATA {
+        return size as usize;
+    }
     match tag {
         tag::PARSE | tag::BIND | tag::DESCRIBE | tag::CLOSE if mode != RelayMode::Session => {
             NAMES_PREFIX.min(size as usize)
@@ -111,7 +118,10 @@ impl<T: Transport> Shard<T> {
             let Some(client) = self.clients.get_mut(id.index, id.generation) else { return };
             let mode = client.pool.map_or(RelayMode::Smart, |pool| self.pools.get(pool).settings.mode);
             let before = client.framer;
-            match client.framer.next(&bytes[at..], |tag, size| need(mode, tag, size)) {
+            // Where there is no room to keep what is half here, it goes on as it comes.
+            let arena = self.io.arena();
+            let whole_max = if arena.has_spare() { WHOLE_MAX.min(arena.chunk_size() / 4) } else { 0 };
+            match client.framer.next(&bytes[at..], |tag, size| need(mode, tag, size, whole_max)) {
                 Ok(Step::Message { tag, size, available }) => {
                     match self.on_request(id, Request { tag, size, at, available }, bytes, &mut run) {
                         Verdict::Forward => at += available,
@@ -215,8 +225,13 @@ impl<T: Transport> Shard<T> {
             return;
         }
         let connection = client.connection;
+        let waits = matches!(client.state, ClientState::Waiting);
         self.io.receive(connection, false);
-        self.put_in_front(id, rest);
+        if self.put_in_front(id, rest) && waits && !self.io.arena().has_spare() {
+            // It would hold a whole chunk for as long as it waits.
+            self.leave_queue(id);
+            self.refuse_request(id, &Fault::NoMemoryToWait);
+        }
     }
 
     /// Puts back what was taken from the front of what is pending. `false`: there is no room, and the client is told.

@@ -18,4 +18,5 @@ mod queue;
 mod routes;
 mod servers;
 mod shards;
+mod slow;
 mod tls;

@@ -67,6 +67,7 @@ struct Connection {
     late: bool,
     outbox: VecDeque<Slice>,
     outbox_bytes: usize,
+    taken: u64,
     notify: bool,
     wire: Arc<Mutex<Wire>>,
     ended: bool,
@@ -220,6 +221,7 @@ impl Pipes {
             late: false,
             outbox: VecDeque::new(),
             outbox_bytes: 0,
+            taken: 0,
             notify: false,
             wire: Arc::default(),
             ended: false,
@@ -388,6 +390,7 @@ impl Pipes {
             let count = if gone { slice.len() } else { slice.len().min(most - drained.bytes.len()) };
             drained.bytes.extend_from_slice(&slice[..count]);
             connection.outbox_bytes -= count;
+            connection.taken += count as u64;
             slice.advance(count);
             if slice.is_empty() {
                 connection.outbox.pop_front();
@@ -464,6 +467,14 @@ impl Transport for Pipes {
     fn queued(&self, connection: ConnectionId) -> (usize, usize) {
         let slot = self.connections.get(connection.index, connection.generation);
         slot.map_or((0, 0), |connection| (connection.outbox_bytes, connection.outbox.len()))
+    }
+
+    fn taken(&self, connection: ConnectionId) -> u64 {
+        self.connections.get(connection.index, connection.generation).map_or(0, |connection| connection.taken)
+    }
+
+    fn is_starved(&self) -> bool {
+        false
     }
 
     fn notify_drained(&mut self, connection: ConnectionId) {

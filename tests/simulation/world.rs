@@ -102,6 +102,8 @@ const TRACE_LINES: usize = 200_000;
 /// A connection to a server, with its login.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longer than any peer pauses.
+const CLIENT_STALL_TIMEOUT: Duration = Duration::from_secs(40);
 /// Nobody waits longer than this for anything: sleeps, outages and timeouts are far shorter.
 const PATIENCE: u64 = 60 * SECOND;
 /// A shard whose clients wait has asked the others several times by then.
@@ -131,6 +133,7 @@ impl World {
                 backends_max: 64,
                 nodes_count: NODES,
                 login_timeout: LOGIN_TIMEOUT,
+                client_stall_timeout: CLIENT_STALL_TIMEOUT,
                 connect_timeout: CONNECT_TIMEOUT,
                 cancel_timeout: Duration::from_secs(10),
                 backoff: (Duration::from_millis(100), Duration::from_secs(5)),

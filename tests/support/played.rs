@@ -318,6 +318,7 @@ fn settings(sizes: Sizes) -> Settings {
         backends_max: sizes.backends,
         nodes_count: 8 * sizes.clients,
         login_timeout: Duration::from_secs(60),
+        client_stall_timeout: Duration::from_secs(60),
         connect_timeout: Duration::from_secs(60),
         cancel_timeout: Duration::from_secs(10),
         backoff: (Duration::from_millis(100), Duration::from_secs(5)),
@@ -438,6 +439,14 @@ impl Transport for Pipes {
 
     fn abort(&mut self, _connection: ConnectionId) {
         unreachable!("there is memory enough")
+    }
+
+    fn taken(&self, _connection: ConnectionId) -> u64 {
+        0
+    }
+
+    fn is_starved(&self) -> bool {
+        false
     }
 
     fn notify_drained(&mut self, _connection: ConnectionId) {

@@ -4,8 +4,11 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+
+use nix::sys::socket as sys;
 
 use super::Address;
 
@@ -58,9 +61,43 @@ impl RawClient {
         RawClient { stream, received: Vec::new(), taken: 0, key: Vec::new() }
     }
 
+    /// As `connect`, by TCP, but as from afar: small segments, and room for little that is not read.
+    pub fn connect_narrow(address: &Address) -> RawClient {
+        let at: std::net::SocketAddrV4 =
+            format!("{}:{}", address.host, address.port).parse().expect("a loopback address");
+        let socket = sys::socket(sys::AddressFamily::Inet, sys::SockType::Stream, sys::SockFlag::SOCK_CLOEXEC, None)
+            .expect("a descriptor is left");
+        sys::setsockopt(&socket, sys::sockopt::RcvBuf, &4096).expect("a fresh socket");
+        sys::setsockopt(&socket, sys::sockopt::TcpMaxSeg, &1400).expect("a fresh socket");
+        sys::connect(socket.as_raw_fd(), &sys::SockaddrIn::from(at)).unwrap_or_else(|error| panic!("{at}: {error}"));
+        RawClient { stream: Stream::Tcp(socket.into()), received: Vec::new(), taken: 0, key: Vec::new() }
+    }
+
+    /// Sends as much as there is room for, without waiting; how much that was.
+    pub fn send_some(&mut self, bytes: &[u8]) -> usize {
+        let Stream::Tcp(stream) = &mut self.stream else { panic!("only by TCP") };
+        stream.set_nonblocking(true).expect("our socket");
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match stream.write(&bytes[sent..]) {
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                // Who has hung up is noticed by the reader.
+                Err(_) => break,
+            }
+        }
+        stream.set_nonblocking(false).expect("our socket");
+        sent
+    }
+
     /// Connects and logs in where no password is asked for.
     pub fn login(address: &Address, user: &str, database: &str) -> RawClient {
-        let mut client = RawClient::connect(address);
+        RawClient::connect(address).logged_in(user, database)
+    }
+
+    /// Logs in where no password is asked for.
+    pub fn logged_in(self, user: &str, database: &str) -> RawClient {
+        let mut client = self;
         client.send(&startup(PROTOCOL_3_0, &[("user", user), ("database", database)]));
         let replies = client.receive_until_ready();
         assert!(replies.last().is_some_and(|last| last.tag == b'Z'), "login as {user}: {replies:?}");
@@ -73,6 +110,17 @@ impl RawClient {
             Stream::Tcp(stream) => stream.write_all(bytes),
             Stream::Unix(stream) => stream.write_all(bytes),
         };
+    }
+
+    /// Reads up to so many bytes at once and forgets them; how many there were. 0: closed, or nothing came.
+    pub fn read_raw(&mut self, most: usize) -> usize {
+        let mut piece = vec![0; most];
+        let limit = Some(Duration::from_secs(1));
+        let count = match &mut self.stream {
+            Stream::Tcp(stream) => stream.set_read_timeout(limit).and_then(|()| stream.read(&mut piece)),
+            Stream::Unix(stream) => stream.set_read_timeout(limit).and_then(|()| stream.read(&mut piece)),
+        };
+        count.unwrap_or(0)
     }
 
     /// The next message, if it comes whole within `limit`.

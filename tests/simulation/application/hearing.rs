@@ -102,7 +102,7 @@ impl Application {
     pub(super) fn is_fault(&mut self, message: &[u8]) -> bool {
         let fields = wire::fields(message);
         let its_own = match &*fields.code {
-            "53300" => !fields.text.starts_with("pg: "),
+            "53300" | "53200" => !fields.text.starts_with("pg: "),
             "57014" => self.cancels > 0 && !fields.text.starts_with("pg: "),
             "0A000" => !fields.text.starts_with("pg: "),
             _ => false,
