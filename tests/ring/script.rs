@@ -147,7 +147,9 @@ impl<N: Net> Owner<N> {
                 *connection
             }
             Event::Tick | Event::Rung => return,
-            Event::Connected { .. } | Event::Resolved { .. } | Event::Detached { .. } => panic!("nobody asked for it"),
+            Event::Connected { .. } | Event::Resolved { .. } | Event::Detached { .. } | Event::Secured { .. } => {
+                panic!("nobody asked for it")
+            }
         };
         let owner = self.net.io().owner(connection).unwrap_or_else(|| panic!("{}: a slot that is free", self.name));
         let serial = owner as Serial;

@@ -23,6 +23,7 @@ mod settings;
 mod tests;
 
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -636,7 +637,7 @@ fn advance(bytes: &mut Option<Slice>, count: usize) {
 }
 
 /// Fills `room` from the front of the pieces.
-fn gather<'a>(pieces: impl Iterator<Item = &'a Slice>, room: &mut [u8]) {
+fn gather<'a, P: Deref<Target = [u8]> + 'a>(pieces: impl Iterator<Item = &'a P>, room: &mut [u8]) {
     let mut at = 0;
     for piece in pieces {
         let count = piece.len().min(room.len() - at);
@@ -711,6 +712,14 @@ impl<T: Transport> Transport for Tls<T> {
             Some(session) => (bytes + session.pending.bytes(), pieces + session.pending.pieces()),
             None => (bytes, pieces),
         }
+    }
+
+    fn taken(&self, connection: ConnectionId) -> u64 {
+        self.inner.taken(connection)
+    }
+
+    fn is_starved(&self) -> bool {
+        self.inner.is_starved()
     }
 
     fn notify_drained(&mut self, connection: ConnectionId) {

@@ -110,6 +110,12 @@ impl Transport for Pipe {
     fn queued(&self, _: ConnectionId) -> (usize, usize) {
         (0, 0)
     }
+    fn taken(&self, _: ConnectionId) -> u64 {
+        0
+    }
+    fn is_starved(&self) -> bool {
+        false
+    }
     fn notify_drained(&mut self, _: ConnectionId) {}
     fn abort(&mut self, _: ConnectionId) {
         self.aborted = true;
