@@ -162,8 +162,10 @@ pub(super) fn check(config: &Config, warnings: &mut Vec<Warning>) -> Result<(), 
             let changes = [database.1, user.1].into_iter().flatten();
             let rules = changes.fold(config.everyone.rules.clone(), |rules, change| change.access.over(rules));
             // The innermost that says anything about it is the one to change.
-            let path = if user.1.is_some() { &user.0 } else { &database.0 };
-            let path = path.join(["auth"]);
+            let says = |(path, change): &(KeyPath, Option<&Override>)| {
+                change.is_some_and(|change| change.access.method.is_some()).then(|| path.clone())
+            };
+            let path = says(user).or_else(|| says(database)).unwrap_or_default().join(["auth"]);
             if rules.method == Method::Hba && settings.hba.is_none() {
                 let problem = Problem::value("hba", "auth.hba_file must name the file with the rules");
                 return Err(config.source.error(path.join(["method"]), problem));

@@ -76,6 +76,13 @@ impl Importer<'_> {
 
     /// What becomes of a key of `[pgbouncer]` that says who may log in.
     pub(super) fn auth(&self, key: &str, value: &str) -> Outcome {
+        // A file that lies beside the imported one is named so that qcp finds it from anywhere.
+        let beside = self.folder.join(value);
+        let is_file = matches!(key, "auth_file" | "auth_hba_file" | "auth_ident_file");
+        let value = match is_file && !std::path::Path::new(value).exists() && beside.exists() {
+            true => &*std::path::absolute(&beside).unwrap_or(beside).to_string_lossy().into_owned(),
+            false => value,
+        };
         let path = |name: &'static str| Outcome::to(["auth", name], Value::Text(value.to_owned()));
         let not_needed = |why: &str| Outcome::ignore(&format!("not needed: {why}"));
         match (key, self.judge) {

@@ -17,7 +17,7 @@ mod tests;
 use std::fmt;
 use std::fmt::Write;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::config::{self, Config, KeyPath, Problem, Segment};
 use draft::{Setting, Value, printable};
@@ -101,7 +101,8 @@ pub fn from_disk(file: &Path) -> Result<Import, Error> {
 /// `ipv6`: whether this machine has it, for PgBouncer's "all addresses".
 pub fn import(file: &str, load: &mut ini::Load, ipv6: bool) -> Result<Import, Error> {
     let entries = ini::read(file, load).map_err(Error::File)?;
-    let importer = Importer::new(&entries, load, ipv6);
+    let folder = Path::new(file).parent().unwrap_or(Path::new("")).to_owned();
+    let importer = Importer::new(&entries, load, ipv6, folder);
     importer.run(file)
 }
 
@@ -161,6 +162,8 @@ impl Outcome {
 
 struct Importer<'a> {
     entries: &'a [Entry],
+    /// Where the imported file is.
+    folder: PathBuf,
     /// There is a `::` to listen on.
     ipv6: bool,
     users: Option<Result<Secrets, String>>,
@@ -174,9 +177,10 @@ struct Importer<'a> {
 }
 
 impl<'a> Importer<'a> {
-    fn new(entries: &'a [Entry], load: &mut ini::Load, ipv6: bool) -> Self {
+    fn new(entries: &'a [Entry], load: &mut ini::Load, ipv6: bool, folder: PathBuf) -> Self {
         let mut importer = Importer {
             entries,
+            folder,
             ipv6,
             users: None,
             hba: None,

@@ -240,6 +240,15 @@ impl Part {
         self.check();
     }
 
+    /// Gives a place away although clients wait here: another shard's have waited longer. `false`: all are in use.
+    pub fn yield_permit(&mut self) -> bool {
+        let unused = self.open() < self.permits;
+        if unused {
+            self.permits -= 1;
+        }
+        unused
+    }
+
     /// Places that another shard gave.
     pub fn add_permits(&mut self, count: u32) {
         self.permits += count;

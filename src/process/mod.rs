@@ -192,8 +192,9 @@ fn wait_for_signals(signals: SigSet, desk: Desk) -> Result<(), Error> {
             match signal {
                 Signal::SIGTERM => desk.quit(false),
                 Signal::SIGHUP => {
-                    if let Err(error) = desk.log.reopen() {
-                        error!("the log cannot be opened anew: {error}");
+                    match desk.log.reopen() {
+                        Ok(_) => info!("the log was opened anew"),
+                        Err(error) => error!("the log cannot be opened anew: {error}"),
                     }
                     // It logs what came of it.
                     let _ = desk.reload();

@@ -529,6 +529,7 @@ impl<T: Transport> Shard<T> {
         if backend.purpose == Purpose::Check {
             self.checks -= 1;
         }
+        self.give_way(pool);
         self.refill(pool);
     }
 

@@ -175,6 +175,17 @@ impl<T: Transport> Shard<T> {
         Some(claim.from)
     }
 
+    /// A backend was closed: its place goes to another shard first, if clients have waited longer there.
+    pub(super) fn give_way(&mut self, id: PoolId) {
+        if self.running != Running::Yes || self.pools.get(id).part.refill() != Refill::Free {
+            return;
+        }
+        let Some(to) = self.claimant(id) else { return };
+        if self.pools.get_mut(id).part.yield_permit() {
+            self.give(id, to, 1, None);
+        }
+    }
+
     /// Begins to move a clean backend, which counts as lent.
     pub(super) fn send_backend(&mut self, id: BackendId, to: ShardId) {
         let deadline = self.io.now() + MOVE_TIMEOUT;
