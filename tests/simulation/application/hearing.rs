@@ -8,10 +8,15 @@ impl Application {
         self.inbox.extend_from_slice(bytes);
         let mut heard = Vec::new();
         if self.stage == Stage::Encryption && !self.inbox.is_empty() {
-            if self.inbox.remove(0) != b'N' {
-                return Err("encryption was not refused by N".to_owned());
+            match self.inbox[0] {
+                b'N' => {
+                    self.inbox.remove(0);
+                    heard.push(Heard::Send(self.startup_packet()));
+                }
+                // Turned away before it has said who it is: there are too many, or no memory is left.
+                b'E' => self.stage = Stage::Login,
+                other => return Err(format!("encryption was answered by {:?}", other as char)),
             }
-            heard.push(Heard::Send(self.startup_packet()));
         }
         while let Some(message) = wire::take(&mut self.inbox) {
             note(&message);
