@@ -165,10 +165,12 @@ pub(super) fn check(config: &Config, warnings: &mut Vec<Warning>) -> Result<(), 
             let says = |(path, change): &(KeyPath, Option<&Override>)| {
                 change.is_some_and(|change| change.access.method.is_some()).then(|| path.clone())
             };
-            let path = says(user).or_else(|| says(database)).unwrap_or_default().join(["auth"]);
+            let chosen = says(user).or_else(|| says(database)).unwrap_or_default().join(["auth"]);
+            let path = if user.1.is_some() { &user.0 } else { &database.0 };
+            let path = path.join(["auth"]);
             if rules.method == Method::Hba && settings.hba.is_none() {
                 let problem = Problem::value("hba", "auth.hba_file must name the file with the rules");
-                return Err(config.source.error(path.join(["method"]), problem));
+                return Err(config.source.error(chosen.join(["method"]), problem));
             }
             is_ruled |= rules.method == Method::Hba;
             asks_for_secrets |=
