@@ -188,6 +188,8 @@ impl Importer<'_> {
                 ("server", "allow" | "prefer") => {
                     to("mode", value).otherwise("connections to servers are not encrypted")
                 }
+                // PgBouncer's does not look at the name in a client's certificate; ours does.
+                ("client", "verify-full") => to("mode", "verify-ca"),
                 (_, word @ ("allow" | "prefer" | "require" | "verify-ca" | "verify-full")) => to("mode", word),
                 _ => return Err(one_of("disable, allow, prefer, require, verify-ca, verify-full")),
             },
