@@ -388,13 +388,18 @@ impl World {
         locked(&self.roads).wire(number as u32)
     }
 
-    fn look_for_mail(&mut self) {
+    /// Connections that were on the way to a shard that has ended.
+    fn count_strays(&mut self) {
         let dropped = std::mem::take(&mut locked(&self.roads).dropped);
         for peer in dropped {
             self.coverage.note("closed on its way");
             self.strays += u32::from(matches!(self.peers[peer as usize], Peer::Application(_)));
             self.closed_by_pooler(peer);
         }
+    }
+
+    fn look_for_mail(&mut self) {
+        self.count_strays();
         for core in 0..self.cores.len() {
             if self.cores[core].doorbell.silence() && !self.cores[core].ring_planned {
                 self.cores[core].ring_planned = true;

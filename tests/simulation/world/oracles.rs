@@ -173,18 +173,22 @@ impl World {
             let kept = core.arena.chunk_count() - core.arena.free_count();
             assert!(kept <= census.statements, "shard {index} keeps {kept} chunks: {census:?}");
         }
+        let late: u64 = self.cores.iter().map(|core| core.shard.io.late).sum();
+        if late > 0 {
+            self.coverage.note("bytes after a stop");
+        }
+        // Who was on the way to a shard that has ended goes with it, and with the process.
+        let shard_count = self.cores.len();
+        self.cores.clear();
+        self.count_strays();
         let all = self.population.count();
         assert!(all <= self.strays, "{all} clients are counted, {} came nowhere", self.strays);
-        for shard in 0..self.cores.len() {
+        for shard in 0..shard_count {
             let count = self.population.load(ShardId(shard as u16));
             assert!(count <= self.strays, "{count} clients are counted at shard {shard}");
         }
         for one in &self.applications {
             assert!(self.quitting.is_some() || one.stage == application::Stage::Gone);
-        }
-        let late: u64 = self.cores.iter().map(|core| core.shard.io.late).sum();
-        if late > 0 {
-            self.coverage.note("bytes after a stop");
         }
     }
 }
