@@ -121,7 +121,8 @@ impl World {
     /// A pool's places over all shards are never more than its size, and its size when no message is under way.
     pub(super) fn look_at_permits(&self) {
         let in_messages = self.cores.iter().any(|core| core.ring_planned);
-        let parts: Vec<Census> = self.cores.iter().map(|core| core.shard.census()).collect();
+        // Each shard is counted after all that it does, so this is how they are now.
+        let parts: Vec<&Census> = self.cores.iter().map(|core| &core.last).collect();
         let mut names: Vec<_> =
             parts.iter().flat_map(|part| &part.pools).map(|pool| (&pool.name, &pool.server)).collect();
         names.sort();
@@ -129,7 +130,7 @@ impl World {
         for (name, server) in names {
             let size = self.dials.pool_size;
             let part_of =
-                |part: &'_ Census| part.pools.iter().position(|pool| &pool.name == name && &pool.server == server);
+                |part: &Census| part.pools.iter().position(|pool| &pool.name == name && &pool.server == server);
             let shares = parts.iter().find_map(|part| Some(part.pools[part_of(part)?].shares.clone()));
             let shares = shares.expect("the name comes from one of them");
             assert_eq!(shares.iter().sum::<u32>(), size, "shares of {name} at {server}");
@@ -148,8 +149,10 @@ impl World {
         // A quiet shard looks at its clock ten times a second.
         let limit = self.dials.queue_timeout() + Duration::from_millis(105);
         for core in &self.cores {
-            for pool in core.shard.census().pools {
-                assert!(pool.oldest_wait <= limit || core.stopped, "a waiter was not told: {pool:?}");
+            for pool in &core.last.pools {
+                let Some((_, since)) = pool.queue.iter().min_by_key(|(_, since)| since) else { continue };
+                let waited = (self.base + Duration::from_micros(self.now)).duration_since(*since);
+                assert!(waited <= limit || core.stopped, "a waiter was not told: {pool:?}");
             }
         }
         for one in &mut self.applications {
@@ -173,18 +176,22 @@ impl World {
             let kept = core.arena.chunk_count() - core.arena.free_count();
             assert!(kept <= census.statements, "shard {index} keeps {kept} chunks: {census:?}");
         }
+        let late: u64 = self.cores.iter().map(|core| core.shard.io.late).sum();
+        if late > 0 {
+            self.coverage.note("bytes after a stop");
+        }
+        // Who was on the way to a shard that has ended goes with it, and with the process.
+        let shard_count = self.cores.len();
+        self.cores.clear();
+        self.count_strays();
         let all = self.population.count();
         assert!(all <= self.strays, "{all} clients are counted, {} came nowhere", self.strays);
-        for shard in 0..self.cores.len() {
+        for shard in 0..shard_count {
             let count = self.population.load(ShardId(shard as u16));
             assert!(count <= self.strays, "{count} clients are counted at shard {shard}");
         }
         for one in &self.applications {
             assert!(self.quitting.is_some() || one.stage == application::Stage::Gone);
-        }
-        let late: u64 = self.cores.iter().map(|core| core.shard.io.late).sum();
-        if late > 0 {
-            self.coverage.note("bytes after a stop");
         }
     }
 }
