@@ -191,9 +191,9 @@ pub(super) fn check(config: &Config, warnings: &mut Vec<Warning>) -> Result<(), 
             let tls = &config.tls_client;
             let lacking = match rules.method {
                 Method::ScramPlus if tls.mode == TlsMode::Disable => Some("tls.client.mode must not be disable"),
-                Method::Cert if tls.mode == TlsMode::Disable || tls.ca.is_none() => {
-                    Some("tls.client must name the ca that signs clients' certificates, with a mode that is not disable")
-                }
+                Method::Cert if tls.mode == TlsMode::Disable || tls.ca.is_none() => Some(
+                    "tls.client must name the ca that signs clients' certificates, with a mode that is not disable",
+                ),
                 _ => None,
             };
             if let Some(lacking) = lacking {

@@ -312,7 +312,9 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
             "keepalive_interval",
             "keepalive_timeout",
         ],
-        ["limits"] | ["databases" | "users", _, "limits"] => &["query_timeout", "idle_in_transaction_timeout", "transaction_timeout", "client_idle_timeout"],
+        ["limits"] | ["databases" | "users", _, "limits"] => {
+            &["query_timeout", "idle_in_transaction_timeout", "transaction_timeout", "client_idle_timeout"]
+        }
         ["servers", _] | ["databases", _, "servers", _] => &["weight", "tls"],
         ["databases" | "users", _] => &["route", "slow_query"],
         _ => &[],

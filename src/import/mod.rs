@@ -356,8 +356,7 @@ impl<'a> Importer<'a> {
 
     fn take_out(&mut self, error: config::Error) -> Result<(), Error> {
         let path = keys_of(&error.key);
-        let is_later =
-            matches!(error.problem, Problem::LaterKey | Problem::UnknownKey { .. });
+        let is_later = matches!(error.problem, Problem::LaterKey | Problem::UnknownKey { .. });
         let is_meant = |setting: &Setting| setting.path.iter().zip(&path).all(|(own, refused)| own == refused);
         let (refused, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.settings)
             .into_iter()

@@ -155,8 +155,7 @@ impl<T: Transport> Shard<T> {
         let Some(client) = self.client(id) else { return };
         let connection = client.connection;
         let answer = fault.answer();
-        let is_stranger =
-            matches!(client.state, ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_));
+        let is_stranger = matches!(client.state, ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_));
         if is_stranger && fault.is_anybodys() {
             self.note_junk(connection, &answer);
         } else if log::log_enabled!(answer.log) {

@@ -62,8 +62,8 @@ use crate::session::suspects::Learned;
 
 pub use mailbox::{Mail, Mailbox};
 pub use placement::Population;
-pub use pools::{ClientsMax, PoolSettings};
 use pools::Pools;
+pub use pools::{ClientsMax, PoolSettings};
 use statements::Statements;
 pub use tls::TlsSettings;
 

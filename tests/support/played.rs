@@ -207,7 +207,8 @@ impl World {
         let (_, mailbox) = mailboxes(&doorbells);
         let mailbox = mailbox.into_iter().next().expect("one for each doorbell");
         let catalogue = Rc::new(OnePool { size: sizes.backends as u32 });
-        let shard = Shard::new(Pipes::new(sizes), settings(sizes), catalogue, mailbox, Arc::new(Population::new(1, 16)));
+        let shard =
+            Shard::new(Pipes::new(sizes), settings(sizes), catalogue, mailbox, Arc::new(Population::new(1, 16)));
         let mut world = World { sizes, shard, peers: Vec::new(), first: 0, events: Vec::new(), before, after };
         let startup = written(|writer| {
             writer.startup_message(Version::V3_0, [(&b"user"[..], &b"alice"[..]), (b"database", b"shop")])
