@@ -140,7 +140,7 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     check("control:\n  port: 3", "qcp.yaml:2: control.port: unknown key; allowed here: socket");
     check(
         "databases: {a: {size: 3}}",
-        "qcp.yaml:1: databases.a.size: unknown key; allowed here: servers, dbname, relay_mode, session_state, transparency, pool, tls, auth",
+        "qcp.yaml:1: databases.a.size: unknown key; allowed here: servers, dbname, relay_mode, session_state, transparency, pool, limits, tls, auth",
     );
     check("databases: {a: 3}", "qcp.yaml:1: databases.a: found 3: a map of settings");
     check("just a text", "qcp.yaml:1: found \"just a text\": a map of settings");
