@@ -601,7 +601,7 @@ impl<T: Transport> Shard<T> {
             Mail::Failed(address) => self.on_failure_elsewhere(address),
             Mail::Succeeded(address) => self.on_success_elsewhere(address),
             Mail::Nothing { key, from, round } => self.on_nothing(&key, from, round),
-            Mail::Give { key, from, places, backend } => self.on_give(key, from, places, backend),
+            Mail::Give(given) => self.on_give(*given),
         }
     }
 
