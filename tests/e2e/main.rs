@@ -7,12 +7,14 @@ mod support;
 
 mod access;
 mod auth;
+mod defaults;
 mod drivers;
 mod gone;
 mod lifecycle;
 mod load;
 mod logins;
 mod memory;
+mod methods;
 mod modes;
 mod psql;
 mod queue;
