@@ -538,6 +538,51 @@ fn what_is_sent_ahead_of_a_login_waits() {
     assert_eq!(error, ("08P01".to_owned(), "expected password response, got message type 81".to_owned()));
 }
 
+/// Rules may go by the roles that a user is a member of, which a server is asked for.
+#[test]
+fn rules_go_by_roles() {
+    postgres().execute(
+        "postgres",
+        "CREATE ROLE staff; CREATE ROLE bosses IN ROLE staff; CREATE ROLE ann LOGIN IN ROLE bosses; CREATE ROLE bob LOGIN; \
+         CREATE ROLE teamroom; CREATE ROLE eve LOGIN IN ROLE teamroom",
+    );
+    postgres().create_database("teamroom");
+    let folder = Folder::with_certificates();
+    let hba = write(&folder, "hba.conf", "host template1 +staff all trust\nhost samerole all all trust\n");
+    let asker = "users: {password_user: {auth: {server_user: password_user, server_password: in the clear}}}\n";
+    let qcp = Qcp::start(
+        &format!(
+            "auth: {{method: hba, hba_file: {hba}, query_user: password_user, query_database: postgres, \
+             server_user: postgres}}\n{asker}"
+        ),
+        1,
+    );
+    let check = |user: &str, database: &str, is_in: bool| {
+        for _ in 0..2 {
+            let program = psql(&qcp.tcp(), user, database).args(["-XAtw", "-c", "SELECT current_database()"]);
+            let finished = program.finish();
+            if is_in {
+                assert_eq!(finished.success().trim(), database, "{user}");
+            } else {
+                let said = finished.failure();
+                assert!(said.contains("no pg_hba.conf entry"), "{user} {database}: {said}\n{}", qcp.log());
+            }
+        }
+    };
+    check("ann", "template1", true);
+    check("bob", "template1", false);
+    // A superuser is a member of all roles, but not where it comes to rules.
+    check(SUPERUSER, "template1", false);
+    check("nobody_of_that_name", "template1", false);
+    check("o'brien\\", "template1", false);
+    check("eve", "teamroom", true);
+    check("ann", "teamroom", false);
+    check("teamroom", "teamroom", true);
+    let hba = write(&folder, "unasked.conf", "host all +staff all trust\n");
+    let said = Setup::new(&format!("auth: {{method: hba, hba_file: {hba}}}\n")).refused();
+    assert!(said.contains("unasked.conf:1: +role and samerole need auth.query_user"), "{said}");
+}
+
 /// The authority of somebody else's certificates is no authority here.
 #[test]
 fn a_certificate_of_the_same_name_from_elsewhere_is_nobodys() {
