@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 
-use self::connection::{Closing, Connection, NOBODY, OPERATIONS, Operation, Receive, Sending, user_data};
+use self::connection::{Closing, Connection, NOBODY, Operation, Receive, Sending, unpack, user_data};
 use self::opening::Listener;
 use self::receiving::PACE;
 use self::sending::{VECTORS, Vector};
@@ -79,6 +79,10 @@ pub struct Ring {
     ready_max: usize,
     /// Connections with something to send and no send in flight.
     dirty: Vec<ConnectionId>,
+    /// Connections with a send that completes only if it fails.
+    silent: Vec<ConnectionId>,
+    /// Their owners are to be told that all is sent.
+    drained: Vec<ConnectionId>,
     /// Connections whose receive found no buffer, for each group.
     starved: [VecDeque<ConnectionId>; 2],
     /// Closing, with operations in flight that are cancelled at the end of the turn.
@@ -160,7 +164,9 @@ impl Ring {
             listeners: Vec::new(),
             doorbell,
             resolver,
-            completions: Vec::with_capacity(512),
+            completions: Vec::with_capacity(COMPLETIONS as usize),
+            silent: Vec::with_capacity(settings.connections_max),
+            drained: Vec::new(),
             completions_at: 0,
             rung: false,
             now: Instant::now(),
@@ -175,14 +181,15 @@ impl Ring {
     }
 
     /// Bytes of all tables, term by term, for the sums: connections, nodes, vectors, queues.
-    pub fn table_sizes(connections_max: usize, nodes_count: usize) -> [(&'static str, usize, usize); 5] {
+    pub fn table_sizes(connections_max: usize, nodes_count: usize) -> [(&'static str, usize, usize); 6] {
         let (slots, slot_size) = Bulk::table_size();
         [
             ("large receives", slots, slot_size),
             ("connections", connections_max, Slab::<Connection>::slot_size()),
             ("pieces to send", nodes_count, Nodes::node_size()),
             ("vectored sends", VECTORS, size_of::<Vector>()),
-            ("queues of connections", connections_max, 5 * size_of::<ConnectionId>()),
+            ("queues of connections", connections_max, 6 * size_of::<ConnectionId>()),
+            ("completions", COMPLETIONS as usize, size_of::<cqueue::Entry>()),
         ]
     }
 
@@ -196,6 +203,7 @@ impl Ring {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
             Err(error) => return Err(error),
         }
+        self.collect();
         self.now = Instant::now();
         Ok(())
     }
@@ -217,8 +225,8 @@ impl Ring {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
             Err(error) => return Err(error),
         }
-        // The queue's view is made anew so that it sees what the kernel just wrote.
-        Ok(!self.ring.completion().is_empty())
+        self.collect();
+        Ok(self.completions_at < self.completions.len())
     }
 
     /// Time has passed elsewhere; the clock goes on.
@@ -275,6 +283,9 @@ impl Ring {
             if let Some(connection) = self.aborted.pop() {
                 return Some(Event::Ended { connection, error: Some(Errno(libc::ENOBUFS)) });
             }
+            if let Some(connection) = self.drained.pop() {
+                return Some(Event::Drained { connection });
+            }
             if let Some(event) = self.next_detached().or_else(|| self.next_early()) {
                 return Some(event);
             }
@@ -286,10 +297,7 @@ impl Ring {
                 return Some(Event::Rung);
             }
             if self.completions_at == self.completions.len() {
-                self.completions.clear();
-                self.completions_at = 0;
-                let room = self.completions.capacity();
-                self.completions.extend(self.ring.completion().take(room));
+                self.take_completions();
                 if self.completions.is_empty() {
                     return None;
                 }
@@ -303,10 +311,42 @@ impl Ring {
         }
     }
 
+    /// After a system call: what has completed is at hand, and silent sends are settled.
+    fn collect(&mut self) {
+        self.take_completions();
+        if self.silent.is_empty() {
+            return;
+        }
+        // Not all was taken (the kernel was short of memory): some of them have yet to be made.
+        if !self.ring.submission().is_empty() {
+            return;
+        }
+        // What found no room in the queue may tell of a send that failed.
+        while self.ring.submission().cq_overflow() {
+            self.enters.set(self.enters.get() + 1);
+            // SAFETY: no argument is passed.
+            let entered = unsafe {
+                let flags = EnterFlags::GETEVENTS.bits();
+                self.ring.submitter().enter::<libc::sigset_t>(0, 0, flags, None)
+            };
+            self.take_completions();
+            if entered.is_err() {
+                return;
+            }
+        }
+        self.settle_silent();
+    }
+
+    fn take_completions(&mut self) {
+        if self.completions_at == self.completions.len() {
+            self.completions.clear();
+            self.completions_at = 0;
+        }
+        self.completions.extend(self.ring.completion());
+    }
+
     fn on_completion(&mut self, entry: &cqueue::Entry) -> Option<Event> {
-        let data = entry.user_data();
-        let operation = OPERATIONS[(data >> 56) as usize];
-        let connection = ConnectionId { index: data as u32, generation: (data >> 32) as u32 & 0xff_ffff };
+        let (operation, connection) = unpack(entry.user_data());
         match operation {
             Operation::Receive => self.on_receive(connection, entry),
             Operation::Send => self.on_sent(connection, entry.result()),

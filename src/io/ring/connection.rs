@@ -19,6 +19,10 @@ pub(super) struct Connection {
     /// What the owner wants; `receive` is how far the kernel is with it.
     pub(super) wanted: bool,
     pub(super) sending: Sending,
+    /// Bytes of a send that completes only if it fails; 0: the send in flight, if there is one, completes.
+    pub(super) silent: u32,
+    /// The socket was full at the last send.
+    pub(super) full: bool,
     /// How the send in flight is looked at.
     pub(super) patience: Patience,
     pub(super) connecting: Option<Box<SockaddrStorage>>,
@@ -119,6 +123,13 @@ pub(super) fn user_data(operation: Operation, connection: ConnectionId) -> u64 {
     (operation as u64) << 56 | u64::from(connection.generation) << 32 | u64::from(connection.index)
 }
 
+/// The inverse of [`user_data`].
+#[inline]
+pub(super) fn unpack(data: u64) -> (Operation, ConnectionId) {
+    let connection = ConnectionId { index: data as u32, generation: (data >> 32) as u32 & 0xff_ffff };
+    (OPERATIONS[(data >> 56) as usize], connection)
+}
+
 pub(super) const NOBODY: ConnectionId = ConnectionId { index: 0, generation: 0 };
 
 impl Ring {
@@ -132,6 +143,8 @@ impl Ring {
             receive: Receive::Off,
             wanted: false,
             sending: Sending::No,
+            silent: 0,
+            full: false,
             patience: Patience::New,
             connecting: None,
             detaching: None,

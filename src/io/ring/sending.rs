@@ -1,11 +1,15 @@
 //! What peers are sent: one operation each at a time, and what becomes of those that do not take it.
+//!
+//! Most sends are short and find room in their socket, so they are over when the system call that submits them returns. Such
+//! a send is asked to complete only if it fails: one completion less to write, to read, and to be woken by. It must not
+//! wait in the kernel then: where the socket is full it fails, and is made again as one that waits and completes.
 
 use std::time::Duration;
 
-use io_uring::{opcode, types};
+use io_uring::{opcode, squeue, types};
 
 use super::Ring;
-use super::connection::{Closing, Operation, Patience, Sending, user_data};
+use super::connection::{Closing, Operation, Patience, Sending, unpack, user_data};
 use crate::ids::ConnectionId;
 use crate::io::{Errno, Event};
 
@@ -17,6 +21,8 @@ pub(super) const VECTORS: usize = 128;
 pub(super) const COALESCE_MAX: usize = 4096;
 /// Up to this size, what comes while an earlier send is in flight is copied aside.
 pub(super) const GATHER_MAX: usize = 2048;
+/// A longer piece than this may well find its socket full: its send waits there, and completes.
+pub(super) const SILENT_MAX: usize = 16 * 1024;
 /// Connections looked at in one tick for a send that does not end.
 pub(super) const LOOKED_AT: usize = 512;
 /// A send in flight at two looks, with this between them, is stuck.
@@ -53,7 +59,7 @@ impl Ring {
                 outbox.replace(&mut self.nodes, slice);
             }
         }
-        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+        let mut flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
         let socket = types::Fd(connection.socket);
         let vector = if outbox.pieces() > 1 { self.vectors_free.pop() } else { None };
         let entry = if let Some(number) = vector {
@@ -70,16 +76,58 @@ impl Ring {
         } else {
             let slice = outbox.iter(&self.nodes).next().expect("checked by the caller");
             connection.sending = Sending::Piece;
-            opcode::Send::new(socket, slice.as_ptr(), slice.len() as u32).flags(flags).build()
+            // Whoever waits to hear that it is through hears it only from a completion.
+            let alone = outbox.pieces() == 1 && connection.closing == Closing::No && connection.detaching.is_none();
+            let silent = alone && !connection.notify && !connection.full && slice.len() <= SILENT_MAX;
+            let mut operation = squeue::Flags::empty();
+            if silent {
+                connection.silent = slice.len() as u32;
+                self.silent.push(id);
+                flags |= libc::MSG_DONTWAIT;
+                operation = squeue::Flags::SKIP_SUCCESS;
+            }
+            opcode::Send::new(socket, slice.as_ptr(), slice.len() as u32).flags(flags).build().flags(operation)
         };
         connection.operations += 1;
         self.push(entry.user_data(user_data(Operation::Send, id)));
+    }
+
+    /// After a system call that has taken all that was queued, with all completions at hand: sends that were to complete only
+    /// if they fail, and have not, are through.
+    pub(super) fn settle_silent(&mut self) {
+        for entry in &self.completions[self.completions_at..] {
+            if let (Operation::Send, id) = unpack(entry.user_data())
+                && let Some(connection) = self.connections.get_mut(id.index, id.generation)
+            {
+                // It has failed, or found room for a part; `on_sent` sees to that.
+                connection.full |= connection.silent > 0;
+                connection.silent = 0;
+            }
+        }
+        while let Some(id) = self.silent.pop() {
+            let Some(connection) = self.connections.get_mut(id.index, id.generation) else { continue };
+            let size = std::mem::take(&mut connection.silent);
+            if size == 0 {
+                continue;
+            }
+            let is_plain = connection.closing == Closing::No && connection.detaching.is_none() && !connection.notify;
+            if is_plain && connection.outbox.bytes() == size as usize {
+                connection.operations -= 1;
+                connection.sending = Sending::No;
+                connection.outbox.clear(&mut self.nodes);
+            } else if let Some(Event::Drained { connection }) = self.on_sent(id, size as i32) {
+                // The system call had to be made twice, and meanwhile something else has happened.
+                self.drained.push(connection);
+            }
+        }
     }
 
     pub(super) fn on_sent(&mut self, id: ConnectionId, result: i32) -> Option<Event> {
         let slot = self.connections.get_mut(id.index, id.generation);
         let connection = slot.expect("a slot is kept while an operation is in flight");
         connection.operations -= 1;
+        let silent = std::mem::take(&mut connection.silent);
+        connection.full |= result < silent as i32;
         if let Sending::Vector(vector) = connection.sending {
             self.vectors_free.push(vector);
         }
@@ -104,6 +152,7 @@ impl Ring {
             connection.ended = true;
             return first.then_some(Event::Ended { connection: id, error: Some(Errno(-result)) });
         }
+        connection.full &= !connection.outbox.is_empty();
         if !connection.outbox.is_empty() {
             if ending {
                 connection.outbox.compact(&mut self.nodes, &self.arena);
