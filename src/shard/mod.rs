@@ -593,7 +593,7 @@ impl<T: Transport> Shard<T> {
             Mail::Client(arrival) => self.on_arrival(*arrival),
             Mail::Ask { key, from, since, can_open, round } => self.on_ask(key, from, since, can_open, round),
             Mail::Nothing { key, from, round } => self.on_nothing(&key, from, round),
-            Mail::Give { key, from, places, backend } => self.on_give(key, from, places, backend),
+            Mail::Give(given) => self.on_give(*given),
         }
     }
 
