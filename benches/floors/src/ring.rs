@@ -110,7 +110,6 @@ pub struct Ring {
     places_free: Vec<u32>,
     /// Sends since the last turn that complete only if they fail.
     silent: Vec<Silent>,
-    batching: Batching,
 }
 
 /// A short send. It is over when the system call that submits it returns, so a completion of its own tells nothing, and would
@@ -137,7 +136,13 @@ impl Ring {
         let sockets_max = raise_files_max().min(SOCKETS_MAX) as u32;
         ring.submitter().register_files_sparse(sockets_max).expect("a table of sockets");
         let buffers = Buffers::new(&ring, buffers_count, buffer_size);
-        Ring { ring, buffers, server: None, places_free: (sockets_max - ADOPTED_MAX..sockets_max).collect(), silent: Vec::new(), batching: Batching::new() }
+        Ring {
+            ring,
+            buffers,
+            server: None,
+            places_free: (sockets_max - ADOPTED_MAX..sockets_max).collect(),
+            silent: Vec::new(),
+        }
     }
 
     /// Submits everything queued and waits until something has completed; `batch` then holds it.
@@ -145,13 +150,16 @@ impl Ring {
     pub fn turn(&mut self, batch: &mut Vec<Completion>) {
         batch.clear();
         self.buffers.publish();
-        self.batching.wait(&self.ring);
+        match self.ring.submit_and_wait(1) {
+            Ok(_) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY)) => {}
+            Err(error) => panic!("io_uring_enter: {error}"),
+        }
         batch.extend(self.ring.completion().map(|entry| Completion {
             token: Token::unpack(entry.user_data()),
             result: entry.result(),
             flags: entry.flags(),
         }));
-        self.batching.learn(batch.len());
         if !self.silent.is_empty() {
             self.settle_silent(batch);
         }
@@ -362,45 +370,6 @@ impl Ring {
 
 pub fn error(result: i32) -> std::io::Error {
     std::io::Error::from_raw_os_error(-result)
-}
-
-/// How long a turn waits, and for how much.
-struct Batching {
-    want: usize,
-    min_us: u32,
-    recent: usize,
-    share: usize,
-}
-
-impl Batching {
-    fn new() -> Self {
-        let read = |name: &str, default| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
-        Self { want: read("WANT", 1), min_us: read("MIN_US", 0) as u32, recent: 0, share: read("SHARE", 0) }
-    }
-
-    #[inline]
-    fn learn(&mut self, heard: usize) {
-        // Sixteenths.
-        self.recent += heard;
-        self.recent -= self.recent / 16;
-        if self.share > 0 { self.want = (self.recent * self.share / 1600).max(1); }
-    }
-
-    #[inline]
-    fn wait(&self, ring: &IoUring) {
-        static LONG: types::Timespec = types::Timespec::new().sec(1);
-        let waited = if self.want > 1 && self.min_us > 0 {
-            let arguments = types::SubmitArgs::new().min_wait_usec(self.min_us).timespec(&LONG);
-            ring.submitter().submit_with_args(self.want, &arguments)
-        } else {
-            ring.submit_and_wait(1)
-        };
-        match waited {
-            Ok(_) => {}
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::ETIME)) => {}
-            Err(error) => panic!("io_uring_enter: {error}"),
-        }
-    }
 }
 
 struct Buffers {
