@@ -390,6 +390,8 @@ fn check_limit(qcp: &Qcp, limit: usize, enter: &dyn Fn() -> Result<RawClient, (S
 
 #[test]
 fn clients_of_a_database_a_user_and_an_address_are_limited() {
+    // Not template1, which nobody may be in while another test creates its database.
+    postgres().create_database("access_limits");
     let limits = "databases: {postgres: {limits: {max_clients: 3}}}\nusers: {trust_user: {limits: {max_clients: 2}}}\n\
                   limits: {max_clients: 100, max_clients_per_address: 5}\nproxy_protocol_from: [127.0.0.1]\n";
     for auth in [
@@ -409,7 +411,7 @@ fn clients_of_a_database_a_user_and_an_address_are_limited() {
             let in_template = || {
                 let mut client = RawClient::connect(&qcp.tcp());
                 client.send(&header("127.0.0.9"));
-                client.send(&startup(PROTOCOL_3_0, &[("user", SUPERUSER), ("database", "template1")]));
+                client.send(&startup(PROTOCOL_3_0, &[("user", SUPERUSER), ("database", "access_limits")]));
                 let said = client.receive_until_ready();
                 if said.last().is_some_and(|last| last.tag == b'Z') {
                     Ok(client)
@@ -547,8 +549,9 @@ fn rules_go_by_roles() {
          CREATE ROLE teamroom; CREATE ROLE eve LOGIN IN ROLE teamroom",
     );
     postgres().create_database("teamroom");
+    postgres().create_database("access_roles");
     let folder = Folder::with_certificates();
-    let hba = write(&folder, "hba.conf", "host template1 +staff all trust\nhost samerole all all trust\n");
+    let hba = write(&folder, "hba.conf", "host access_roles +staff all trust\nhost samerole all all trust\n");
     let asker = "users: {password_user: {auth: {server_user: password_user, server_password: in the clear}}}\n";
     let qcp = Qcp::start(
         &format!(
@@ -569,12 +572,12 @@ fn rules_go_by_roles() {
             }
         }
     };
-    check("ann", "template1", true);
-    check("bob", "template1", false);
+    check("ann", "access_roles", true);
+    check("bob", "access_roles", false);
     // A superuser is a member of all roles, but not where it comes to rules.
-    check(SUPERUSER, "template1", false);
-    check("nobody_of_that_name", "template1", false);
-    check("o'brien\\", "template1", false);
+    check(SUPERUSER, "access_roles", false);
+    check("nobody_of_that_name", "access_roles", false);
+    check("o'brien\\", "access_roles", false);
     check("eve", "teamroom", true);
     check("ann", "teamroom", false);
     check("teamroom", "teamroom", true);
