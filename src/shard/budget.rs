@@ -76,7 +76,11 @@ impl<T: Transport> Shard<T> {
         let homes = placement::homes(&key, settings.pool.size, shard_count);
         let permits = homes.share(settings.pool.size, id);
         let (min, max) = self.settings.backoff;
-        self.pools.insert(key, settings, homes, permits, Backoff::new(min, max), shard_count)
+        let (paused, generation) = (self.orders.pauses(&key.database), self.generation);
+        let backoff = Backoff::new(min, max);
+        let made = self.pools.insert(key, settings, homes, permits, backoff, shard_count, generation)?;
+        self.pools.get_mut(made).part.pause(paused);
+        Some(made)
     }
 
     /// Asks the other shards, if clients wait for what is not here.
@@ -210,7 +214,9 @@ impl<T: Transport> Shard<T> {
         let BackendState::Moving(to) = backend.state else { return };
         // Its connection is the parcel now.
         backend.connection = None;
-        if !parcel.received.is_empty() || self.running != Running::Yes {
+        let pool = self.pools.get(self.backends.get(id.index, id.generation).expect("just looked at").pool);
+        let unwanted = pool.retired || pool.part.excess() > 0;
+        if !parcel.received.is_empty() || self.running != Running::Yes || unwanted {
             // Most likely the server's goodbye; whoever asks again gets the place.
             drop(parcel);
             self.close_backend(id, Close::Now);
@@ -241,7 +247,23 @@ impl<T: Transport> Shard<T> {
     }
 
     /// Places from another shard, and perhaps the backend that has one of them.
-    pub(super) fn on_give(&mut self, key: Key, from: ShardId, places: u32, backend: Option<Box<Traveller>>) {
+    pub(super) fn on_give(
+        &mut self,
+        key: Key,
+        from: ShardId,
+        places: u32,
+        generation: u32,
+        backend: Option<Box<Traveller>>,
+    ) {
+        if generation > self.generation {
+            // The sender has seen a reload that this shard is about to see: these are places of the new sizes.
+            self.given_ahead.push(Mail::Give { key, from, places, generation, backend });
+            return;
+        }
+        // Places of before the size changed: all shards have counted anew since then.
+        if self.pools.find(&key).is_some_and(|id| generation < self.pools.get(id).generation) {
+            return;
+        }
         let settings = self.catalogue.pool(&key.database, &key.user);
         let Some(id) = settings.and_then(|settings| self.pool_of(key, settings)) else {
             // Only a changed configuration or a full table brings this about; the pool is smaller from here on.
@@ -252,7 +274,8 @@ impl<T: Transport> Shard<T> {
         pool.part.add_permits(places);
         pool.borrowed[from.0 as usize] += places as i32;
         pool.nothing.fill((0, 0));
-        if let Some(traveller) = backend {
+        let has_room = pool.part.open() < pool.part.permits();
+        if let Some(traveller) = backend.filter(|_| has_room) {
             self.take_in(id, *traveller);
         }
         self.give_way(id);
@@ -325,7 +348,8 @@ impl<T: Transport> Shard<T> {
     fn give(&mut self, id: PoolId, to: ShardId, places: u32, backend: Option<Box<Traveller>>) {
         let pool = self.pools.get_mut(id);
         pool.borrowed[to.0 as usize] -= places as i32;
-        let mail = Mail::Give { key: pool.key.clone(), from: self.settings.id, places, backend };
+        let (key, from, generation) = (pool.key.clone(), self.settings.id, self.generation);
+        let mail = Mail::Give { key, from, places, generation, backend };
         self.mailbox.send(to, mail);
     }
 }

@@ -1,7 +1,6 @@
 //! Messages to a shard: from other shards and from the control thread. A lock-free queue and a doorbell; nothing is
 //! shared but what is handed over.
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -11,16 +10,19 @@ use crate::io::doorbell::Doorbell;
 use super::budget::Traveller;
 use super::placement::Arrival;
 use super::pools::Key;
+use super::orders::Order;
+use super::reload::Reload;
 use super::report::ShardReport;
 use super::stats::ShardMetrics;
-use super::tls::TlsSettings;
 
 /// What a shard can be told.
 pub enum Mail {
     /// Let transactions finish, then end; at the latest after this time.
     Quit(Duration),
-    /// Certificates were reloaded: what connects from now on is handled so.
-    Tls(Arc<TlsSettings>),
+    /// The configuration has changed. The sender is dropped when that is done.
+    Reload(Box<Reload>, Sender<()>),
+    /// What somebody at the control socket wants done. The sender is dropped when it is.
+    Order(Order, Sender<()>),
     /// Say what there is.
     Report(Sender<ShardReport>),
     /// Say what was counted.
@@ -64,6 +66,8 @@ pub enum Mail {
         from: ShardId,
         /// How many.
         places: u32,
+        /// Of which generation of settings they are.
+        generation: u32,
         /// The backend that has one of them.
         backend: Option<Box<Traveller>>,
     },

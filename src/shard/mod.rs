@@ -19,12 +19,14 @@ mod link;
 mod login;
 mod lookup;
 pub mod mailbox;
+pub mod orders;
 mod own_check;
 mod own_login;
 pub mod placement;
 mod pools;
 mod preserve;
 mod relay;
+pub mod reload;
 mod replies;
 pub mod report;
 mod requests;
@@ -61,6 +63,7 @@ use crate::session::suspects::Learned;
 pub use mailbox::{Mail, Mailbox};
 pub use placement::Population;
 pub use pools::PoolSettings;
+pub use reload::Reload;
 use pools::Pools;
 use statements::Statements;
 pub use tls::TlsSettings;
@@ -363,6 +366,16 @@ pub struct Shard<T: Transport> {
     sql: Vec<u8>,
     checks: u32,
     check_queue: VecDeque<ClientId>,
+    /// Counts the reloads.
+    generation: u32,
+    /// What was ordered and holds until it is taken back.
+    orders: orders::Orders,
+    /// Logins to databases that are paused.
+    parked: VecDeque<ClientId>,
+    /// Places from shards that have seen a reload before this one has.
+    given_ahead: Vec<Mail>,
+    /// A reload has left pools behind that some clients still belong to.
+    has_retired: bool,
     /// Logins whose question is open again; looked at when the event is through.
     awake: VecDeque<ClientId>,
     /// Whose passwords go through their rounds, in turn.
@@ -458,6 +471,11 @@ impl<T: Transport> Shard<T> {
             sql: Vec::with_capacity(4096),
             checks: 0,
             check_queue: VecDeque::new(),
+            generation: 0,
+            orders: orders::Orders::default(),
+            parked: VecDeque::new(),
+            given_ahead: Vec::new(),
+            has_retired: false,
             awake: VecDeque::new(),
             working: VecDeque::new(),
             found: HashMap::default(),
@@ -585,7 +603,14 @@ impl<T: Transport> Shard<T> {
                 // Whoever asked may have given up waiting.
                 let _ = answer.send(self.report());
             }
-            Mail::Tls(tls) => self.settings.tls = tls,
+            Mail::Reload(reload, done) => {
+                self.on_reload(*reload);
+                drop(done);
+            }
+            Mail::Order(order, done) => {
+                self.on_order(&order);
+                drop(done);
+            }
             Mail::Metrics(answer) => {
                 let _ = answer.send(self.metrics());
             }
@@ -593,7 +618,9 @@ impl<T: Transport> Shard<T> {
             Mail::Client(arrival) => self.on_arrival(*arrival),
             Mail::Ask { key, from, since, can_open, round } => self.on_ask(key, from, since, can_open, round),
             Mail::Nothing { key, from, round } => self.on_nothing(&key, from, round),
-            Mail::Give { key, from, places, backend } => self.on_give(key, from, places, backend),
+            Mail::Give { key, from, places, generation, backend } => {
+                self.on_give(key, from, places, generation, backend)
+            }
         }
     }
 
