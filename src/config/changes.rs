@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
+use super::Config;
 use super::problem::{Error, KeyPath, Problem};
 use super::resolve::Source;
 use super::yaml::{self, Node};
-use super::Config;
 
 /// A key that has another value. `None`: it is not written, so its default holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -17,23 +17,14 @@ pub struct Change {
 }
 
 /// What is bound, allocated or opened at the start.
-const AT_START: [&str; 8] = [
-    "listening_address",
-    "cores",
-    "arena",
-    "log_output",
-    "log_format",
-    "control",
-    "metrics",
-    "limits.max_clients",
-];
+const AT_START: [&str; 8] =
+    ["listening_address", "cores", "arena", "log_output", "log_format", "control", "metrics", "limits.max_clients"];
 
 /// What nobody is to read over an administrator's shoulder.
 const HIDDEN: &str = "(hidden)";
 
 /// The keys with their defaults, as the example documents them.
-static DEFAULTS: LazyLock<BTreeMap<String, Leaf>> =
-    LazyLock::new(|| leaves(include_str!("../../config-example.yaml")));
+static DEFAULTS: LazyLock<BTreeMap<String, Leaf>> = LazyLock::new(|| leaves(include_str!("../../config-example.yaml")));
 
 /// The value of a key as it is written.
 #[derive(Clone, PartialEq, Eq)]

@@ -27,8 +27,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use changes::{Change, Known};
 pub use address::{Listen, SERVER_PORT_DEFAULT, ServerAddress};
+pub use changes::{Change, Known};
 pub use problem::{Error, KeyPath, Problem, Segment, Warning};
 pub use sizes::{format_duration, format_size, parse_duration, parse_size};
 pub use tls::{ClientTls, Negotiation, ServerTls, TLS_CHUNK_SIZE_MIN, TlsAllowed, TlsMode, TlsVersion};
@@ -164,6 +164,8 @@ pub struct PoolConfig {
     pub pool: pool::Settings,
     /// Who checks clients, and how QCP logs in.
     pub rules: Rules,
+    /// Clients of this database and of this user, at most; 0: no limit.
+    pub clients_max: (u32, u32),
 }
 
 impl Config {
@@ -223,6 +225,10 @@ impl Config {
             tls: self.tls_of(database),
             pool: settings.pool,
             rules: access::with_known_password(settings.rules, user, &self.auth.settings.users),
+            clients_max: (
+                listed.map_or(0, |listed| listed.changes.clients_max()),
+                self.users.get(user).map_or(0, Override::clients_max),
+            ),
         })
     }
 

@@ -6,8 +6,8 @@ use ::log::{error, info};
 
 use crate::config::{Change, Config, Warning};
 use crate::control::command::Act;
-use crate::control::report::{ChangedKey, ClientState, KeyRow, Ordered, Reloaded, ShardReport};
 use crate::control::report::{BackendState, show_keys};
+use crate::control::report::{ChangedKey, ClientState, KeyRow, Ordered, Reloaded, ShardReport};
 use crate::control::wire::Answer;
 use crate::shard::orders::{Order, Scope};
 use crate::shard::{Mail, Reload, TlsSettings};
@@ -136,7 +136,8 @@ fn reload(config: &Arc<Config>, tls: &Arc<TlsSettings>, cores: usize, recycle: b
 }
 
 fn ordered(act: Act, database: Option<&str>, reports: &[ShardReport]) -> Ordered {
-    let mut ordered = Ordered { act: act.name().to_owned(), database: database.map(str::to_owned), ..Default::default() };
+    let mut ordered =
+        Ordered { act: act.name().to_owned(), database: database.map(str::to_owned), ..Default::default() };
     let is_meant = |name: &str| database.is_none_or(|database| database == name);
     for client in reports.iter().flat_map(|report| &report.clients).filter(|client| is_meant(&client.database)) {
         ordered.clients += 1;

@@ -15,7 +15,7 @@ use crate::session::parameters::Setting;
 
 use super::clean::Stage;
 use super::mailbox::Mail;
-use super::pools::{Key, PoolSettings};
+use super::pools::{Key, Pool, PoolSettings};
 use super::{Backend, BackendState, Owner, Purpose, Running, Shard, placement};
 
 /// A shard asks again after this, for each two other shards of the pool: so the messages of all together stay few.
@@ -38,6 +38,22 @@ pub(super) struct Claim {
     can_open: bool,
     /// When it was last said.
     at: Instant,
+}
+
+/// Places of a pool that move to another shard.
+pub struct Given {
+    key: Key,
+    /// Who gives.
+    from: ShardId,
+    places: u32,
+    /// Of which generation of settings they are.
+    generation: u32,
+    /// The backend that has one of them.
+    backend: Option<Box<Traveller>>,
+    /// Since when the longest of those waits who stay behind, so that what comes of it can go back.
+    since: Option<Instant>,
+    /// As in [`Mail::Ask`].
+    can_open: bool,
 }
 
 impl Claim {
@@ -64,6 +80,15 @@ pub struct Traveller {
     /// What the server reports at a login.
     reported: Vec<(Box<str>, Box<str>)>,
     refill: Refill,
+}
+
+impl Pool {
+    /// What another shard has said of its waiters. One claim for each shard: whoever is next when the longest waiter has
+    /// been served need not ask again first.
+    fn claim(&mut self, from: ShardId, since: Option<Instant>, can_open: bool, now: Instant) {
+        self.claims.retain(|claim| claim.from != from);
+        self.claims.extend(since.map(|since| Claim { from, since, can_open, at: now }));
+    }
 }
 
 impl<T: Transport> Shard<T> {
@@ -130,9 +155,7 @@ impl<T: Transport> Shard<T> {
         } else if pool.part.open() == 0 {
             self.mailbox.send(from, Mail::Nothing { key, from: self.settings.id, round });
         } else {
-            // One for each shard: whoever is next when the longest waiter has been served need not ask again first.
-            pool.claims.retain(|claim| claim.from != from);
-            pool.claims.push(Claim { from, since, can_open, at: now });
+            pool.claim(from, Some(since), can_open, now);
         }
     }
 
@@ -247,23 +270,18 @@ impl<T: Transport> Shard<T> {
     }
 
     /// Places from another shard, and perhaps the backend that has one of them.
-    pub(super) fn on_give(
-        &mut self,
-        key: Key,
-        from: ShardId,
-        places: u32,
-        generation: u32,
-        backend: Option<Box<Traveller>>,
-    ) {
-        if generation > self.generation {
+    pub(super) fn on_give(&mut self, given: Given) {
+        if given.generation > self.generation {
             // The sender has seen a reload that this shard is about to see: these are places of the new sizes.
-            self.given_ahead.push(Mail::Give { key, from, places, generation, backend });
+            self.given_ahead.push(given);
             return;
         }
+        let Given { key, from, places, generation, backend, since, can_open } = given;
         // Places of before the size changed: all shards have counted anew since then.
         if self.pools.find(&key).is_some_and(|id| generation < self.pools.get(id).generation) {
             return;
         }
+        let now = self.io.now();
         let settings = self.catalogue.pool(&key.database, &key.user);
         let Some(id) = settings.and_then(|settings| self.pool_of(key, settings)) else {
             // Only a changed configuration or a full table brings this about; the pool is smaller from here on.
@@ -273,6 +291,7 @@ impl<T: Transport> Shard<T> {
         let pool = self.pools.get_mut(id);
         pool.part.add_permits(places);
         pool.borrowed[from.0 as usize] += places as i32;
+        pool.claim(from, since, can_open, now);
         pool.nothing.fill((0, 0));
         let has_room = pool.part.open() < pool.part.permits();
         if let Some(traveller) = backend.filter(|_| has_room) {
@@ -346,10 +365,13 @@ impl<T: Transport> Shard<T> {
     }
 
     fn give(&mut self, id: PoolId, to: ShardId, places: u32, backend: Option<Box<Traveller>>) {
-        let pool = self.pools.get_mut(id);
+        let Self { pools, waiters, .. } = self;
+        let pool = pools.get_mut(id);
         pool.borrowed[to.0 as usize] -= places as i32;
+        let since = pool.part.first_waiter(waiters).filter(|_| pool.part.wants_more()).map(|(_, since)| since);
+        let can_open = pool.part.refill() != Refill::Impossible;
         let (key, from, generation) = (pool.key.clone(), self.settings.id, self.generation);
-        let mail = Mail::Give { key, from, places, generation, backend };
-        self.mailbox.send(to, mail);
+        let given = Given { key, from, places, generation, backend, since, can_open };
+        self.mailbox.send(to, Mail::Give(Box::new(given)));
     }
 }

@@ -1,16 +1,17 @@
 //! Messages to a shard: from other shards and from the control thread. A lock-free queue and a doorbell; nothing is
 //! shared but what is handed over.
 
+use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use crate::ids::ShardId;
 use crate::io::doorbell::Doorbell;
 
-use super::budget::Traveller;
+use super::budget::Given;
+use super::orders::Order;
 use super::placement::Arrival;
 use super::pools::Key;
-use super::orders::Order;
 use super::reload::Reload;
 use super::report::ShardReport;
 use super::stats::ShardMetrics;
@@ -34,6 +35,10 @@ pub enum Mail {
         /// As the request had it: 4 bytes, or more.
         secret: Vec<u8>,
     },
+    /// A login from this address has failed at another shard.
+    Failed(IpAddr),
+    /// One has gone well, and took a failure back there.
+    Succeeded(IpAddr),
     /// A client that is to live on the shard that reads this.
     Client(Box<Arrival>),
     /// Clients of this pool wait at shard `from`, and all its places are taken: is there one to spare, or a backend?
@@ -58,19 +63,8 @@ pub enum Mail {
         /// That of the question.
         round: u32,
     },
-    /// Places of this pool move from shard `from` to the one that reads this.
-    Give {
-        /// The pool.
-        key: Key,
-        /// Who gives.
-        from: ShardId,
-        /// How many.
-        places: u32,
-        /// Of which generation of settings they are.
-        generation: u32,
-        /// The backend that has one of them.
-        backend: Option<Box<Traveller>>,
-    },
+    /// Places of a pool move to the shard that reads this.
+    Give(Box<Given>),
 }
 
 /// How to reach a shard, from any thread.

@@ -25,6 +25,7 @@ mod own_login;
 pub mod placement;
 mod pools;
 mod preserve;
+mod proxied;
 mod relay;
 pub mod reload;
 mod replies;
@@ -32,6 +33,7 @@ pub mod report;
 mod requests;
 mod statements;
 mod stats;
+pub mod tally;
 pub mod tls;
 
 use std::collections::{HashMap, VecDeque};
@@ -62,9 +64,9 @@ use crate::session::suspects::Learned;
 
 pub use mailbox::{Mail, Mailbox};
 pub use placement::Population;
-pub use pools::PoolSettings;
-pub use reload::Reload;
 use pools::Pools;
+pub use pools::{ClientsMax, PoolSettings};
+pub use reload::Reload;
 use statements::Statements;
 pub use tls::TlsSettings;
 
@@ -193,6 +195,10 @@ struct Client {
     unnamed: Stash,
     /// Came over a Unix socket.
     unix: bool,
+    /// What its PROXY header says, from whom one must come.
+    origin: proxied::Origin,
+    /// Where it is counted against limits.
+    seats: tally::Seats,
     /// When the login ends at the latest; later, since when it is connected.
     since: Instant,
     /// Received and not yet counted for its pool.
@@ -373,7 +379,7 @@ pub struct Shard<T: Transport> {
     /// Logins to databases that are paused.
     parked: VecDeque<ClientId>,
     /// Places from shards that have seen a reload before this one has.
-    given_ahead: Vec<Mail>,
+    given_ahead: Vec<budget::Given>,
     /// A reload has left pools behind that some clients still belong to.
     has_retired: bool,
     /// Logins whose question is open again; looked at when the event is through.
@@ -617,10 +623,10 @@ impl<T: Transport> Shard<T> {
             Mail::Cancel { slot, secret } => self.on_cancel_request(slot, &secret),
             Mail::Client(arrival) => self.on_arrival(*arrival),
             Mail::Ask { key, from, since, can_open, round } => self.on_ask(key, from, since, can_open, round),
+            Mail::Failed(address) => self.on_failure_elsewhere(address),
+            Mail::Succeeded(address) => self.on_success_elsewhere(address),
             Mail::Nothing { key, from, round } => self.on_nothing(&key, from, round),
-            Mail::Give { key, from, places, generation, backend } => {
-                self.on_give(key, from, places, generation, backend)
-            }
+            Mail::Give(given) => self.on_give(*given),
         }
     }
 
@@ -859,6 +865,8 @@ impl Client {
             terminating: false,
             unnamed: Stash::default(),
             unix,
+            origin: proxied::Origin::Own,
+            seats: tally::Seats::default(),
             since: now,
             bytes_in: 0,
         }

@@ -20,7 +20,6 @@ use crate::io::{Close, Transport};
 use crate::pool::Refill;
 use crate::session::fault::Fault;
 
-use super::mailbox::Mail;
 use super::placement;
 use super::pools::{Key, PoolSettings};
 use super::{BackendState, Catalogue, ClientState, Shard, TlsSettings};
@@ -81,10 +80,8 @@ impl<T: Transport> Shard<T> {
         if reload.recycle {
             self.recycle(|_| true);
         }
-        for mail in std::mem::take(&mut self.given_ahead) {
-            if let Mail::Give { key, from, places, generation, backend } = mail {
-                self.on_give(key, from, places, generation, backend);
-            }
+        for given in std::mem::take(&mut self.given_ahead) {
+            self.on_give(given);
         }
         let mut from = 0;
         while let Some(pool) = self.pools.next_used(from) {

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod access;
 mod auth;
 mod drivers;
 mod gone;
@@ -13,8 +14,8 @@ mod load;
 mod logins;
 mod memory;
 mod modes;
-mod psql;
 mod orders;
+mod psql;
 mod queue;
 mod reload;
 mod routes;

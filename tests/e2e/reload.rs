@@ -74,7 +74,9 @@ fn timeouts_and_limits_hold_at_once() {
     holder.query("BEGIN").expect("the server answers");
     qcp.rewrite("pool: {size: 1, queue_timeout: 200ms}\nlimits: {max_clients: 2}\n");
     qcp.signal(Signal::SIGHUP);
-    wait_until("the signal is looked at", Duration::from_secs(5), || qcp.log().contains("reloaded: pool.queue_timeout"));
+    wait_until("the signal is looked at", Duration::from_secs(5), || {
+        qcp.log().contains("reloaded: pool.queue_timeout")
+    });
     assert_eq!(waiter.query("SELECT 1").expect_err("nothing is free").0, "53300");
     let refused = psql(&qcp.tcp(), SUPERUSER, "reload_limits").args(["-c", "SELECT 1"]).finish().failure();
     assert!(refused.contains("limits.max_clients is 2"), "{refused}");
@@ -247,9 +249,7 @@ fn many_reloads_under_load() {
             server.count_backends("reload_load") <= 2
         });
         let before = answered.load(Ordering::Relaxed);
-        wait_until("all are still served", Duration::from_secs(10), || {
-            answered.load(Ordering::Relaxed) > before + 100
-        });
+        wait_until("all are still served", Duration::from_secs(10), || answered.load(Ordering::Relaxed) > before + 100);
         ended.store(true, Ordering::Relaxed);
     });
     assert!(!qcp.log().contains("ERROR"), "{}", qcp.log());

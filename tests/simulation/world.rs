@@ -17,7 +17,7 @@ mod plan;
 mod servers;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -82,6 +82,8 @@ pub struct World {
     roads: Arc<Mutex<Roads>>,
     /// When a backend last was on its way.
     moved_at: u64,
+    /// Of each pool, by name and server: when one of its places went from one shard to another.
+    places_moved_at: BTreeMap<(String, String), u64>,
     population: Arc<Population>,
     /// Clients that came to no shard, because it had ended or was full.
     strays: u32,
@@ -123,7 +125,7 @@ impl World {
         let doorbells: Vec<Doorbell> =
             (0..dials.shards).map(|_| Doorbell::new().expect("descriptors are left")).collect();
         let (addresses, boxes) = mailboxes(&doorbells);
-        let population = Arc::new(Population::new(dials.shards));
+        let population = Arc::new(Population::new(dials.shards, 16));
         let catalogue = Rc::new(Everything(dials.clone()));
         let roads = Arc::new(Mutex::new(Roads::default()));
         let mut cores = Vec::new();
@@ -177,6 +179,7 @@ impl World {
             peers: Vec::new(),
             roads,
             moved_at: 0,
+            places_moved_at: BTreeMap::new(),
             population,
             strays: 0,
             applications,

@@ -39,6 +39,7 @@ impl World {
             assert_eq!(pool.open, pool.counted, "{pool:?}");
             assert_eq!(pool.waiting, pool.queue.len(), "{pool:?}");
         }
+        self.note_places(core, &census);
         self.look_at_order(core, &census);
         self.look_at_foreign_order(core, &census);
         self.note_wanting(core, &census);
@@ -59,6 +60,17 @@ impl World {
                 if let (true, Some((older, _))) = (served, passed) {
                     panic!("{client:?} is served before {older:?}, who has waited longer");
                 }
+            }
+        }
+    }
+
+    /// Notes when a place of a pool was given away or came.
+    fn note_places(&mut self, core: usize, census: &Census) {
+        for after in &census.pools {
+            let same = |pool: &&PoolCensus| (&pool.name, &pool.server) == (&after.name, &after.server);
+            let before = self.cores[core].last.pools.iter().find(same);
+            if before.is_some_and(|before| before.permits != after.permits) {
+                self.places_moved_at.insert((after.name.clone(), after.server.clone()), self.now);
             }
         }
     }
@@ -85,18 +97,18 @@ impl World {
     }
 
     /// A backend is not handed to a client while one at another shard, which has asked for a while, waits much longer.
-    /// Looked at with `ORDER=1` only: it does not hold yet. About one seed in two thousand shows a client that another
-    /// shard has passed over for some hundred milliseconds (1150 is one).
     fn look_at_foreign_order(&self, core: usize, census: &Census) {
-        if std::env::var_os("ORDER").is_none() {
-            return;
-        }
         // Time enough for a few questions; and what has just moved may explain anything.
         if self.now < self.moved_at + FOREIGN || !locked(&self.roads).is_empty() {
             return;
         }
         let now = self.base + Duration::from_micros(self.now);
         for before in &self.cores[core].last.pools {
+            // A place may be on its way to them.
+            let moved_at = self.places_moved_at.get(&(before.name.clone(), before.server.clone()));
+            if moved_at.is_some_and(|at| self.now < at + FOREIGN) {
+                continue;
+            }
             let served = before
                 .queue
                 .iter()
