@@ -99,6 +99,8 @@ impl Sums {
         terms.push(term("pieces held back", self.request_nodes, node, "requests that wait for a backend"));
         let learned = crate::session::suspects::Learned::size();
         terms.push(term("texts learned", 1, learned, "what is known of queries' texts (session_state)"));
+        let channels = crate::shard::channels_size_max(self.clients_max);
+        terms.push(term("channels", 1, channels, "at most; who listens on what, by a shared connection"));
         terms.push(term("settings", 1, self.settings_bytes, "at most; clients' own settings, each value once"));
         terms
     }

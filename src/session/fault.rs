@@ -98,6 +98,10 @@ pub enum Fault {
         /// How long.
         stalled: Duration,
     },
+    /// The connection that listened for it is lost, and what it would have heard.
+    ListenerLost(String),
+    /// More notifications wait for it than are kept.
+    ListenerSlow,
     /// Too many settings, statements or pools of clients' own.
     NoRoom(&'static str),
     /// A prepared statement larger than a chunk.
@@ -313,6 +317,24 @@ impl Fault {
                     Warn,
                 ),
                 "Read the whole answer, or fetch it in parts (a cursor, a row limit).",
+            ),
+            Self::ListenerLost(why) => hint(
+                answer(
+                    Fatal,
+                    SqlState::CONNECTION_FAILURE,
+                    format!("the server connection that listened for this client was lost: {why}"),
+                    Info,
+                ),
+                "Notifications may have been missed. Connect again, LISTEN again, and look at what they were about.",
+            ),
+            Self::ListenerSlow => hint(
+                answer(
+                    Fatal,
+                    SqlState::PROGRAM_LIMIT_EXCEEDED,
+                    "too many notifications wait for this client".to_owned(),
+                    Warn,
+                ),
+                "Read them as they come, and do not stay in a transaction while many arrive.",
             ),
             Self::NoRoom(what) => {
                 answer(Fatal, SqlState::CONFIGURATION_LIMIT_EXCEEDED, format!("qcp has no room for more {what}"), Warn)

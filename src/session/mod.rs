@@ -25,6 +25,7 @@ pub enum Transparency {
     Strict,
 }
 
+pub mod channels;
 pub mod fault;
 pub mod parameters;
 pub mod pipeline;

@@ -15,7 +15,7 @@ use super::parameters::is_read_by_parser;
 
 /// Kinds of state that a text may have changed: a set.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Effects(u16);
+pub struct Effects(u32);
 
 impl Effects {
     /// Nothing.
@@ -52,6 +52,9 @@ impl Effects {
 
     /// Settings whose names come as parameters.
     pub const PARAMETER: Self = Self(1 << 14);
+
+    /// It notifies those who listen, which needs no question.
+    pub const NOTIFY: Self = Self(1 << 15);
 
     /// Both.
     #[must_use]
@@ -435,6 +438,7 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
                 return self.read_end(all.then_some(Only::DiscardAll));
             }
             b"listen" | b"unlisten" => self.add(Effects::LISTEN),
+            b"notify" => self.add(Effects::NOTIFY),
             b"declare" | b"close" => self.add(Effects::CURSOR),
             b"load" => self.add(Effects::LASTING),
             b"do" | b"call" => self.add(Effects::OPAQUE.and(Effects::PARSER)),
@@ -470,7 +474,7 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
             b"select" | b"update" | b"delete" | b"with" | b"values" | b"table" | b"begin" | b"start" | b"commit"
             | b"end" | b"rollback" | b"abort" | b"savepoint" | b"release" | b"truncate" | b"comment" | b"grant"
             | b"revoke" | b"analyze" | b"analyse" | b"vacuum" | b"reindex" | b"cluster" | b"checkpoint" | b"lock"
-            | b"show" | b"notify" | b"fetch" | b"move" | b"refresh" | b"reassign" | b"security" | b"import" => {}
+            | b"show" | b"fetch" | b"move" | b"refresh" | b"reassign" | b"security" | b"import" => {}
             _ if matches!(first.kind, Kind::Mark(b'(')) => {}
             _ => self.add(Effects::OPAQUE),
         }
@@ -524,6 +528,9 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
             b"nextval" | b"setval" | b"insert" => self.add(Effects::SEQUENCE),
             b"currval" | b"lastval" => self.add(Effects::LAST_VALUE),
             b"setseed" => self.add(Effects::LASTING),
+            b"pg_notify" => self.add(Effects::NOTIFY),
+            // What it says must be true where another connection listens for this client.
+            b"pg_listening_channels" => self.add(Effects::LISTEN),
             b"execute" if self.explains => {
                 let name = self.next();
                 if matches!(name.kind, Kind::Word | Kind::Quoted) {

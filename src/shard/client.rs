@@ -57,6 +57,11 @@ impl<T: Transport> Shard<T> {
 
     /// Looks at what was held back, as far as that is possible now.
     pub(super) fn resume_client(&mut self, id: ClientId) {
+        let backend = self.backend_of(id);
+        if backend.and_then(|id| self.backend(id)).is_some_and(|link| link.kept.ready_held) {
+            // Its answer is not complete yet.
+            return;
+        }
         let Some(client) = self.client(id) else { return };
         client.paused = false;
         if matches!(client.state, ClientState::Piped(_)) {
@@ -253,6 +258,7 @@ impl<T: Transport> Shard<T> {
         client.pending.clear(&mut self.nodes);
         client.stash.clear();
         client.unnamed.clear();
+        let hearing = client.hears.take();
         if let Some(mut names) = client.names.take() {
             let mut names = Names::new(names.bytes_mut(), client.names_used as usize);
             while let Some(number) = names.take_any() {
@@ -277,6 +283,9 @@ impl<T: Transport> Shard<T> {
             ClientState::Startup | ClientState::Moving(_) | ClientState::Ready | ClientState::Waiting => {}
         }
         self.check_queue.retain(|&waiting| waiting != id);
+        if let Some(hearing) = hearing {
+            self.leave_listener(id, &hearing);
+        }
     }
 
     /// A backend whose client is gone.

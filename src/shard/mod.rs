@@ -16,6 +16,7 @@ mod clean;
 mod client;
 mod deadlines;
 mod link;
+mod listens;
 mod login;
 mod lookup;
 pub mod mailbox;
@@ -186,6 +187,8 @@ struct Client {
     long_key: bool,
     /// Said Terminate while answers were due: it ends when it has them.
     terminating: bool,
+    /// Where it listens for notifications, and what waits for it.
+    hears: Option<Box<listens::Hearing>>,
     /// What its last Parse of the unnamed statement said, until that is bound.
     unnamed: Stash,
     /// Came over a Unix socket.
@@ -215,6 +218,8 @@ enum BackendState {
     Cleaning(clean::Stage),
     /// Of one client alone.
     Piped(ClientId),
+    /// Listens for clients; where it stands in the table of listeners.
+    Listening(u32),
     /// Clean, and on its way to another shard, whose clients wait.
     Moving(ShardId),
 }
@@ -228,6 +233,8 @@ enum Purpose {
     Check,
     /// For one client alone.
     Dedicated,
+    /// Listens for the clients of its database, beyond the pool's places.
+    Listen,
 }
 
 struct Backend {
@@ -359,6 +366,9 @@ pub struct Shard<T: Transport> {
     statements: Statements,
     scanner: Scanner,
     learned: Learned,
+    listeners: Vec<Option<listens::Listener>>,
+    /// Whom a notification is for.
+    ears: Vec<ClientId>,
     /// Statements of our own are put together here.
     sql: Vec<u8>,
     checks: u32,
@@ -455,6 +465,8 @@ impl<T: Transport> Shard<T> {
             statements: Statements::new(io.arena().clone(), settings.statement_bytes),
             scanner: Scanner::default(),
             learned: Learned::default(),
+            listeners: Vec::new(),
+            ears: Vec::new(),
             sql: Vec::with_capacity(4096),
             checks: 0,
             check_queue: VecDeque::new(),
@@ -663,6 +675,7 @@ impl<T: Transport> Shard<T> {
             | BackendState::LoggingIn
             | BackendState::Idle
             | BackendState::LookingUp(_)
+            | BackendState::Listening(_)
             | BackendState::Moving(_)
             | BackendState::Cleaning(_) => None,
         }
@@ -830,6 +843,7 @@ impl Client {
             names_used: 0,
             long_key: false,
             terminating: false,
+            hears: None,
             unnamed: Stash::default(),
             unix,
             since: now,
@@ -837,6 +851,8 @@ impl Client {
         }
     }
 }
+
+pub use listens::channels_size_max;
 
 /// Bytes of one entry of each table, for the sums: name, size, what for.
 pub fn table_sizes() -> [(&'static str, usize, &'static str); 3] {

@@ -16,6 +16,7 @@ use crate::session::suspects::{Answer, Suspects};
 use crate::session::{RelayMode, Transparency};
 
 use super::Shard;
+use super::listens::Share;
 use super::relay::{Request, Verdict};
 
 /// Mark of the question behind a transaction.
@@ -46,6 +47,24 @@ pub(super) struct Kept {
     foreign: Vec<Number>,
     /// The client is gone and left something: DISCARD ALL before anybody else.
     pub must_reset: bool,
+    /// The client's channels are on their way to the listener of its database.
+    pub share: Option<Box<Share>>,
+    /// They cannot go there.
+    pub refused: bool,
+    /// The client hears by a listener.
+    pub hears: bool,
+    /// This transaction may notify.
+    pub notified: bool,
+    /// The client's ReadyForQuery waits for the listener.
+    pub ready_held: bool,
+    /// And first for what its UNLISTEN has left.
+    pub ready_waits: bool,
+    /// The backend listens on all that its client does.
+    pub real: bool,
+    /// It must, before the text under way goes there.
+    pub wants_real: bool,
+    /// What the client has said UNLISTEN of in its transaction; `None`: of all.
+    pub unlistened: Vec<Option<Box<[u8]>>>,
 }
 
 /// A question and what has come of its answer.
@@ -66,7 +85,12 @@ impl Kept {
     /// Whether another client may have the backend, as far as this goes.
     #[inline]
     pub(super) fn is_clean(&self) -> bool {
-        self.suspects.is_empty() && self.pins.is_empty() && self.asked.is_none()
+        self.suspects.is_empty()
+            && self.pins.is_empty()
+            && self.asked.is_none()
+            && self.share.is_none()
+            && !self.real
+            && !self.ready_held
     }
 
     /// What keeps the client here, for people.
@@ -105,6 +129,15 @@ impl Kept {
         self.reset = None;
         self.doubt = false;
         self.parameters = false;
+        self.share = None;
+        self.refused = false;
+        self.hears = false;
+        self.notified = false;
+        self.ready_held = false;
+        self.ready_waits = false;
+        self.real = false;
+        self.wants_real = false;
+        self.unlistened.clear();
     }
 }
 
@@ -202,6 +235,7 @@ impl<T: Transport> Shard<T> {
         let backslashes = strings.map_or(pool.backslashes, |value| value == "off");
         let found = scanner.scan(text, backslashes);
         self.note_found(backend, &found, random);
+        self.note_listens(backend, found.effects, text);
         Some(found)
     }
 
@@ -221,11 +255,16 @@ impl<T: Transport> Shard<T> {
             Some((effects, fingerprint)) if !effects.has(Effects::SETTINGS) => {
                 let random = self.next_random();
                 self.note_found(backend, &Found { effects, only: None, fingerprint }, random);
+                if effects.has(Effects::LISTEN.and(Effects::NOTIFY).and(Effects::OPAQUE)) {
+                    let text = std::mem::take(&mut self.sql);
+                    let text = self.copy_text(text, number);
+                    self.note_listens(backend, effects, text.split(|&byte| byte == 0).next().unwrap_or_default());
+                    self.sql = text;
+                }
             }
             _ => {
-                let mut copy = std::mem::take(&mut self.sql);
-                copy.clear();
-                copy.extend_from_slice(self.statements.text(number));
+                let copy = std::mem::take(&mut self.sql);
+                let copy = self.copy_text(copy, number);
                 let query = copy.split(|&byte| byte == 0).next().unwrap_or_default();
                 if let Some(found) = self.note_text(backend, query) {
                     self.statements.classify(number, found.effects, found.fingerprint);
@@ -233,6 +272,12 @@ impl<T: Transport> Shard<T> {
                 self.sql = copy;
             }
         }
+    }
+
+    fn copy_text(&self, mut to: Vec<u8>, number: Number) -> Vec<u8> {
+        to.clear();
+        to.extend_from_slice(self.statements.text(number));
+        to
     }
 
     /// `found` in a text of the client's; names of settings are the scanner's last.
@@ -264,6 +309,7 @@ impl<T: Transport> Shard<T> {
         let pins = effects.common(Effects::LASTING.and(sequence));
         link.kept.pins = link.kept.pins.and(pins);
         let asked = Effects::RELEARN.and(Effects::LAST_VALUE).and(Effects::TWO_PHASE).and(Effects::LASTING);
+        let asked = asked.and(Effects::NOTIFY);
         link.kept.suspects.add(effects.without(asked.and(Effects::SEQUENCE)));
         match pool.settings.preserve {
             Some(Transparency::Balanced) => learned.on_text(found, random, &mut link.kept.suspects),
@@ -280,6 +326,7 @@ impl<T: Transport> Shard<T> {
         sql.clear();
         let link = self.backends.get_mut(id.index, id.generation).expect("the caller has looked it up");
         let suspects = std::mem::take(&mut link.kept.suspects);
+        link.kept.refused = false;
         suspects.write_question(self.vectors.settings(wanted).iter().map(|setting| &*setting.name), &mut sql);
         link.kept.asked = Some(Box::new(Asked { suspects, answer: Answer::default() }));
         let asked = self.ask_own(id, &sql, MARK_CHECK);
@@ -291,7 +338,14 @@ impl<T: Transport> Shard<T> {
 
     /// A row of the answer.
     pub(super) fn on_check_row(&mut self, id: BackendId, message: &[u8], size: u32) {
-        let Some(asked) = self.backend(id).and_then(|backend| backend.kept.asked.as_mut()) else { return };
+        let Some(link) = self.backend(id) else { return };
+        if let Some(share) = link.kept.share.as_mut().filter(|share| share.is_asking()) {
+            if message.len() == size as usize {
+                share.add_row(message);
+            }
+            return;
+        }
+        let Some(asked) = link.kept.asked.as_mut() else { return };
         if message.len() < size as usize {
             asked.answer.unreadable = true;
         } else {
@@ -320,6 +374,10 @@ impl<T: Transport> Shard<T> {
                 vectors.let_go(std::mem::replace(&mut link.has, held));
             }
             Err(_full) => unknown = true,
+        }
+        // Until the listener has seen the mark, the move goes on; what is known of the channels may be old by now.
+        if link.kept.share.as_ref().is_some_and(|share| share.is_open()) {
+            link.kept.share = None;
         }
         let before = link.kept.pins;
         learned.on_answer(suspects.texts(), suspects.is_surprise(before, &answer, changed));

@@ -326,6 +326,7 @@ impl<T: Transport> Shard<T> {
                 {
                     return verdict;
                 }
+                self.make_real(id, backend, bytes, run, request.at);
             }
             tag::SYNC => self.counters.queries += 1,
             tag::FUNCTION_CALL => {

@@ -14,6 +14,7 @@ use crate::session::parameters;
 use crate::session::pipeline::{Entry, Expect, Reply};
 
 use super::link::MARK_REPLAY;
+use super::listens::{MARK_CHANNELS, MARK_REAL};
 use super::login::MARK_APPLY;
 use super::preserve::{MARK_CHECK, MARK_DEALLOCATE, ROW_SIZE_MAX};
 use super::requests::MARK_DUPLICATE;
@@ -96,7 +97,7 @@ impl<T: Transport> Shard<T> {
         let mut ready = false;
         loop {
             let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
-            let asked = backend.kept.asked.is_some();
+            let asked = backend.kept.asked.is_some() || backend.kept.share.is_some();
             let need = |tag, size: u32| match tag {
                 tag::DATA_ROW if asked => size.min(ROW_SIZE_MAX) as usize,
                 _ => need(tag, size),
@@ -126,7 +127,7 @@ impl<T: Transport> Shard<T> {
                         }
                     };
                     ready |= status.is_some();
-                    let resets = status.is_some() && backend.kept.is_resetting();
+                    let resets = status.is_some() && (backend.kept.is_resetting() || backend.kept.hears);
                     if matches!(tag, tag::ERROR_RESPONSE | tag::NOTIFICATION_RESPONSE) || own || resets {
                         // What is said in its place must come behind what came before it.
                         self.flush_answer(id, bytes, run, at);
@@ -204,6 +205,7 @@ impl<T: Transport> Shard<T> {
             | BackendState::LoggingIn
             | BackendState::Idle
             | BackendState::LookingUp(_)
+            | BackendState::Listening(_)
             | BackendState::Piped(_) => {}
         }
     }
@@ -257,6 +259,11 @@ impl<T: Transport> Shard<T> {
             tag::NOTIFICATION_RESPONSE => return self.on_notification(id, message, size),
             tag::ERROR_RESPONSE => {
                 self.forget_reset(id);
+                if let Some(backend) = self.backend(id)
+                    && backend.pipeline.status() == TransactionStatus::Idle
+                {
+                    backend.kept.unlistened.clear();
+                }
                 let own = self.backend(id).and_then(|backend| backend.pipeline.head());
                 if matches!(reader::fields(message).severity(), Some(Severity::Fatal | Severity::Panic))
                     && let Some(backend) = self.backend(id)
@@ -344,6 +351,13 @@ impl<T: Transport> Shard<T> {
         let Some(backend) = self.backend(id) else { return Pass::Gone };
         let (pool, status, busy) = (backend.pool, backend.pipeline.status(), backend.pipeline.is_busy());
         let statement_mode = self.mode_of(pool) == RelayMode::Statement;
+        if status == TransactionStatus::Idle {
+            self.apply_unlistened(id);
+        }
+        let backend = self.backends.get(id.index, id.generation).expect("looked up above");
+        if (backend.kept.hears || backend.kept.notified) && self.says_notified(pool) && self.holds_ready(id) {
+            return Pass::Nobody;
+        }
         if !statement_mode || status == TransactionStatus::Idle || busy {
             return Pass::Client;
         }
@@ -572,8 +586,21 @@ impl<T: Transport> Shard<T> {
         {
             self.on_deallocated(id, mark & !MARK_DEALLOCATE);
         }
+        if command == b"ROLLBACK"
+            && let Some(backend) = self.backend(id)
+        {
+            // What was said since the savepoint, or all of it; nobody says which.
+            backend.kept.unlistened.clear();
+        }
         if !matches!(command, b"DISCARD ALL" | b"DEALLOCATE ALL") {
             return;
+        }
+        let own = self.backend(id).and_then(|backend| backend.pipeline.head()).is_some_and(|head| head.expect.is_own());
+        if command == b"DISCARD ALL"
+            && !own
+            && let Some(client) = self.client_of(id)
+        {
+            self.hear_nothing(client);
         }
         let Some(backend) = self.backend(id) else { return };
         backend.prepared.clear();
@@ -661,7 +688,13 @@ impl<T: Transport> Shard<T> {
 
     /// The process id in it is the backend's; a client that notifies itself knows itself by another.
     fn on_notification(&mut self, id: BackendId, message: &[u8], size: u32) -> Pass {
-        if message.len() < size as usize || !self.is_own_notification(id, message) {
+        if message.len() < size as usize {
+            return Pass::Client;
+        }
+        if self.is_heard_elsewhere(id, message) {
+            return Pass::Nobody;
+        }
+        if !self.is_own_notification(id, message) {
             return Pass::Client;
         }
         let Some(client) = self.client_of(id) else { return Pass::Nobody };
@@ -692,6 +725,7 @@ impl<T: Transport> Shard<T> {
             }
             MARK_REPLAY => {}
             MARK_CHECK => self.on_check_done(id),
+            MARK_CHANNELS..=MARK_REAL => self.on_sharing_answer(id, mark),
             _ => self.on_own_answer(id, mark),
         }
     }

@@ -9,6 +9,7 @@ mod auth;
 mod drivers;
 mod gone;
 mod lifecycle;
+mod listen;
 mod load;
 mod logins;
 mod memory;
