@@ -242,3 +242,51 @@ fn who_does_not_read_is_closed_and_the_others_hear() {
     assert!(qcp.log().contains("too many notifications"), "{}", qcp.log());
     run(&mut mouth, "select 1");
 }
+
+/// `LISTENERS` (200) clients on `CHANNELS` (20) channels through two cores: each is told of each notification on its two
+/// channels once, in order, and of nothing else. `scripts/listen` runs it with 5,000 and 500.
+#[test]
+fn a_crowd_listens() {
+    let number = |name: &str, default: usize| {
+        std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}: {text}")))
+    };
+    let (listeners, channels) = (number("LISTENERS", 200), number("CHANNELS", 20));
+    let database = "listen_crowd";
+    let qcp = qcp(database, 8, 2);
+    let begun = std::time::Instant::now();
+    let of = |ear: usize| (ear % channels, (ear * 7 + 3) % channels);
+    let mut ears: Vec<RawClient> = (0..listeners)
+        .map(|at| {
+            let mut ear = client(&qcp, database);
+            let (one, two) = of(at);
+            run(&mut ear, &format!("listen c{one}; listen c{two}"));
+            ear
+        })
+        .collect();
+    settle(&qcp);
+    let listening = begun.elapsed();
+    let shown = qcp.control(&["show", "backends", "--json"]).stdout;
+    assert!(shown.matches("listening").count() <= 2, "{shown}");
+    let mut mouths: Vec<RawClient> = (0..4).map(|_| client(&qcp, database)).collect();
+    let rounds = 3;
+    for round in 0..rounds {
+        for channel in 0..channels {
+            let mouth = &mut mouths[channel % 4];
+            run(mouth, "begin; notify c0, 'rolled back'; rollback");
+            run(mouth, &format!("begin; notify c{channel}, '{round}.{channel}'; commit"));
+        }
+    }
+    for (at, ear) in ears.iter_mut().enumerate() {
+        let (one, two) = of(at);
+        for round in 0..rounds {
+            for channel in [one.min(two), one.max(two)].into_iter().take(if one == two { 1 } else { 2 }) {
+                assert_eq!(hear(ear), format!("{round}.{channel}"), "client {at}");
+            }
+        }
+    }
+    for ear in ears.iter_mut().step_by(listeners / 10 + 1) {
+        hear_nothing(ear);
+    }
+    assert!(postgres().count_backends(database) <= 8 + 2);
+    println!("{listeners} clients on {channels} channels: {listening:.1?} to listen, {:.1?} in all", begun.elapsed());
+}
