@@ -522,6 +522,10 @@ impl<T: Transport> Shard<T> {
         if backend.pipeline.ask(Expect::OwnQuery, mark).is_err() {
             return false;
         }
+        // "a simple Query message also destroys the unnamed statement" (Extended Query): the client's comes along again.
+        if backend.unnamed == super::Unnamed::Kept {
+            backend.unnamed = super::Unnamed::Others;
+        }
         self.write(connection, sql.len() + 16, |writer| {
             writer.query(sql).expect("the room was asked for");
         })
