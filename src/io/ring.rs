@@ -117,7 +117,8 @@ pub struct Ring {
     rung: bool,
     now: Instant,
     tick: Box<types::Timespec>,
-    tick_armed: bool,
+    /// When the next tick is due, if one is under way.
+    tick_at: Option<Instant>,
     enters: Cell<u64>,
 }
 
@@ -303,7 +304,7 @@ impl Ring {
             rung: false,
             now: Instant::now(),
             tick: Box::new(types::Timespec::new()),
-            tick_armed: false,
+            tick_at: None,
             enters: Cell::new(0),
         };
         this.arena.set_block_floor(this.backend_reserve + SCRATCH_RESERVE);
@@ -383,15 +384,26 @@ impl Ring {
         if on { queue.enable_eventfd() } else { queue.disable_eventfd() }
     }
 
-    /// Asks for the next tick; one is under way at most.
+    /// Asks for the next tick, at the latest `after` from now. One is under way at most; one that is due much later is
+    /// brought forward.
     pub fn arm_tick(&mut self, after: Duration) {
-        if self.tick_armed {
+        let (due, at) = (self.tick_at, self.now + after);
+        // What is a little late is not worth a request to the kernel.
+        if due.is_some_and(|due| due <= at + after) {
             return;
         }
-        self.tick_armed = true;
+        self.tick_at = Some(at);
         *self.tick = types::Timespec::new().sec(after.as_secs()).nsec(after.subsec_nanos());
-        let entry = opcode::Timeout::new(&raw const *self.tick).build();
-        self.push(entry.user_data(user_data(Operation::Tick, NOBODY)));
+        let tick = user_data(Operation::Tick, NOBODY);
+        if due.is_none() {
+            let entry = opcode::Timeout::new(&raw const *self.tick).build();
+            self.push(entry.user_data(tick));
+            return;
+        }
+        // Where it has just fired there is none to bring forward, and its completion asks for the next one.
+        let entry = opcode::TimeoutUpdate::new(tick, &raw const *self.tick).build();
+        let nobody = ConnectionId { index: u32::MAX, generation: 0 };
+        self.push(entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(user_data(Operation::Cancel, nobody)));
     }
 
     /// System calls made to submit and wait.
@@ -473,7 +485,7 @@ impl Ring {
                 None
             }
             Operation::Tick => {
-                self.tick_armed = false;
+                self.tick_at = None;
                 self.on_tick();
                 Some(Event::Tick)
             }

@@ -240,13 +240,15 @@ impl Part {
         self.check();
     }
 
-    /// Gives a place away although clients wait here: another shard's have waited longer. `false`: all are in use.
-    pub fn yield_permit(&mut self) -> bool {
-        let unused = self.open() < self.permits;
-        if unused {
-            self.permits -= 1;
-        }
-        unused
+    /// Whether a place has no backend.
+    pub fn has_unused(&self) -> bool {
+        self.open() < self.permits
+    }
+
+    /// Gives a place without a backend away although clients may wait here: another shard's have waited longer.
+    pub fn yield_permit(&mut self) {
+        assert!(self.has_unused(), "only a place without a backend is given away");
+        self.permits -= 1;
     }
 
     /// Places that another shard gave.

@@ -374,7 +374,11 @@ mod tests {
         assert_eq!(sql(&vectors, path, plain), r#"RESET "my"."x";RESET "search_path";"#);
         // What only the one who logged in may set is set before the client is another.
         let other = vectors
-            .intern([setting("role", "r"), setting("session_authorization", "s"), setting("lo_compat_privileges", "on")])
+            .intern([
+                setting("role", "r"),
+                setting("session_authorization", "s"),
+                setting("lo_compat_privileges", "on"),
+            ])
             .unwrap();
         assert_eq!(
             sql(&vectors, german, other),

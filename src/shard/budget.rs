@@ -15,13 +15,13 @@ use crate::session::parameters::Setting;
 
 use super::clean::Stage;
 use super::mailbox::Mail;
-use super::pools::{Key, PoolSettings};
+use super::pools::{Key, Pool, PoolSettings};
 use super::{Backend, BackendState, Owner, Purpose, Running, Shard, placement};
 
 /// A shard asks again after this, for each two other shards of the pool: so the messages of all together stay few.
 const ASK_EVERY: Duration = Duration::from_millis(5);
 /// A question that was not repeated is not remembered longer: a quiet shard looks at its queues ten times a second.
-pub(super) const CLAIM_FOR: Duration = Duration::from_millis(120);
+const CLAIM_FOR: Duration = Duration::from_millis(120);
 /// A backend that cannot be taken out of its transport in this time is closed.
 const MOVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// So many times in a row all shards must say that they have nothing before it is believed: a backend may be on its way
@@ -34,7 +34,31 @@ pub(super) struct Claim {
     from: ShardId,
     /// Since when the longest of them waits.
     since: Instant,
-    pub at: Instant,
+    /// Whether a place without a backend is of use there.
+    can_open: bool,
+    /// When it was last said.
+    at: Instant,
+}
+
+/// Places of a pool that move to another shard.
+pub struct Given {
+    key: Key,
+    /// Who gives.
+    from: ShardId,
+    places: u32,
+    /// The backend that has one of them.
+    backend: Option<Box<Traveller>>,
+    /// Since when the longest of those waits who stay behind, so that what comes of it can go back.
+    since: Option<Instant>,
+    /// As in [`Mail::Ask`].
+    can_open: bool,
+}
+
+impl Claim {
+    /// Whether it is likely to hold still.
+    pub(super) fn is_fresh(&self, now: Instant) -> bool {
+        now < self.at + CLAIM_FOR
+    }
 }
 
 /// A backend between two shards, and what the next one has to know of it.
@@ -54,6 +78,15 @@ pub struct Traveller {
     /// What the server reports at a login.
     reported: Vec<(Box<str>, Box<str>)>,
     refill: Refill,
+}
+
+impl Pool {
+    /// What another shard has said of its waiters. One claim for each shard: whoever is next when the longest waiter has
+    /// been served need not ask again first.
+    fn claim(&mut self, from: ShardId, since: Option<Instant>, can_open: bool, now: Instant) {
+        self.claims.retain(|claim| claim.from != from);
+        self.claims.extend(since.map(|since| Claim { from, since, can_open, at: now }));
+    }
 }
 
 impl<T: Transport> Shard<T> {
@@ -116,10 +149,7 @@ impl<T: Transport> Shard<T> {
         } else if pool.part.open() == 0 {
             self.mailbox.send(from, Mail::Nothing { key, from: self.settings.id, round });
         } else {
-            let known = pool.claim.filter(|claim| claim.from != from && now < claim.at + CLAIM_FOR);
-            if known.is_none_or(|claim| since < claim.since) {
-                pool.claim = Some(Claim { from, since, at: now });
-            }
+            pool.claim(from, Some(since), can_open, now);
         }
     }
 
@@ -159,29 +189,28 @@ impl<T: Transport> Shard<T> {
     /// To which shard a clean backend goes before the clients who wait here, if to any.
     #[inline]
     pub(super) fn claimant(&mut self, id: PoolId) -> Option<ShardId> {
+        if self.pools.get(id).claims.is_empty() { None } else { self.oldest_claimant(id, |_| true) }
+    }
+
+    /// The shard whose clients have waited longest, among those that have use for what there is, if it goes before this
+    /// one's. Its claim is settled with that.
+    fn oldest_claimant(&mut self, id: PoolId, has_use: impl Fn(&Claim) -> bool) -> Option<ShardId> {
         let now = self.io.now();
         let Self { pools, waiters, .. } = self;
         let pool = pools.get_mut(id);
-        let claim = pool.claim?;
-        if now >= claim.at + CLAIM_FOR {
-            pool.claim = None;
-            return None;
-        }
+        pool.claims.retain(|claim| claim.is_fresh(now));
+        let claims = pool.claims.iter().enumerate().filter(|(_, claim)| has_use(claim));
+        let (at, oldest) = claims.min_by_key(|(_, claim)| claim.since)?;
         let own = pool.part.first_waiter(waiters).map(|(_, since)| since);
-        if !budget::goes_away(claim.since, own, now) {
-            return None;
-        }
-        pool.claim = None;
-        Some(claim.from)
+        budget::goes_away(oldest.since, own, now).then(|| pool.claims.swap_remove(at).from)
     }
 
-    /// A backend was closed: its place goes to another shard first, if clients have waited longer there.
+    /// Places without a backend go to other shards first, if clients have waited longer there: a backend was closed, or a
+    /// place came that nobody needs any more.
     pub(super) fn give_way(&mut self, id: PoolId) {
-        if self.running != Running::Yes || self.pools.get(id).part.refill() != Refill::Free {
-            return;
-        }
-        let Some(to) = self.claimant(id) else { return };
-        if self.pools.get_mut(id).part.yield_permit() {
+        while self.running == Running::Yes && self.pools.get(id).part.has_unused() {
+            let Some(to) = self.oldest_claimant(id, |claim| claim.can_open) else { return };
+            self.pools.get_mut(id).part.yield_permit();
             self.give(id, to, 1, None);
         }
     }
@@ -233,7 +262,9 @@ impl<T: Transport> Shard<T> {
     }
 
     /// Places from another shard, and perhaps the backend that has one of them.
-    pub(super) fn on_give(&mut self, key: Key, from: ShardId, places: u32, backend: Option<Box<Traveller>>) {
+    pub(super) fn on_give(&mut self, given: Given) {
+        let Given { key, from, places, backend, since, can_open } = given;
+        let now = self.io.now();
         let settings = self.catalogue.pool(&key.database, &key.user);
         let Some(id) = settings.and_then(|settings| self.pool_of(key, settings)) else {
             // Only a changed configuration or a full table brings this about; the pool is smaller from here on.
@@ -243,10 +274,12 @@ impl<T: Transport> Shard<T> {
         let pool = self.pools.get_mut(id);
         pool.part.add_permits(places);
         pool.borrowed[from.0 as usize] += places as i32;
+        pool.claim(from, since, can_open, now);
         pool.nothing.fill((0, 0));
         if let Some(traveller) = backend {
             self.take_in(id, *traveller);
         }
+        self.give_way(id);
         self.refill(id);
     }
 
@@ -314,9 +347,12 @@ impl<T: Transport> Shard<T> {
     }
 
     fn give(&mut self, id: PoolId, to: ShardId, places: u32, backend: Option<Box<Traveller>>) {
-        let pool = self.pools.get_mut(id);
+        let Self { pools, waiters, .. } = self;
+        let pool = pools.get_mut(id);
         pool.borrowed[to.0 as usize] -= places as i32;
-        let mail = Mail::Give { key: pool.key.clone(), from: self.settings.id, places, backend };
-        self.mailbox.send(to, mail);
+        let since = pool.part.first_waiter(waiters).filter(|_| pool.part.wants_more()).map(|(_, since)| since);
+        let can_open = pool.part.refill() != Refill::Impossible;
+        let given = Given { key: pool.key.clone(), from: self.settings.id, places, backend, since, can_open };
+        self.mailbox.send(to, Mail::Give(Box::new(given)));
     }
 }

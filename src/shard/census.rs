@@ -1,6 +1,6 @@
 //! What must add up at any time, for the simulation: read only, all of it counted anew.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::ids::{BackendId, ClientId, ShardId};
 use crate::io::Transport;
@@ -49,8 +49,6 @@ pub struct PoolCensus {
     pub counted: u32,
     /// Clients in the queue.
     pub waiting: usize,
-    /// How long the first in the queue has waited.
-    pub oldest_wait: Duration,
     /// Those who wait need what is at other shards.
     pub wants_more: bool,
     /// Questions asked of other shards.
@@ -92,7 +90,6 @@ impl<T: Transport> Shard<T> {
         }
         census.clients_links.sort_unstable_by_key(|(client, _)| client.index);
         census.backends_links.sort_unstable_by_key(|(client, _)| client.index);
-        let now = self.io.now();
         let shards = || (0..self.settings.shard_count).map(ShardId);
         for id in self.pools.ids() {
             let pool = self.pools.get(id);
@@ -111,7 +108,6 @@ impl<T: Transport> Shard<T> {
                 let client = ClientId { index, generation };
                 Some((client, self.waiters.since(client)?))
             });
-            let oldest = pool.part.first_waiter(&self.waiters);
             census.pools.push(PoolCensus {
                 name: format!("{}/{}", pool.key.database, pool.key.user),
                 server: pool.key.server.to_string(),
@@ -121,7 +117,6 @@ impl<T: Transport> Shard<T> {
                 open: pool.part.open(),
                 counted: of_pool.filter(|(_, _, backend)| backend.purpose == Purpose::Pool).count() as u32,
                 waiting: pool.part.waiting(),
-                oldest_wait: oldest.map(|(_, since)| now.duration_since(since)).unwrap_or_default(),
                 wants_more: pool.part.wants_more(),
                 asked: pool.round,
                 nothing: pool.nothing.iter().filter(|(_, times)| *times > 0).count(),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::ids::ShardId;
 use crate::io::doorbell::Doorbell;
 
-use super::budget::Traveller;
+use super::budget::Given;
 use super::placement::Arrival;
 use super::pools::Key;
 use super::report::ShardReport;
@@ -56,17 +56,8 @@ pub enum Mail {
         /// That of the question.
         round: u32,
     },
-    /// Places of this pool move from shard `from` to the one that reads this.
-    Give {
-        /// The pool.
-        key: Key,
-        /// Who gives.
-        from: ShardId,
-        /// How many.
-        places: u32,
-        /// The backend that has one of them.
-        backend: Option<Box<Traveller>>,
-    },
+    /// Places of a pool move to the shard that reads this.
+    Give(Box<Given>),
 }
 
 /// How to reach a shard, from any thread.

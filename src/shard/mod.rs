@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod answers;
 mod backend;
 mod budget;
 mod cancel;
@@ -28,6 +29,7 @@ mod preserve;
 mod relay;
 mod replies;
 pub mod report;
+mod reported;
 mod requests;
 mod statements;
 mod stats;
@@ -605,7 +607,7 @@ impl<T: Transport> Shard<T> {
             Mail::Client(arrival) => self.on_arrival(*arrival),
             Mail::Ask { key, from, since, can_open, round } => self.on_ask(key, from, since, can_open, round),
             Mail::Nothing { key, from, round } => self.on_nothing(&key, from, round),
-            Mail::Give { key, from, places, backend } => self.on_give(key, from, places, backend),
+            Mail::Give(given) => self.on_give(*given),
         }
     }
 

@@ -99,14 +99,14 @@ pub(super) struct Pool {
     pub round: u32,
     /// For each shard, the last question to which it had nothing, and how many in a row those were.
     pub nothing: Box<[(u32, u32)]>,
-    /// Who of them waits longest, if any asked lately.
-    pub claim: Option<Claim>,
+    /// Those of other shards who wait and have asked lately, at most one for each shard.
+    pub claims: Vec<Claim>,
 }
 
 impl Pool {
     /// Whether clients of other shards wait for a place.
     pub(super) fn is_asked_for(&self, now: Instant) -> bool {
-        self.claim.is_some_and(|claim| now < claim.at + super::budget::CLAIM_FOR)
+        self.claims.iter().any(|claim| claim.is_fresh(now))
     }
 
     /// What the server reports at login.
@@ -176,7 +176,7 @@ impl Pools {
             ask_at: None,
             round: 0,
             nothing: vec![(0, 0); shard_count as usize].into_boxed_slice(),
-            claim: None,
+            claims: Vec::new(),
         };
         let index = match self.vacant.pop() {
             Some(index) => {

@@ -174,11 +174,11 @@ impl ServerConnection {
     }
 
     /// Whether nothing is under way; `undelivered` bytes have not reached the pooler yet. What is left of a COPY that is
-    /// over is not: the server reads over it, whoever asks next.
+    /// over is not, nor a Flush with nothing before it: the server reads over them, whoever asks next.
     pub fn is_clean(&self, undelivered: usize) -> bool {
         self.session.is_clean()
             && self.inbox.is_empty()
-            && self.queue.iter().all(|message| matches!(message[0], b'd' | b'c' | b'f'))
+            && self.queue.iter().all(|message| matches!(message[0], b'd' | b'c' | b'f' | b'H'))
             && self.session.out.is_empty()
             && undelivered == 0
     }

@@ -17,7 +17,7 @@ mod plan;
 mod servers;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -58,6 +58,9 @@ struct Core {
     doorbell: Doorbell,
     ring_planned: bool,
     busy_at: u64,
+    tick_at: u64,
+    /// The number of the one that is to come.
+    tick: u64,
     stopped: bool,
     /// As it was after the last event.
     last: Census,
@@ -79,6 +82,8 @@ pub struct World {
     roads: Arc<Mutex<Roads>>,
     /// When a backend last was on its way.
     moved_at: u64,
+    /// Of each pool, by name and server: when one of its places went from one shard to another.
+    places_moved_at: BTreeMap<(String, String), u64>,
     population: Arc<Population>,
     /// Clients that came to no shard, because it had ended or was full.
     strays: u32,
@@ -155,6 +160,8 @@ impl World {
                 doorbell,
                 ring_planned: false,
                 busy_at: 0,
+                tick_at: 0,
+                tick: 0,
                 stopped: false,
                 last: Census::default(),
                 wanting: Vec::new(),
@@ -172,6 +179,7 @@ impl World {
             peers: Vec::new(),
             roads,
             moved_at: 0,
+            places_moved_at: BTreeMap::new(),
             population,
             strays: 0,
             applications,
@@ -191,7 +199,7 @@ impl World {
             world.plan(at, Action::Act(index));
         }
         for index in 0..world.cores.len() {
-            world.plan(5 * MILLI, Action::Tick(index));
+            world.plan_tick(index, 5 * MILLI);
         }
         if world.dials.outages > 0 {
             world.plan(50 * MILLI, Action::Outage);
@@ -286,7 +294,7 @@ impl World {
                 self.cores[core].ring_planned = false;
                 self.feed(core, Event::Rung);
             }
-            Action::Tick(core) => self.tick(core),
+            Action::Tick(core, number) => self.tick(core, number),
             Action::Process(index) => self.process(index),
             Action::Alarm(index, alarm) => {
                 let server = &mut self.servers[index];
@@ -311,11 +319,14 @@ impl World {
     /// Hands an event to a shard and does what it wishes.
     fn feed(&mut self, core: usize, event: Event) {
         let now = self.base + Duration::from_micros(self.now);
-        let Core { shard, busy_at, .. } = &mut self.cores[core];
-        shard.io.set_now(now);
         if !matches!(event, Event::Tick) {
-            *busy_at = self.now;
+            self.cores[core].busy_at = self.now;
+            if self.cores[core].tick_at > self.now + 10 * MILLI {
+                self.plan_tick(core, 5 * MILLI);
+            }
         }
+        let Core { shard, .. } = &mut self.cores[core];
+        shard.io.set_now(now);
         shard.on_event(event);
         shard.io.end_turn();
         self.cores[core].stopped = self.cores[core].shard.is_stopped();
@@ -388,13 +399,18 @@ impl World {
         locked(&self.roads).wire(number as u32)
     }
 
-    fn look_for_mail(&mut self) {
+    /// Connections that were on the way to a shard that has ended.
+    fn count_strays(&mut self) {
         let dropped = std::mem::take(&mut locked(&self.roads).dropped);
         for peer in dropped {
             self.coverage.note("closed on its way");
             self.strays += u32::from(matches!(self.peers[peer as usize], Peer::Application(_)));
             self.closed_by_pooler(peer);
         }
+    }
+
+    fn look_for_mail(&mut self) {
+        self.count_strays();
         for core in 0..self.cores.len() {
             if self.cores[core].doorbell.silence() && !self.cores[core].ring_planned {
                 self.cores[core].ring_planned = true;
@@ -404,14 +420,21 @@ impl World {
         }
     }
 
-    fn tick(&mut self, core: usize) {
-        if self.cores[core].stopped {
+    fn plan_tick(&mut self, core: usize, after: u64) {
+        let Core { tick_at, tick, .. } = &mut self.cores[core];
+        *tick_at = self.now + after;
+        *tick += 1;
+        let number = *tick;
+        self.plan(after, Action::Tick(core, number));
+    }
+
+    fn tick(&mut self, core: usize, number: u64) {
+        if self.cores[core].stopped || self.cores[core].tick != number {
             return;
         }
-        // As the pump does: often while there is traffic, and for as long as somebody waits.
+        // As the pump does: often while there is traffic.
         let busy = self.now < self.cores[core].busy_at + 20 * MILLI;
-        let waits = self.cores[core].last.pools.iter().any(|pool| pool.waiting > 0);
-        self.plan(if busy || waits { 5 * MILLI } else { 100 * MILLI }, Action::Tick(core));
+        self.plan_tick(core, if busy { 5 * MILLI } else { 100 * MILLI });
         self.feed(core, Event::Tick);
         self.look_at_waits();
     }

@@ -18,7 +18,8 @@ pub enum Action {
     /// The connection leaves its shard.
     Depart(usize, ConnectionId),
     Rung(usize),
-    Tick(usize),
+    /// With its number: one that was brought forward does not come.
+    Tick(usize, u64),
     Process(usize),
     Alarm(usize, u64),
     Outage,
