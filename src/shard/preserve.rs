@@ -476,7 +476,15 @@ impl<T: Transport> Shard<T> {
             .filter(|setting| self.vectors.get(wanted, &setting.name) != Some(&*setting.value))
             .cloned()
             .collect();
-        let (new_has, mut new_wanted) = (kept(has), kept(wanted));
+        // A custom setting that was set once is empty from then on rather than unknown, wherever the client goes.
+        let emptied = |vector: VectorId| -> Vec<Setting> {
+            let custom = |setting: &&Setting| !is_kept(&setting.name) && setting.name.contains('.');
+            let settings = self.vectors.settings(vector).iter().filter(|_| !matches!(reset, Reset::Discard));
+            settings.filter(custom).map(|setting| Setting { name: setting.name.clone(), value: "".into() }).collect()
+        };
+        let (mut new_has, mut new_wanted) = (kept(has), kept(wanted));
+        new_has.extend(emptied(has));
+        new_wanted.extend(emptied(wanted));
         new_wanted.extend(again);
         let (Ok(new_has), Ok(new_wanted)) = (self.vectors.intern(new_has), self.vectors.intern(new_wanted)) else {
             self.suspect(id, Effects::OPAQUE);
