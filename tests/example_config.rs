@@ -28,6 +28,8 @@ const MAPS: &[&str] = &[
     "users: {x: {pool: {?: 1}}}",
     "databases: {x: {auth: {?: 1}}}",
     "users: {x: {auth: {?: 1}}}",
+    "databases: {x: {limits: {?: 1}}}",
+    "users: {x: {limits: {?: 1}}}",
 ];
 
 /// Settings that cannot be had beside the others on this machine.

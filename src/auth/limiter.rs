@@ -1,4 +1,5 @@
-//! Failed logins by address: first they wait, then they are refused. The table is bounded; one per shard.
+//! Failed logins by address: first they wait, then they are refused. The table is bounded; one per shard, and the
+//! shards tell each other of what they count.
 //!
 //! Addresses of IPv6 count by their /64, which is what one customer is given.
 
@@ -80,14 +81,15 @@ impl Limiter {
 
     /// A login from there went well: a person who had mistyped, most likely. One who guesses the passwords of others
     /// between logins of his own gains little: a success takes one failure back.
-    pub fn succeeded(&mut self, address: IpAddr) {
+    /// `false`: there was none.
+    pub fn succeeded(&mut self, address: IpAddr) -> bool {
         let address = network(address);
-        if let Some(entry) = self.entries.get_mut(&address) {
-            entry.failures -= 1;
-            if entry.failures == 0 {
-                self.entries.remove(&address);
-            }
+        let Some(entry) = self.entries.get_mut(&address) else { return false };
+        entry.failures -= 1;
+        if entry.failures == 0 {
+            self.entries.remove(&address);
         }
+        true
     }
 
     fn is_fresh(&self, entry: &Entry, now: Instant) -> bool {
@@ -104,8 +106,8 @@ impl Limiter {
     }
 }
 
-/// What an address counts as.
-fn network(address: IpAddr) -> IpAddr {
+/// What an address counts as: itself, or the /64 that one customer is given.
+pub fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => match v6.to_ipv4_mapped() {

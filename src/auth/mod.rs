@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod channel;
+pub mod console;
 pub mod hba;
 pub mod incoming;
 pub mod limiter;

@@ -86,6 +86,14 @@ pub struct Settings {
     pub scram_iterations_max: u32,
     /// Failed logins by address.
     pub limiter: limiter::Settings,
+    /// Who may do everything at the console; see [`super::console`].
+    pub admin_users: Vec<String>,
+    /// Who may look at everything there.
+    pub stats_users: Vec<String>,
+    /// Whose connections begin with a PROXY header, which says whom they speak for.
+    pub proxies: Vec<Network>,
+    /// Clients of one address over all shards (of IPv6: of one /64); 0: no limit.
+    pub clients_of_address_max: u32,
 }
 
 impl Default for Settings {
@@ -99,6 +107,10 @@ impl Default for Settings {
             ident: IdentMaps::default(),
             scram_iterations_max: SCRAM_ITERATIONS_MAX,
             limiter: LIMITER,
+            admin_users: Vec::new(),
+            stats_users: Vec::new(),
+            proxies: Vec::new(),
+            clients_of_address_max: 0,
         }
     }
 }

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use super::file;
 use super::problem::{Error, KeyPath, Problem, Warning};
 use super::resolve::{Override, Source};
+use super::tls::TlsMode;
 use super::values::{Hidden, Name, Parsed};
 use super::{Auth, Config};
 use crate::auth::hba::{self, Files, Hba, IdentMaps, Network};
@@ -52,10 +53,17 @@ pub(super) fn with_known_password(mut rules: Rules, user: &str, users: &Users) -
     rules
 }
 
+/// What authentication goes by that stands outside of `auth`.
+pub(super) struct Others {
+    pub proxies: Vec<Network>,
+    pub clients_of_address_max: u32,
+}
+
 /// The `auth` of everyone.
 pub(super) fn resolve(
     source: &Source,
     written: file::Auth,
+    others: Others,
     warnings: &mut Vec<Warning>,
 ) -> Result<(Auth, Rules), Error> {
     let path = KeyPath::of(["auth"]);
@@ -91,6 +99,10 @@ pub(super) fn resolve(
             failures_max: written.failed_logins_max.map_or(LIMITER.failures_max, |count| count.0),
             ..LIMITER
         },
+        admin_users: names(written.admin_users),
+        stats_users: names(written.stats_users),
+        proxies: others.proxies,
+        clients_of_address_max: others.clients_of_address_max,
     };
     check_maps(source, &settings)?;
     let auth = Auth {
@@ -106,6 +118,10 @@ pub(super) fn resolve(
     };
     let change = change(source, &path, own, warnings)?;
     Ok((auth, change.over(Rules::default())))
+}
+
+fn names(written: Option<Vec<Name>>) -> Vec<String> {
+    written.unwrap_or_default().into_iter().map(|name| name.0).collect()
 }
 
 /// The `auth` of one database or user, or these keys of everyone's.
@@ -172,6 +188,18 @@ pub(super) fn check(config: &Config, warnings: &mut Vec<Warning>) -> Result<(), 
                 let problem = Problem::value("hba", "auth.hba_file must name the file with the rules");
                 return Err(config.source.error(chosen.join(["method"]), problem));
             }
+            let tls = &config.tls_client;
+            let lacking = match rules.method {
+                Method::ScramPlus if tls.mode == TlsMode::Disable => Some("tls.client.mode must not be disable"),
+                Method::Cert if tls.mode == TlsMode::Disable || tls.ca.is_none() => Some(
+                    "tls.client must name the ca that signs clients' certificates, with a mode that is not disable",
+                ),
+                _ => None,
+            };
+            if let Some(lacking) = lacking {
+                let method = if rules.method == Method::Cert { "cert" } else { "scram-sha-256-plus" };
+                return Err(config.source.error(chosen.join(["method"]), Problem::value(method, lacking)));
+            }
             is_ruled |= rules.method == Method::Hba;
             asks_for_secrets |=
                 matches!(rules.method, Method::Password | Method::Md5 | Method::Scram | Method::ScramPlus);
@@ -184,6 +212,12 @@ pub(super) fn check(config: &Config, warnings: &mut Vec<Warning>) -> Result<(), 
                 return Err(config.source.error(path.join(["server_user"]), problem));
             }
         }
+    }
+    let shows_certificates = config.tls_client.mode != TlsMode::Disable && config.tls_client.ca.is_some();
+    let certified = settings.hba.iter().flat_map(|hba| hba.rules()).find(|rule| rule.certificate.is_some());
+    if let Some(rule) = certified.filter(|_| !shows_certificates) {
+        let what = format!("{}: it asks for a certificate, and tls.client has no ca that signs them", rule.place);
+        return Err(config.source.error(KeyPath::of(["auth", "hba_file"]), Problem::Broken(what)));
     }
     let mut warn = |key: &str, text: &str| warnings.push(config.source.warning(KeyPath::of(["auth", key]), text));
     if settings.hba.is_some() && !is_ruled {

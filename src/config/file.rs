@@ -17,6 +17,7 @@ use super::problem::{KeyPath, Segment};
 use super::tls::{Negotiation, TlsMode, TlsVersion};
 use super::values::{Count, FromText, Hidden, Name, OneOrMany, Parsed, Size, Wait};
 use super::{LogFormat, LogOutput, SessionState};
+use crate::auth::hba::Network;
 use crate::auth::settings::Method;
 use crate::pool::Schedule;
 use crate::session::RelayMode;
@@ -40,6 +41,7 @@ pub(super) struct File {
     pub reconnect: Reconnect,
     pub auth: Auth,
     pub tls: Tls,
+    pub proxy_protocol_from: Option<Vec<Parsed<Network>>>,
     pub databases_only: Option<bool>,
     pub databases: Option<BTreeMap<String, Database>>,
     pub users: Option<BTreeMap<String, User>>,
@@ -78,9 +80,17 @@ pub(super) struct Pool {
 #[serde(deny_unknown_fields, default, expecting = "a map of settings")]
 pub(super) struct Limits {
     pub max_clients: Option<Count<1, 1_000_000>>,
+    pub max_clients_per_address: Option<Count<0, 1_000_000>>,
     pub login_timeout: Option<Parsed<Wait<1>>>,
     pub client_stall_timeout: Option<Parsed<Wait<0>>>,
     pub cancel_timeout: Option<Parsed<Wait<1>>>,
+}
+
+/// `limits` of one database or user.
+#[derive(Deserialize, Default, Clone, PartialEq, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct OwnLimits {
+    pub max_clients: Option<Count<0, 1_000_000>>,
 }
 
 #[derive(Deserialize, Default, Debug)]
@@ -109,6 +119,8 @@ pub(super) struct Auth {
     pub server_password: Option<Hidden>,
     pub server_password_file: Option<Parsed<PathBuf>>,
     pub server_password_env: Option<Name>,
+    pub admin_users: Option<Vec<Name>>,
+    pub stats_users: Option<Vec<Name>>,
 }
 
 /// `auth` of one database or user.
@@ -131,6 +143,7 @@ pub(super) struct Database {
     pub session_state: Option<Parsed<SessionState>>,
     pub transparency: Option<Parsed<Transparency>>,
     pub pool: Pool,
+    pub limits: OwnLimits,
     pub tls: Option<ServerTls>,
     pub auth: OwnAuth,
 }
@@ -142,6 +155,7 @@ pub(super) struct User {
     pub session_state: Option<Parsed<SessionState>>,
     pub transparency: Option<Parsed<Transparency>>,
     pub pool: Pool,
+    pub limits: OwnLimits,
     pub auth: OwnAuth,
 }
 
@@ -281,7 +295,6 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
     let later: &[&str] = match map {
         [] => &[
             "hold_prepared_transactions",
-            "proxy_protocol_from",
             "tcp",
             "dns_ttl",
             "role_check_interval",
@@ -299,23 +312,14 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
             "keepalive_interval",
             "keepalive_timeout",
         ],
-        ["limits"] => &["query_timeout", "idle_in_transaction_timeout", "transaction_timeout", "client_idle_timeout"],
-        ["auth"] => &["admin_users", "stats_users"],
+        ["limits"] | ["databases" | "users", _, "limits"] => {
+            &["query_timeout", "idle_in_transaction_timeout", "transaction_timeout", "client_idle_timeout"]
+        }
         ["servers", _] | ["databases", _, "servers", _] => &["weight", "tls"],
-        ["databases", _] => &["limits", "route", "slow_query"],
-        ["users", _] => &["limits", "route", "slow_query"],
+        ["databases" | "users", _] => &["route", "slow_query"],
         _ => &[],
     };
     later.contains(key)
-}
-
-/// The same for values.
-pub(super) fn value_comes_later(path: &KeyPath, value: &str) -> bool {
-    let later: &[&str] = match words(path).as_slice() {
-        ["auth", "method"] | ["databases" | "users", _, "auth", "method"] => &["scram-sha-256-plus", "cert"],
-        _ => &[],
-    };
-    later.contains(&value)
 }
 
 fn words(path: &KeyPath) -> Vec<&str> {

@@ -162,6 +162,8 @@ pub struct PoolConfig {
     pub pool: pool::Settings,
     /// Who checks clients, and how QCP logs in.
     pub rules: Rules,
+    /// Clients of this database and of this user, at most; 0: no limit.
+    pub clients_max: (u32, u32),
 }
 
 impl Config {
@@ -206,6 +208,10 @@ impl Config {
             tls: self.tls_of(database),
             pool: settings.pool,
             rules: access::with_known_password(settings.rules, user, &self.auth.settings.users),
+            clients_max: (
+                listed.map_or(0, |listed| listed.changes.clients_max()),
+                self.users.get(user).map_or(0, Override::clients_max),
+            ),
         })
     }
 

@@ -62,11 +62,6 @@ pub enum Problem {
         found: String,
         allowed: String,
     },
-    /// A value that QCP will take, but not this version.
-    LaterValue {
-        found: String,
-        allowed: String,
-    },
     UnknownKey {
         allowed: &'static [&'static str],
     },
@@ -99,9 +94,6 @@ impl fmt::Display for Error {
             Problem::Unreadable(reason) => write!(f, "cannot be read: {reason}"),
             Problem::Syntax(reason) => write!(f, "not YAML: {reason}"),
             Problem::Value { found, allowed } => write!(f, "found {found}: {allowed}"),
-            Problem::LaterValue { found, allowed } => {
-                write!(f, "found {found}: known, comes later; for now: {allowed}")
-            }
             Problem::UnknownKey { allowed } => {
                 write!(f, "unknown key")?;
                 if let Some(Segment::Key(key)) = self.key.0.last()

@@ -97,9 +97,6 @@ impl Source {
         File::deserialize(&node).map_err(|Fault { path, problem }| {
             let problem = match problem {
                 Problem::UnknownKey { .. } if file::key_comes_later(&path) => Problem::LaterKey,
-                Problem::Value { found, allowed } if file::value_comes_later(&path, found.trim_matches('"')) => {
-                    Problem::LaterValue { found, allowed }
-                }
                 other => other,
             };
             self.error(path, problem)
@@ -124,6 +121,7 @@ pub(super) struct Override {
     session_state: Option<Parsed<SessionState>>,
     transparency: Option<Parsed<Transparency>>,
     pool: file::Pool,
+    limits: file::OwnLimits,
     pub(super) access: access::Change,
 }
 
@@ -136,6 +134,11 @@ impl Override {
             pool: pool_over(&self.pool, below.pool),
             rules: self.access.over(below.rules),
         }
+    }
+
+    /// `limits.max_clients`, which is not handed on: a database and its users have each their own.
+    pub(super) fn clients_max(&self) -> u32 {
+        self.limits.max_clients.map_or(0, |count| count.0)
     }
 
     fn sets_any_size(&self) -> bool {
@@ -162,7 +165,11 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
     let servers = servers(&source, file.servers, &KeyPath::of(["servers"]))?;
     let mut databases = databases(&source, file.databases, &mut warnings)?;
     let users = users(&source, file.users, &mut warnings)?;
-    let (auth, rules) = access::resolve(&source, file.auth, &mut warnings)?;
+    let others = access::Others {
+        proxies: file.proxy_protocol_from.unwrap_or_default().into_iter().map(|network| network.0).collect(),
+        clients_of_address_max: file.limits.max_clients_per_address.map_or(0, |count| count.0),
+    };
+    let (auth, rules) = access::resolve(&source, file.auth, others, &mut warnings)?;
     let config = Config {
         listen: listen(&source, file.listening_address)?,
         cores: file.cores.map(|count| count.0 as usize),
@@ -329,6 +336,7 @@ fn databases(
                 session_state: entry.session_state,
                 transparency: entry.transparency,
                 pool: entry.pool,
+                limits: entry.limits,
                 access: access::change(
                     source,
                     &KeyPath::of(["databases", name.as_str(), "auth"]),
@@ -359,6 +367,7 @@ fn users(
             session_state: entry.session_state,
             transparency: entry.transparency,
             pool: entry.pool,
+            limits: entry.limits,
             access,
         })
     };

@@ -24,6 +24,8 @@ pub struct Sums {
     pub backend_chunks: usize,
     /// Connections that may be encrypted: all, or none where TLS is off.
     pub tls_connections: usize,
+    /// This shard's share of the table that clients are counted in, which is one for all shards.
+    pub tally_slots: usize,
     /// Bytes of clients' settings.
     pub settings_bytes: usize,
     /// Bytes of prepared statements' texts, within the arena.
@@ -65,6 +67,7 @@ impl Sums {
             ready_chunks: (chunks / 16).clamp(2, 64),
             backend_chunks: (chunks / 4).clamp(2, 64),
             tls_connections: if config.has_tls() { connections_max } else { 0 },
+            tally_slots: crate::shard::tally::Tally::slots_for(clients_max).div_ceil(cores),
             settings_bytes: 64 * clients_max + (256 << 10),
             statement_bytes: chunks / 4 * config.arena.chunk_size,
         }
@@ -97,6 +100,13 @@ impl Sums {
             terms.push(term("TLS pieces", self.send_nodes, node, "what is to be encrypted, or decrypted"));
         }
         terms.push(term("pieces held back", self.request_nodes, node, "requests that wait for a backend"));
+        let word = size_of::<u64>();
+        terms.push(term(
+            "clients' counts",
+            self.tally_slots,
+            word,
+            "of each database, user and address; a share of it",
+        ));
         let learned = crate::session::suspects::Learned::size();
         terms.push(term("texts learned", 1, learned, "what is known of queries' texts (session_state)"));
         let channels = crate::shard::channels_size_max(self.clients_max);

@@ -14,6 +14,7 @@ use super::LogFormat;
 use super::SessionState;
 use super::sizes::{DURATION_MAX, format_duration, parse_duration, parse_size};
 use super::tls::{Negotiation, TlsMode, TlsVersion};
+use crate::auth::hba::Network;
 use crate::auth::secrets::SECRET_SIZE_MAX;
 use crate::auth::settings::Method;
 use crate::pool::Schedule;
@@ -88,6 +89,8 @@ impl Word for Method {
         ("password", Method::Password),
         ("md5", Method::Md5),
         ("scram-sha-256", Method::Scram),
+        ("scram-sha-256-plus", Method::ScramPlus),
+        ("cert", Method::Cert),
         ("peer", Method::Peer),
         ("hba", Method::Hba),
     ];
@@ -180,6 +183,16 @@ impl FromText for PathBuf {
 
     fn from_text(text: &str) -> Option<PathBuf> {
         (!text.is_empty() && !text.contains('\0')).then(|| PathBuf::from(text))
+    }
+}
+
+impl FromText for Network {
+    fn allowed() -> String {
+        "a network, such as 10.0.0.0/8 or fd00::/8, or an address".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Network> {
+        Network::from_text(text)
     }
 }
 

@@ -356,8 +356,7 @@ impl<'a> Importer<'a> {
 
     fn take_out(&mut self, error: config::Error) -> Result<(), Error> {
         let path = keys_of(&error.key);
-        let is_later =
-            matches!(error.problem, Problem::LaterKey | Problem::LaterValue { .. } | Problem::UnknownKey { .. });
+        let is_later = matches!(error.problem, Problem::LaterKey | Problem::UnknownKey { .. });
         let is_meant = |setting: &Setting| setting.path.iter().zip(&path).all(|(own, refused)| own == refused);
         let (refused, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.settings)
             .into_iter()
@@ -401,7 +400,7 @@ impl<'a> Importer<'a> {
 /// Whether this version of QCP takes these keys, right values or not.
 fn is_taken(yaml: &str) -> bool {
     let loaded = Config::parse("probe", yaml).map_err(|error| error.problem);
-    !matches!(loaded, Err(Problem::LaterKey | Problem::LaterValue { .. } | Problem::UnknownKey { .. }))
+    !matches!(loaded, Err(Problem::LaterKey | Problem::UnknownKey { .. }))
 }
 
 /// The path without what is below a list.

@@ -121,7 +121,7 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
     let mut secret = [0; crate::auth::secrets::KEY_SIZE];
     getrandom::fill(&mut secret).map_err(|error| Error::Io("random numbers", io::Error::other(error.to_string())))?;
     let salts = crate::auth::secrets::Salts::new(secret);
-    let population = Arc::new(Population::new(cores));
+    let population = Arc::new(Population::new(cores, config.max_clients as usize));
     let mut handles = Vec::new();
     let (ended, ends) = mpsc::channel();
     let parts = listening.shards.into_iter().zip(doorbells).zip(boxes);

@@ -22,7 +22,7 @@ use crate::io::ring::{self, Ring};
 use crate::io::tls::Tls;
 use crate::io::{Event, Transport};
 use crate::memory::Arena;
-use crate::shard::{self, Catalogue, Mailbox, PoolSettings, Population, Server, Shard, TlsSettings};
+use crate::shard::{self, Catalogue, ClientsMax, Mailbox, PoolSettings, Population, Server, Shard, TlsSettings};
 
 use super::listeners::Listener;
 
@@ -82,6 +82,7 @@ impl Catalogue for Settings {
             tls: found.tls,
             pool: found.pool,
             rules: found.rules,
+            clients_max: ClientsMax { database: found.clients_max.0, user: found.clients_max.1 },
         })
     }
 }

@@ -29,6 +29,8 @@ pub enum Fault {
     NameNotText,
     /// Let in by the server without a password, but from another machine.
     TrustFromAfar,
+    /// No PROXY header from a network of `proxy_protocol_from`, or a wrong one.
+    NotProxy(&'static str),
     /// Another SSLRequest behind the first handshake.
     EncryptedTwice,
     /// In plaintext, where `tls.client.mode` demands TLS.
@@ -65,6 +67,8 @@ pub enum Fault {
     // The pooler's.
     /// `limits.max_clients`.
     TooManyClients(u32),
+    /// `limits.max_clients` of one database or user, or `limits.max_clients_per_address`.
+    TooManyOf(Limited),
     /// `pool.max_queue`.
     QueueFull {
         /// `database/user`.
@@ -114,6 +118,17 @@ pub enum Fault {
     Broken,
 }
 
+/// Of what there are too many clients.
+#[derive(Debug)]
+pub enum Limited {
+    /// Of this database.
+    Database(String),
+    /// Of this user.
+    User(String),
+    /// From the client's address: so many may be there.
+    Address(u32),
+}
+
 /// What to say and do.
 pub struct Answer {
     /// `Error`: the client stays; `Fatal`: it is closed.
@@ -129,6 +144,28 @@ pub struct Answer {
 }
 
 impl Fault {
+    /// Whether anybody who can connect can bring it about as often as he likes, without having logged in: such a fault is
+    /// logged once in a while for each address.
+    pub fn is_anybodys(&self) -> bool {
+        matches!(
+            self,
+            Self::Malformed(_)
+                | Self::Unexpected(_)
+                | Self::LoginTimeout
+                | Self::NameNotText
+                | Self::EncryptedTwice
+                | Self::TlsRequired
+                | Self::CertificateOfAnother(_)
+                | Self::BindingNotRelayed
+                | Self::TrustFromAfar
+                | Self::UnknownDatabase(_)
+                | Self::TooManyClients(_)
+                | Self::NotProxy(_)
+                | Self::TooManyOf(_)
+                | Self::Startup(_)
+        )
+    }
+
     /// The table.
     pub fn answer(&self) -> Answer {
         use Severity::{Error, Fatal};
@@ -168,6 +205,11 @@ impl Fault {
                     Warn,
                 ),
                 "To let clients in from anywhere without a password, configure auth: {method: trust}.",
+            ),
+            // Logged where it is counted, not each time.
+            Self::NotProxy(why) => hint(
+                answer(Fatal, SqlState::PROTOCOL_VIOLATION, (*why).to_owned(), Debug),
+                "Connections from this address have to begin with a PROXY header (proxy_protocol_from).",
             ),
             Self::EncryptedTwice => {
                 let text = "an SSLRequest on a connection that is encrypted".to_owned();
@@ -266,6 +308,34 @@ impl Fault {
                     Warn,
                 ),
                 "Raise limits.max_clients, or close connections.",
+            ),
+            // PostgreSQL's own words, which it has for ALTER DATABASE and ALTER ROLE .. CONNECTION LIMIT.
+            Self::TooManyOf(Limited::Database(name)) => hint(
+                answer(
+                    Fatal,
+                    SqlState::TOO_MANY_CONNECTIONS,
+                    format!("too many connections for database \"{name}\""),
+                    Debug,
+                ),
+                "The limit is limits.max_clients of this database in qcp's configuration.",
+            ),
+            Self::TooManyOf(Limited::User(name)) => hint(
+                answer(
+                    Fatal,
+                    SqlState::TOO_MANY_CONNECTIONS,
+                    format!("too many connections for role \"{name}\""),
+                    Debug,
+                ),
+                "The limit is limits.max_clients of this user in qcp's configuration.",
+            ),
+            Self::TooManyOf(Limited::Address(limit)) => hint(
+                answer(
+                    Fatal,
+                    SqlState::TOO_MANY_CONNECTIONS,
+                    format!("too many connections from this address ({limit} are allowed)"),
+                    Debug,
+                ),
+                "The limit is limits.max_clients_per_address.",
             ),
             Self::QueueFull { pool, waiting, oldest } => answer(
                 Error,

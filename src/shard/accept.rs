@@ -7,6 +7,7 @@ use crate::protocol::startup::{self, Packet};
 use crate::session::fault::Fault;
 
 use super::mailbox::Mail;
+use super::proxied::Origin;
 use super::{Client, Owner, Running, Shard};
 
 impl<T: Transport> Shard<T> {
@@ -24,12 +25,20 @@ impl<T: Transport> Shard<T> {
                 self.population.leave();
             }
             let fault = Fault::TooManyClients(limit);
+            self.note_junk(connection, &fault.answer());
             self.write_error(connection, &fault, None);
             self.io.close(connection, Close::Flushed);
             return;
         };
         self.counters.accepted += 1;
-        self.io.set_owner(connection, Owner::Client(ClientId { index, generation }).pack());
+        let id = ClientId { index, generation };
+        self.io.set_owner(connection, Owner::Client(id).pack());
+        if self.comes_from_proxy(connection) {
+            // Whom it speaks for, and so whether there are too many of these, is known when its header is here.
+            self.client(id).expect("just inserted").origin = Origin::HeaderDue;
+        } else if !self.count_address(id) {
+            return;
+        }
         self.io.receive(connection, true);
     }
 
@@ -37,6 +46,10 @@ impl<T: Transport> Shard<T> {
     pub(super) fn on_startup_bytes(&mut self, id: ClientId, bytes: Slice) {
         let Some(client) = self.client(id) else { return };
         let connection = client.connection;
+        if client.origin == Origin::HeaderDue {
+            self.on_proxy_bytes(id, bytes);
+            return;
+        }
         let begins = client.stash.is_empty() && bytes.first() == Some(&startup::TLS_HANDSHAKE);
         if begins && self.on_direct_tls(id, &bytes) {
             return;
@@ -56,7 +69,7 @@ impl<T: Transport> Shard<T> {
             Ok(Some((packet @ (Packet::SslRequest | Packet::GssEncRequest), size))) => {
                 // Bytes behind the request would be plaintext that the client believes to be encrypted.
                 if bytes.len() > size {
-                    log::info!("{}: bytes behind an encryption request; closing", self.io.peer(connection));
+                    log::info!("{}: bytes behind an encryption request; closing", self.peer(connection));
                     self.leave(id);
                     return;
                 }
@@ -82,11 +95,7 @@ impl<T: Transport> Shard<T> {
                 self.leave(id);
             }
             Ok(Some((Packet::StartupMessage(_), size))) => self.begin_login(id, &bytes, size, None),
-            Err(refused) => {
-                let fault = Fault::Startup(refused);
-                self.note_junk(id, &fault);
-                self.fail(id, &fault);
-            }
+            Err(refused) => self.fail(id, &Fault::Startup(refused)),
         }
     }
 

@@ -263,7 +263,7 @@ impl<T: Transport> Shard<T> {
             return;
         }
         let backend = self.backend(id).expect("the caller has looked it up");
-        let (challenged, dedicated) = (backend.challenged, backend.purpose == Purpose::Dedicated);
+        let challenged = backend.challenged;
         if *what == Authentication::Ok {
             if !challenged {
                 self.on_first_word(id, false);
@@ -275,15 +275,16 @@ impl<T: Transport> Shard<T> {
                 .backend(id)
                 .map(|backend| backend.pool)
                 .is_some_and(|pool| self.pools.get(pool).settings.rules.method == Method::Trust);
-            if !challenged && !trusts && !self.io.is_local(connection) {
-                self.backend(id).expect("looked up above").checks = None;
+            if !challenged && !trusts && !self.is_local(connection) {
+                self.disown(id);
                 self.fail(client, &Fault::TrustFromAfar);
-                if dedicated {
-                    self.close_backend(id, Close::Now);
-                }
                 return;
             }
             self.io.send(connection, message.clone());
+            if let Err(fault) = self.count_names(client) {
+                self.disown(id);
+                self.fail(client, &fault);
+            }
             return;
         }
         backend.challenged = true;
@@ -306,10 +307,20 @@ impl<T: Transport> Shard<T> {
             if let Some(login) = client.and_then(|client| self.login(client)) {
                 login.unbound = true;
             }
-            return;
-        }
-        if let Some(connection) = self.checked_client(id) {
+        } else if let Some(connection) = self.checked_client(id) {
             self.io.send(connection, message.clone());
+        }
+        if let Some(client) = client {
+            self.go_on_with_held(client);
+        }
+    }
+
+    /// The client whose login a backend checks is told by the caller that it cannot stay. What the pool can use goes on.
+    fn disown(&mut self, id: BackendId) {
+        let Some(backend) = self.backend(id) else { return };
+        backend.checks = None;
+        if backend.purpose == Purpose::Dedicated {
+            self.close_backend(id, Close::Now);
         }
     }
 
@@ -416,7 +427,7 @@ impl<T: Transport> Shard<T> {
                 if fields.code().is_some_and(|code| code.as_str() == "28P01") {
                     self.note_failure(client, &Fault::RefusedByServer(text));
                 } else {
-                    log::info!("{}: login refused by the server: {text}", self.io.peer(connection));
+                    log::info!("{}: login refused by the server: {text}", self.peer(connection));
                 }
                 self.io.send(connection, message.clone());
             }

@@ -106,6 +106,11 @@ impl<T: Transport> Shard<T> {
         if let Some(bytes) = held {
             self.pipe_request(id, backend, bytes);
         }
+        while let Some(client) = self.clients.get_mut(id.index, id.generation)
+            && let Some(bytes) = client.pending.pop(&mut self.nodes)
+        {
+            self.pipe_request(id, backend, bytes);
+        }
         self.resume_client(id);
     }
 
@@ -155,8 +160,11 @@ impl<T: Transport> Shard<T> {
         let Some(client) = self.client(id) else { return };
         let connection = client.connection;
         let answer = fault.answer();
-        if log::log_enabled!(answer.log) {
-            log::log!(answer.log, "{}: {}: {}", self.io.peer(connection), answer.code, answer.message);
+        let is_stranger = matches!(client.state, ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_));
+        if is_stranger && fault.is_anybodys() {
+            self.note_junk(connection, &answer);
+        } else if log::log_enabled!(answer.log) {
+            log::log!(answer.log, "{}: {}: {}", self.peer(connection), answer.code, answer.message);
         }
         if answer.severity == Severity::Error {
             let status = self.status_of(id);
@@ -197,7 +205,7 @@ impl<T: Transport> Shard<T> {
         let simple = matches!(tag, Some(frontend::QUERY | frontend::FUNCTION_CALL));
         client.discard = if simple { Discard::Message } else { Discard::UntilSync };
         let connection = client.connection;
-        log::info!("{}: {}", self.io.peer(connection), fault.answer().message);
+        log::info!("{}: {}", self.peer(connection), fault.answer().message);
         self.write_error(connection, fault, simple.then_some(crate::protocol::TransactionStatus::Idle));
     }
 
@@ -245,6 +253,7 @@ impl<T: Transport> Shard<T> {
         self.leave_queue(id);
         let Some(mut client) = self.clients.remove(id.index, id.generation) else { return };
         self.population.leave();
+        self.give_seats_back(std::mem::take(&mut client.seats));
         match &client.state {
             ClientState::Startup => {}
             ClientState::Moving(moving) => self.population.unsettle(moving.to),

@@ -156,7 +156,7 @@ impl<T: Transport> Shard<T> {
             let Some(connection) = self.client(id).map(|client| client.connection) else { continue };
             log::info!(
                 "{}: closed, because the arena is used up and holds {weight} bytes for it",
-                self.io.peer(connection)
+                self.peer(connection)
             );
             self.leave(id);
         }

@@ -216,7 +216,7 @@ impl<T: Transport> Shard<T> {
 
     fn admit_trusted(&mut self, id: ClientId) {
         let Some(connection) = self.client(id).map(|client| client.connection) else { return };
-        if self.io.is_local(connection) {
+        if self.is_local(connection) {
             self.admit(id);
         } else {
             self.fail(id, &Fault::TrustFromAfar);
@@ -286,6 +286,15 @@ impl<T: Transport> Shard<T> {
 
     /// A message of the client's while its login is under way.
     pub(super) fn on_login_bytes(&mut self, id: ClientId, bytes: Slice) {
+        // Behind what waits already.
+        if self.client(id).is_some_and(|client| !client.pending.is_empty()) {
+            self.hold_back(id, bytes);
+            return;
+        }
+        self.take_login_bytes(id, bytes);
+    }
+
+    fn take_login_bytes(&mut self, id: ClientId, bytes: Slice) {
         let Some(Login { stage, .. }) = self.login(id) else { return };
         if *stage == Stage::Here {
             self.on_clients_answer(id, bytes);
@@ -301,23 +310,28 @@ impl<T: Transport> Shard<T> {
             return;
         };
         let mut at = 0;
+        let mut rest = None;
         loop {
+            let due = self.login(id).map_or(0, |login| login.answers_due);
             let Some(client) = self.client(id) else { return };
+            // PostgreSQL reads nothing before it has asked for it, or let the client in. What would reach the server now might
+            // be answered when the backend is another client's.
+            if due == 0 && client.framer.at_boundary() {
+                rest = Some(at).filter(|&at| at < bytes.len());
+                break;
+            }
             match client.framer.next(&bytes[at..], |_, size| PASSWORD_PREFIX.min(size as usize)) {
                 Ok(Step::Message { tag: frontend::PASSWORD, available, .. }) => {
+                    if !self.may_log_in(id) {
+                        return;
+                    }
                     let unbound = self.login(id).is_some_and(|login| std::mem::take(&mut login.unbound));
                     if unbound && super::tls::could_have_bound(&bytes[at..at + available]) {
                         self.fail(id, &Fault::BindingNotRelayed);
                         return;
                     }
                     at += available;
-                    // More answers than questions would reach the server when the backend is another client's.
-                    let due = self.login(id).and_then(|login| login.answers_due.checked_sub(1));
-                    let Some(due) = due else {
-                        self.fail(id, &Fault::Unexpected(frontend::PASSWORD));
-                        return;
-                    };
-                    self.login(id).expect("looked up above").answers_due = due;
+                    self.login(id).expect("looked up above").answers_due = due - 1;
                 }
                 Ok(Step::Rest { length, .. }) => at += length,
                 Ok(Step::End) => break,
@@ -341,9 +355,47 @@ impl<T: Transport> Shard<T> {
                 }
             }
         }
-        if let Some(connection) = self.backend(backend).and_then(|backend| backend.connection) {
+        if at > 0
+            && let Some(connection) = self.backend(backend).and_then(|backend| backend.connection)
+        {
             self.io.send(connection, bytes.part(0, at));
         }
+        if let Some(rest) = rest {
+            self.keep_rest(id, bytes.part(rest, bytes.len()));
+        }
+    }
+
+    /// Keeps what a client has sent ahead, in front of what it has sent since.
+    pub(super) fn keep_rest(&mut self, id: ClientId, rest: Slice) {
+        let Some(client) = self.client(id) else { return };
+        if client.pending.is_empty() {
+            self.hold_back(id, rest);
+            return;
+        }
+        let arena = self.io.arena().clone();
+        let kept = self.client(id).is_some_and(|client| client.stash.add_spare(&arena, &rest).is_ok());
+        if !kept {
+            self.fail(id, &Fault::NoMemory);
+        }
+    }
+
+    /// The client has been asked: what it has sent ahead may be the answer.
+    pub(super) fn go_on_with_held(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get_mut(id.index, id.generation) else { return };
+        let connection = client.connection;
+        let held = if client.stash.is_empty() {
+            client.pending.pop(&mut self.nodes)
+        } else {
+            let taken = client.stash.take(self.io.scratch());
+            if taken.is_none() {
+                self.fail(id, &Fault::NoMemory);
+                return;
+            }
+            taken
+        };
+        let Some(bytes) = held else { return };
+        self.io.receive(connection, true);
+        self.take_login_bytes(id, bytes);
     }
 
     /// The client is who it says. Its settings are tried where they are not known to be good.
@@ -351,6 +403,10 @@ impl<T: Transport> Shard<T> {
         let Some(client) = self.client(id) else { return };
         let (connection, Some(pool)) = (client.connection, client.pool) else { return };
         self.write(connection, 16, |writer| writer.authentication_ok().expect("the room was asked for"));
+        if let Err(fault) = self.count_names(id) {
+            self.fail(id, &fault);
+            return;
+        }
         if self.login(id).is_some_and(|login| login.packet.is_some()) {
             self.open_for_admitted(id);
             return;

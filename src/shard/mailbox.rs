@@ -1,6 +1,7 @@
 //! Messages to a shard: from other shards and from the control thread. A lock-free queue and a doorbell; nothing is
 //! shared but what is handed over.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -32,6 +33,10 @@ pub enum Mail {
         /// As the request had it: 4 bytes, or more.
         secret: Vec<u8>,
     },
+    /// A login from this address has failed at another shard.
+    Failed(IpAddr),
+    /// One has gone well, and took a failure back there.
+    Succeeded(IpAddr),
     /// A client that is to live on the shard that reads this.
     Client(Box<Arrival>),
     /// Clients of this pool wait at shard `from`, and all its places are taken: is there one to spare, or a backend?

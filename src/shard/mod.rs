@@ -26,6 +26,7 @@ mod own_login;
 pub mod placement;
 mod pools;
 mod preserve;
+mod proxied;
 mod relay;
 mod replies;
 pub mod report;
@@ -33,6 +34,7 @@ mod reported;
 mod requests;
 mod statements;
 mod stats;
+pub mod tally;
 pub mod tls;
 
 use std::collections::{HashMap, VecDeque};
@@ -63,8 +65,8 @@ use crate::session::suspects::Learned;
 
 pub use mailbox::{Mail, Mailbox};
 pub use placement::Population;
-pub use pools::PoolSettings;
 use pools::Pools;
+pub use pools::{ClientsMax, PoolSettings};
 use statements::Statements;
 pub use tls::TlsSettings;
 
@@ -195,6 +197,10 @@ struct Client {
     unnamed: Stash,
     /// Came over a Unix socket.
     unix: bool,
+    /// What its PROXY header says, from whom one must come.
+    origin: proxied::Origin,
+    /// Where it is counted against limits.
+    seats: tally::Seats,
     /// When the login ends at the latest; later, since when it is connected.
     since: Instant,
     /// Received and not yet counted for its pool.
@@ -606,6 +612,8 @@ impl<T: Transport> Shard<T> {
             Mail::Cancel { slot, secret } => self.on_cancel_request(slot, &secret),
             Mail::Client(arrival) => self.on_arrival(*arrival),
             Mail::Ask { key, from, since, can_open, round } => self.on_ask(key, from, since, can_open, round),
+            Mail::Failed(address) => self.on_failure_elsewhere(address),
+            Mail::Succeeded(address) => self.on_success_elsewhere(address),
             Mail::Nothing { key, from, round } => self.on_nothing(&key, from, round),
             Mail::Give(given) => self.on_give(*given),
         }
@@ -848,6 +856,8 @@ impl Client {
             hears: None,
             unnamed: Stash::default(),
             unix,
+            origin: proxied::Origin::Own,
+            seats: tally::Seats::default(),
             since: now,
             bytes_in: 0,
         }

@@ -13,15 +13,16 @@ use crate::auth::incoming::{self, Denied, Incoming, Step};
 use crate::auth::scram::{NONCE_SIZE, Refusal};
 use crate::auth::secrets::{Secret, Verifier};
 use crate::auth::{hba, settings::Method};
-use crate::ids::{BackendId, ClientId};
+use crate::ids::{BackendId, ClientId, ConnectionId};
 use crate::io::Transport;
 use crate::memory::Slice;
 use crate::pool::Refill;
 use crate::protocol::tag::frontend;
 use crate::protocol::{SqlState, Step as Framed, Writer};
-use crate::session::fault::Fault;
+use crate::session::fault::{Answer, Fault};
 
 use super::login::{Login, Stage};
+use super::mailbox::Mail;
 use super::{ClientState, Shard};
 
 /// Rounds of PBKDF2 between two turns: some hundred microseconds.
@@ -71,7 +72,7 @@ impl<T: Transport> Shard<T> {
     pub(super) fn may_log_in(&mut self, id: ClientId) -> bool {
         let now = self.io.now();
         let Some(connection) = self.client(id).map(|client| client.connection) else { return false };
-        let allowed = self.io.address(connection).is_none_or(|address| self.limiter.may_try(address, now));
+        let allowed = self.address(connection).is_none_or(|address| self.limiter.may_try(address, now));
         if !allowed {
             self.fail(id, &Fault::TooManyFailures(self.settings.auth.limiter.failures_max));
         }
@@ -107,7 +108,7 @@ impl<T: Transport> Shard<T> {
         let Some((database, user)) = self.names_of(id) else { return };
         let replication = self.login(id).is_some_and(|login| login.replication);
         let channel = self.channel(connection);
-        let address = self.io.address(connection);
+        let address = self.address(connection);
         let access = Access {
             database: &database,
             user: &user,
@@ -129,7 +130,7 @@ impl<T: Transport> Shard<T> {
             // Refused when the configuration is read, as long as nobody can be asked.
             Found::NeedsRoles => return self.refuse_access(id, format!("the user's roles are not known, {about}")),
         };
-        log::debug!("{}: rule {}", self.io.peer(connection), rule.place);
+        log::debug!("{}: rule {}", self.peer(connection), rule.place);
         let demand = Demand { map: rule.map.as_deref(), by_distinguished_name: rule.by_distinguished_name };
         let certified = match rule.certificate {
             None => true,
@@ -162,7 +163,7 @@ impl<T: Transport> Shard<T> {
         }
         log::info!(
             "{}: peer authentication of \"{user}\" failed: the client is run by {}",
-            self.io.peer(connection),
+            self.peer(connection),
             system.as_deref().unwrap_or("nobody that the kernel names")
         );
         self.deny(id, Fault::PeerFailed(user));
@@ -228,8 +229,8 @@ impl<T: Transport> Shard<T> {
     pub(super) fn on_clients_answer(&mut self, id: ClientId, bytes: Slice) {
         let is_busy = self.login(id).is_none_or(|login| login.sentence.is_some() || login.working);
         if is_busy {
-            // It is still being looked at; there is nothing to say.
-            self.fail(id, &Fault::Unexpected(bytes[0]));
+            // Its last answer is still being looked at; this one is not before that has come to an end.
+            self.hold_back(id, bytes);
             return;
         }
         let Some(bytes) = self.whole_so_far(id, bytes) else {
@@ -241,11 +242,12 @@ impl<T: Transport> Shard<T> {
         match framed {
             Ok(Framed::Message { tag: frontend::PASSWORD, size, available }) if available == size as usize => {
                 if bytes.len() > available {
-                    // Whoever does not wait for the question has not answered it.
-                    self.fail(id, &Fault::Unexpected(bytes[available]));
-                    return;
+                    self.keep_rest(id, bytes.part(available, bytes.len()));
                 }
-                self.on_answer_whole(id, &bytes[..available]);
+                // Many may have come before the first of them failed: only so many are looked at.
+                if self.may_log_in(id) {
+                    self.on_answer_whole(id, &bytes[..available]);
+                }
             }
             Ok(Framed::Message { tag, .. }) => self.fail(id, &Fault::Unexpected(tag)),
             Ok(Framed::Incomplete { need }) if need <= MESSAGE_ROOM + 16 => {
@@ -300,7 +302,7 @@ impl<T: Transport> Shard<T> {
             (None, Step::Asked | Step::Accepted(_)) => return self.fail(id, &Fault::NoMemory),
         }
         match step {
-            Step::Asked => {}
+            Step::Asked => self.go_on_with_held(id),
             Step::Work => {
                 if let Some(login) = self.login(id) {
                     login.working = true;
@@ -309,8 +311,10 @@ impl<T: Transport> Shard<T> {
             }
             Step::Accepted(proven) => {
                 self.learn(id, proven);
-                if let Some(address) = self.io.address(connection) {
-                    self.limiter.succeeded(address);
+                if let Some(address) = self.address(connection)
+                    && self.limiter.succeeded(address)
+                {
+                    self.tell_others(|| Mail::Succeeded(address));
                 }
                 self.admit(id);
             }
@@ -355,7 +359,7 @@ impl<T: Transport> Shard<T> {
     fn on_denied(&mut self, id: ClientId, denied: &Denied) {
         let Some(connection) = self.client(id).map(|client| client.connection) else { return };
         let Some((_, user)) = self.names_of(id) else { return };
-        log::debug!("{}: login of \"{user}\" failed: {denied}", self.io.peer(connection));
+        log::debug!("{}: login of \"{user}\" failed: {denied}", self.peer(connection));
         let fault = match denied {
             Denied::Password(_) => {
                 self.doubt_secret(id);
@@ -397,10 +401,13 @@ impl<T: Transport> Shard<T> {
         let now = self.io.now();
         let Some(connection) = self.client(id).map(|client| client.connection) else { return Duration::ZERO };
         // Those of a Unix socket count for the log alone: the permissions of its folder say who may try.
-        let address = self.io.address(connection);
-        let consequence = self.limiter.failed(address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), now);
+        let address = self.address(connection);
+        let counted = address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let consequence = self.limiter.failed(counted, now);
+        // An address that is refused is refused by all: else it would have as many tries as there are shards.
+        self.tell_others(|| Mail::Failed(counted));
         if consequence.is_logged {
-            let (count, from) = (consequence.failures, self.io.peer(connection));
+            let (count, from) = (consequence.failures, self.peer(connection));
             let more = match address {
                 Some(_) if count > 1 => "; for the rest of this minute logins from there are refused",
                 Some(_) | None => "; more from there within a minute are not logged",
@@ -410,16 +417,32 @@ impl<T: Transport> Shard<T> {
         if address.is_some() { consequence.delay } else { Duration::ZERO }
     }
 
-    /// A connection that begins with something else than PostgreSQL's protocol: scanners do that all day long, so it is
-    /// logged once a minute for each address.
-    pub(super) fn note_junk(&mut self, id: ClientId, fault: &Fault) {
+    /// What anybody who can connect can do: scanners do it all day long, so it is logged once a minute for each address.
+    pub(super) fn note_junk(&mut self, connection: ConnectionId, answer: &Answer) {
         let now = self.io.now();
-        let Some(connection) = self.client(id).map(|client| client.connection) else { return };
-        let address = self.io.address(connection).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-        if self.junk.failed(address, now).failures == 1 {
-            let what = fault.answer().message;
-            log::info!("{}: {what}; more from there within a minute are not logged", self.io.peer(connection));
+        let address = self.address(connection).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let (peer, Answer { code, message, .. }) = (self.peer(connection), answer);
+        match self.junk.failed(address, now).failures {
+            1 => log::info!("{peer}: {code}: {message}; more like it from there within a minute is not logged"),
+            _ => log::debug!("{peer}: {code}: {message}"),
         }
+    }
+
+    fn tell_others(&self, mail: impl Fn() -> Mail) {
+        for shard in self.mailbox.others(self.settings.id) {
+            self.mailbox.send(shard, mail());
+        }
+    }
+
+    /// Another shard has counted a failed login.
+    pub(super) fn on_failure_elsewhere(&mut self, address: IpAddr) {
+        let now = self.io.now();
+        self.limiter.failed(address, now);
+    }
+
+    /// Another shard has taken one back.
+    pub(super) fn on_success_elsewhere(&mut self, address: IpAddr) {
+        self.limiter.succeeded(address);
     }
 
     /// Tells those whose time has come.

@@ -16,6 +16,8 @@ use crate::session::fault::Fault;
 
 use super::mailbox::Mail;
 use super::pools::{Key, PoolSettings};
+use super::proxied::Origin;
+use super::tally::{Seats, Tally};
 use super::{Client, ClientState, Owner, Running, Server, Shard};
 
 /// How many clients there are, in all and on each shard: what the shards share, touched when a client comes, moves and
@@ -24,6 +26,8 @@ pub struct Population {
     all: AtomicU32,
     /// Those past placement, and those on their way there.
     shards: Box<[Line]>,
+    /// Of those, the ones that limits of their own hold for.
+    pub(super) tally: Tally,
 }
 
 /// In a cache line of its own: each shard writes mostly its own.
@@ -32,9 +36,10 @@ pub struct Population {
 struct Line(AtomicU32);
 
 impl Population {
-    /// Nobody yet.
-    pub fn new(shard_count: usize) -> Self {
-        Self { all: AtomicU32::new(0), shards: (0..shard_count).map(|_| Line::default()).collect() }
+    /// Nobody yet. `clients_max`: over all shards.
+    pub fn new(shard_count: usize, clients_max: usize) -> Self {
+        let shards = (0..shard_count).map(|_| Line::default()).collect();
+        Self { all: AtomicU32::new(0), shards, tally: Tally::new(clients_max) }
     }
 
     /// Clients of all shards.
@@ -85,6 +90,10 @@ pub struct Arrival {
     server: Server,
     /// Came over a Unix socket.
     unix: bool,
+    /// What its PROXY header said.
+    origin: Origin,
+    /// Where it is counted.
+    seats: Seats,
     /// When it was accepted.
     since: Instant,
 }
@@ -131,28 +140,33 @@ impl<T: Transport> Shard<T> {
         let Some(client) = self.clients.remove(id.index, id.generation) else { return };
         let ClientState::Moving(moving) = client.state else { unreachable!("just looked at") };
         let Move { to, server, bytes, packet_size } = *moving;
-        let arrival = Arrival { parcel, bytes, packet_size, server, unix: client.unix, since: client.since };
+        let (unix, origin, seats, since) = (client.unix, client.origin, client.seats, client.since);
+        let arrival = Arrival { parcel, bytes, packet_size, server, unix, origin, seats, since };
         // A shard that has ended has taken the process with it.
         self.mailbox.send(to, Mail::Client(Box::new(arrival)));
     }
 
     /// A client comes from the shard that accepted it.
     pub(super) fn on_arrival(&mut self, arrival: Arrival) {
-        let Arrival { parcel, bytes, packet_size, server, unix, since } = arrival;
+        let Arrival { parcel, bytes, packet_size, server, unix, origin, seats, since } = arrival;
         // Its login counts it again.
         self.population.unsettle(self.settings.id);
         let Some(connection) = self.io.adopt(parcel, Group::Client) else {
             log::error!("no slot is left for a client from another shard");
+            self.give_seats_back(seats);
             self.population.leave();
             return;
         };
         let Ok((index, generation)) = self.clients.insert(Client::new(connection, unix, since)) else {
+            self.give_seats_back(seats);
             self.population.leave();
             self.io.close(connection, Close::Now);
             return;
         };
         let id = ClientId { index, generation };
         self.io.set_owner(connection, Owner::Client(id).pack());
+        let client = self.client(id).expect("just inserted");
+        (client.origin, client.seats) = (origin, seats);
         if self.running != Running::Yes {
             self.fail(id, &Fault::ShuttingDown);
             return;

@@ -34,6 +34,17 @@ pub struct PoolSettings {
     pub pool: pool::Settings,
     /// Who checks clients, and how QCP logs in.
     pub rules: Rules,
+    /// How many clients there may be.
+    pub clients_max: ClientsMax,
+}
+
+/// Clients over all shards and pools, at most; 0: no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct ClientsMax {
+    /// Of the database.
+    pub database: u32,
+    /// Of the user.
+    pub user: u32,
 }
 
 /// A pool is one server, database and user.

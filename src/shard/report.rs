@@ -33,7 +33,7 @@ impl<T: Transport> Shard<T> {
                 database: pool.map(|key| key.database.to_string()).unwrap_or_default(),
                 state,
                 shard,
-                address: self.io.peer(client.connection),
+                address: self.peer(client.connection),
                 connected_s: now.duration_since(client.since).as_secs(),
                 application_name: self.vectors.get(client.wanted, "application_name").unwrap_or_default().to_owned(),
                 backend_pid: backend.map(|backend| backend.process_id as i32),

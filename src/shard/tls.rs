@@ -167,7 +167,7 @@ impl<T: Transport> Shard<T> {
         *quiet_until = Some(now + LOG_EVERY);
         let untold = std::mem::take(untold);
         let more = if untold > 0 { format!(" ({untold} more since the last such line)") } else { String::new() };
-        log::info!("{}: no TLS: {why}{more}", self.io.peer(connection));
+        log::info!("{}: no TLS: {why}{more}", self.peer(connection));
     }
 
     /// Whether a client may log in over its connection as it is.

@@ -440,7 +440,6 @@ fn a_configuration_that_cannot_be_meant_is_refused() {
     check("auth: {method: trust, server_password_env: NO_SUCH_VARIABLE_OF_QCP}\n", "a variable of the environment");
     check("auth: {method: trust, server_password_file: /nonexistent/x}\n", "cannot be read");
     check("auth: {method: trust, server_password: 12345}\n", "a secret in quotes");
-    check("auth: {method: scram-sha-256-plus}\n", "comes later");
     check("auth: {method: md5, query: 'SELECT 1'}\n", "auth.query_user must say who asks");
     check("auth: {method: md5, query: 'SELECT 1', query_user: x}\n", "a query with $1");
     let verifier = stored(role("scram-sha-256"));

@@ -17,7 +17,7 @@ use super::support::raw::{PROTOCOL_3_0, RawClient, error_field, message, startup
 use super::support::{Address, wait_until};
 
 /// A folder with certificates of its own, removed at the end.
-struct Folder(PathBuf);
+pub(super) struct Folder(PathBuf);
 
 impl Folder {
     fn new() -> Folder {
@@ -29,7 +29,7 @@ impl Folder {
     }
 
     /// With an authority, a certificate for QCP, and one for a client.
-    fn with_certificates() -> Folder {
+    pub(super) fn with_certificates() -> Folder {
         let folder = Folder::new();
         let authority = Authority::new(&folder.0, "ca");
         authority.sign("qcp", &["localhost", "127.0.0.1"]);
@@ -38,12 +38,12 @@ impl Folder {
         folder
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(super) fn path(&self, name: &str) -> String {
         self.0.join(name).display().to_string()
     }
 
     /// `tls: {client: ..}` with the certificate for QCP.
-    fn client_tls(&self, mode: &str, more: &str) -> String {
+    pub(super) fn client_tls(&self, mode: &str, more: &str) -> String {
         let (certificate, key) = (self.path("qcp.crt"), self.path("qcp.key"));
         format!("tls: {{client: {{mode: {mode}, certificate: {certificate}, key: {key}{more}}}}}\npool: {{size: 2}}\n")
     }
@@ -66,7 +66,7 @@ fn log_in(address: &Address, mode: &str, more: &[(&str, &str)]) -> Finished {
 }
 
 /// `openssl s_client`, fed with bytes, until it has nothing more to say for a second.
-fn s_client(port: u16, arguments: &[&str], input: &[u8]) -> Finished {
+pub(super) fn s_client(port: u16, arguments: &[&str], input: &[u8]) -> Finished {
     let connect = format!("127.0.0.1:{port}");
     let mut bytes = input.to_vec();
     if bytes.is_empty() {

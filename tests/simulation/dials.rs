@@ -5,7 +5,7 @@ use std::time::Duration;
 use qcp::auth::settings::{Method, Rules};
 use qcp::pool::{Schedule, Settings};
 use qcp::session::RelayMode;
-use qcp::shard::{Catalogue, PoolSettings, Server};
+use qcp::shard::{Catalogue, ClientsMax, PoolSettings, Server};
 
 use super::random::Random;
 
@@ -306,6 +306,7 @@ impl Catalogue for Everything {
             dedicated: dials.dedicated,
             tls: 0,
             rules: Rules { method: if dials.trust { Method::Trust } else { Method::Server }, credentials: None },
+            clients_max: ClientsMax::default(),
             pool: Settings {
                 size: dials.pool_size,
                 min_size: dials.min_size.min(dials.pool_size),

@@ -125,7 +125,7 @@ impl World {
         let doorbells: Vec<Doorbell> =
             (0..dials.shards).map(|_| Doorbell::new().expect("descriptors are left")).collect();
         let (addresses, boxes) = mailboxes(&doorbells);
-        let population = Arc::new(Population::new(dials.shards));
+        let population = Arc::new(Population::new(dials.shards, 16));
         let catalogue = Rc::new(Everything(dials.clone()));
         let roads = Arc::new(Mutex::new(Roads::default()));
         let mut cores = Vec::new();

@@ -20,7 +20,7 @@ use qcp::protocol::writer::{Full, NO_PARAMETER_TYPES, NO_PARAMETERS};
 use qcp::protocol::{Direction, Framer, Step, TransactionStatus, Writer, reader};
 use qcp::session::RelayMode;
 use qcp::shard::mailbox::mailboxes;
-use qcp::shard::{Catalogue, PoolSettings, Population, Server as ServerName, Settings, Shard};
+use qcp::shard::{Catalogue, ClientsMax, PoolSettings, Population, Server as ServerName, Settings, Shard};
 
 /// How many of each there are.
 #[derive(Clone, Copy)]
@@ -207,7 +207,8 @@ impl World {
         let (_, mailbox) = mailboxes(&doorbells);
         let mailbox = mailbox.into_iter().next().expect("one for each doorbell");
         let catalogue = Rc::new(OnePool { size: sizes.backends as u32 });
-        let shard = Shard::new(Pipes::new(sizes), settings(sizes), catalogue, mailbox, Arc::new(Population::new(1)));
+        let shard =
+            Shard::new(Pipes::new(sizes), settings(sizes), catalogue, mailbox, Arc::new(Population::new(1, 16)));
         let mut world = World { sizes, shard, peers: Vec::new(), first: 0, events: Vec::new(), before, after };
         let startup = written(|writer| {
             writer.startup_message(Version::V3_0, [(&b"user"[..], &b"alice"[..]), (b"database", b"shop")])
@@ -348,6 +349,7 @@ impl Catalogue for OnePool {
             dedicated: false,
             tls: 0,
             rules: Rules { method: Method::Trust, credentials: None },
+            clients_max: ClientsMax::default(),
             pool: pool::Settings {
                 size: self.size,
                 min_size: 0,
