@@ -54,7 +54,7 @@ impl<K: Copy + Eq + Hash> Channels<K> {
 
     /// The client listens, too. The server must, before it hears anything.
     pub fn listen(&mut self, client: K, name: &[u8]) -> Result<(), Full> {
-        let known = self.channels.get(name).is_some();
+        let known = self.channels.contains_key(name);
         if known && self.hears(client, name) {
             return Ok(());
         }

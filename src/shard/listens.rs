@@ -612,7 +612,7 @@ impl<T: Transport> Shard<T> {
         let Self { clients, io, .. } = self;
         let client = clients.get_mut(id.index, id.generation).expect("looked at above");
         let held = &mut client.hears.as_mut().expect("looked at above").held;
-        if !held.last_mut().is_some_and(|last| last.add_spare(io.arena(), &whole).is_ok()) {
+        if held.last_mut().is_none_or(|last| last.add_spare(io.arena(), &whole).is_err()) {
             let mut next = Stash::default();
             room &= next.add_spare(io.arena(), &whole).is_ok();
             held.push(next);
