@@ -58,6 +58,9 @@ impl Effects {
     /// Settings whose names come as parameters.
     pub const PARAMETER: Self = Self(1 << 14);
 
+    /// Settings go back to what the session began with, by RESET or DEFAULT.
+    pub const RESETS: Self = Self(1 << 16);
+
     /// It notifies those who listen, which needs no question.
     pub const NOTIFY: Self = Self(1 << 15);
 

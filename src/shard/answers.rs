@@ -126,7 +126,8 @@ impl<T: Transport> Shard<T> {
             self.apply_unlistened(id);
         }
         let backend = self.backends.get(id.index, id.generation).expect("looked up above");
-        if (backend.kept.hears || backend.kept.notified) && self.says_notified(pool) && self.holds_ready(id) {
+        let asks = backend.kept.resets || (backend.kept.hears || backend.kept.notified) && self.says_notified(pool);
+        if asks && self.holds_ready(id) {
             return Pass::Nobody;
         }
         if !statement_mode || status == TransactionStatus::Idle || busy {

@@ -526,6 +526,9 @@ impl<T: Transport> Shard<T> {
         let Some(mut backend) = self.backends.remove(id.index, id.generation) else { return };
         self.vectors.let_go(backend.has);
         backend.stash.clear();
+        if let BackendState::Listening(slot) = backend.state {
+            self.on_listener_gone(slot, "it was closed");
+        }
         let pool = backend.pool;
         if let Some(connection) = backend.connection {
             if !matches!(backend.state, BackendState::Connecting) && how == Close::Flushed {

@@ -472,12 +472,14 @@ impl<T: Transport> Shard<T> {
         let (pool, busy) = (link.pool, link.pipeline.is_client_busy());
         let notified = link.kept.notified;
         let hears = link.kept.hears;
+        let resets = std::mem::take(&mut link.kept.resets);
         let fast = self.pools.get(pool).settings.preserve == Some(Transparency::Fast);
         let client = self.client(client_id).expect("a linked client is there");
         // Behind a pipeline's other answers there is no place for it; those who leave hear nothing more.
-        let waits = (notified || hears && !fast) && !busy && !client.terminating;
-        let slot = if waits { self.listener_of(pool) } else { None };
-        let Some(slot) = slot else {
+        let waits = !busy && !client.terminating;
+        let resets = resets && waits;
+        let slot = if waits && (notified || hears && !fast) { self.listener_of(pool) } else { None };
+        if slot.is_none() && !resets {
             self.backend(id).expect("looked up above").kept.notified = false;
             self.tell_held(client_id);
             return false;
@@ -485,12 +487,11 @@ impl<T: Transport> Shard<T> {
         let link = self.backend(id).expect("looked up above");
         link.kept.ready_held = true;
         // An UNLISTEN takes effect before its answer: first it is found out what is left.
-        link.kept.ready_waits = link.kept.real;
+        link.kept.ready_waits = link.kept.real || resets;
         let waits = link.kept.ready_waits;
         self.client(client_id).expect("looked up above").paused = true;
         if !waits {
-            self.listener(slot).expect("found above").waiting.push(Wait::Ready(client_id, id));
-            self.drive(slot);
+            self.wait_for_listener(client_id, id);
         }
         true
     }
@@ -504,9 +505,15 @@ impl<T: Transport> Shard<T> {
             return;
         }
         kept.ready_waits = false;
-        let pool = link.pool;
         let Some(client) = self.client_of(id) else { return };
-        match self.listener_of(pool) {
+        self.wait_for_listener(client, id);
+    }
+
+    /// The client's ReadyForQuery waits until nothing that it could know of is on its way.
+    fn wait_for_listener(&mut self, client: ClientId, id: BackendId) {
+        let Some(link) = self.backend(id) else { return };
+        let (pool, asks) = (link.pool, link.kept.hears || link.kept.notified);
+        match if asks { self.listener_of(pool) } else { None } {
             Some(slot) => {
                 self.listener(slot).expect("found above").waiting.push(Wait::Ready(client, id));
                 self.drive(slot);

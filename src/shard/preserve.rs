@@ -57,7 +57,9 @@ pub(super) struct Kept {
     pub notified: bool,
     /// The client's ReadyForQuery waits for the listener.
     pub ready_held: bool,
-    /// And first for what its UNLISTEN has left.
+    /// What the client began its session with may have been reset, among other things: to be found out.
+    pub resets: bool,
+    /// And first for what its UNLISTEN has left, or its RESET.
     pub ready_waits: bool,
     /// The backend listens on all that its client does.
     pub real: bool,
@@ -135,6 +137,7 @@ impl Kept {
         self.notified = false;
         self.ready_held = false;
         self.ready_waits = false;
+        self.resets = false;
         self.real = false;
         self.wants_real = false;
         self.unlistened.clear();
@@ -233,8 +236,18 @@ impl<T: Transport> Shard<T> {
         let pool = pools.get(link.pool);
         let strings = vectors.get(wanted, "standard_conforming_strings");
         let backslashes = strings.map_or(pool.backslashes, |value| value == "off");
+        let startup = clients.get(client.index, client.generation)?.startup;
         let found = scanner.scan(text, backslashes);
+        // The server would go back to what *its* session began with.
+        let begun_with = |name: &[u8]| std::str::from_utf8(name).is_ok_and(|name| vectors.get(startup, name).is_some());
+        let resets = found.effects.has(Effects::RESETS)
+            && startup != VectorId::NEUTRAL
+            && (found.effects.has(Effects::ANY_SETTING) || scanner.names().any(begun_with));
         self.note_found(backend, &found, random);
+        if resets {
+            self.suspect(backend, Effects::ANY_SETTING);
+            self.backend(backend)?.kept.resets = true;
+        }
         self.note_listens(backend, found.effects, text);
         Some(found)
     }
@@ -309,7 +322,7 @@ impl<T: Transport> Shard<T> {
         let pins = effects.common(Effects::LASTING.and(sequence));
         link.kept.pins = link.kept.pins.and(pins);
         let asked = Effects::RELEARN.and(Effects::LAST_VALUE).and(Effects::TWO_PHASE).and(Effects::LASTING);
-        let asked = asked.and(Effects::NOTIFY);
+        let asked = asked.and(Effects::NOTIFY).and(Effects::RESETS);
         link.kept.suspects.add(effects.without(asked.and(Effects::SEQUENCE)));
         match pool.settings.preserve {
             Some(Transparency::Balanced) => learned.on_text(found, random, &mut link.kept.suspects),
@@ -363,18 +376,36 @@ impl<T: Transport> Shard<T> {
         let client = clients.get_mut(client_id.index, client_id.generation).expect("a linked client is there");
         let link = backends.get_mut(id.index, id.generation).expect("looked up above");
         let user = &*pools.get(link.pool).key.user;
-        let settings = answer.settings_of(vectors.settings(client.wanted), suspects.asks_for_all_settings(), user);
+        let all = suspects.asks_for_all_settings();
+        let mut settings = answer.settings_of(vectors.settings(client.wanted), all, user);
+        // What it began with and the server's session does not have any more has been reset: so it is what it was.
+        let again: Vec<Setting> = match all && !answer.unreadable {
+            true => answer.reset_of(vectors.settings(client.startup)).cloned().collect(),
+            false => Vec::new(),
+        };
+        let told: Vec<Setting> = again
+            .iter()
+            .filter(|setting| parameters::is_tracked(setting.name.as_bytes()))
+            .filter(|setting| vectors.get(client.wanted, &setting.name) != Some(&*setting.value))
+            .cloned()
+            .collect();
+        settings.retain(|setting| !again.iter().any(|reset| reset.name == setting.name));
+        let (has, connection) = (settings.clone(), client.connection);
+        settings.extend(again);
         let mut unknown = answer.unreadable;
         let mut changed = false;
         match vectors.intern(settings) {
             Ok(made) => {
                 changed = made != client.wanted;
                 vectors.let_go(std::mem::replace(&mut client.wanted, made));
-                let held = vectors.hold(made);
-                vectors.let_go(std::mem::replace(&mut link.has, held));
+                match vectors.intern(has) {
+                    Ok(has) => vectors.let_go(std::mem::replace(&mut link.has, has)),
+                    Err(_full) => unknown = true,
+                }
             }
             Err(_full) => unknown = true,
         }
+        let wanted = client.wanted;
         // Until the listener has seen the mark, the move goes on; what is known of the channels may be old by now.
         if link.kept.share.as_ref().is_some_and(|share| share.is_open()) {
             link.kept.share = None;
@@ -393,6 +424,32 @@ impl<T: Transport> Shard<T> {
             suspects.clear();
             link.kept.suspects = suspects;
         }
+        let has = link.has;
+        self.tell_settings(connection, told);
+        if has != wanted && !self.replay(id, wanted) {
+            self.fail(client_id, &crate::session::fault::Fault::NoMemory);
+        }
+    }
+
+    /// The client is told what its settings are.
+    fn tell_settings(&mut self, connection: crate::ids::ConnectionId, settings: Vec<Setting>) {
+        for setting in settings {
+            self.write(connection, setting.name.len() + setting.value.len() + 16, |writer| {
+                let name = parameters::reported_name(&setting.name);
+                let _ = writer.parameter_status(name.as_bytes(), setting.value.as_bytes());
+            });
+        }
+    }
+
+    /// The backend gets the settings of `wanted`. `false`: no memory.
+    fn replay(&mut self, id: BackendId, wanted: VectorId) -> bool {
+        if !self.ask_settings(id, wanted, super::link::MARK_REPLAY) {
+            return false;
+        }
+        let held = self.vectors.hold(wanted);
+        let link = self.backends.get_mut(id.index, id.generation).expect("the caller has looked it up");
+        self.vectors.let_go(std::mem::replace(&mut link.has, held));
+        true
     }
 
     /// The question was refused (a statement_timeout, a role without rights): nothing is known, so the client stays.
@@ -428,6 +485,7 @@ impl<T: Transport> Shard<T> {
         // Behind other requests it could not be told whose settings the server reports.
         if !link.pipeline.is_client_busy() {
             link.kept.reset = Some(reset);
+            link.kept.resets = false;
         }
     }
 
@@ -510,20 +568,9 @@ impl<T: Transport> Shard<T> {
             }
         }
         self.vectors.let_go(wanted);
-        for setting in told {
-            self.write(connection, setting.name.len() + setting.value.len() + 16, |writer| {
-                let name = parameters::reported_name(&setting.name);
-                let _ = writer.parameter_status(name.as_bytes(), setting.value.as_bytes());
-            });
-        }
-        if new_has != new_wanted {
-            if !self.ask_settings(id, new_wanted, super::link::MARK_REPLAY) {
-                self.fail(client_id, &crate::session::fault::Fault::NoMemory);
-                return;
-            }
-            let held = self.vectors.hold(new_wanted);
-            let link = self.backends.get_mut(id.index, id.generation).expect("looked up above");
-            self.vectors.let_go(std::mem::replace(&mut link.has, held));
+        self.tell_settings(connection, told);
+        if new_has != new_wanted && !self.replay(id, new_wanted) {
+            self.fail(client_id, &crate::session::fault::Fault::NoMemory);
         }
     }
 

@@ -307,6 +307,7 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
                         self.scanner.keep_names(names);
                         self.effects = before.and(added.common(Effects::PARSER));
                     } else if default {
+                        self.add(Effects::RESETS);
                         return self.read_end_from(value, Some(Only::Reset));
                     }
                     return self.read_rest(value);
@@ -327,6 +328,7 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
     pub(super) fn read_reset(&mut self) -> bool {
         let token = self.next();
         let word = self.word(&token);
+        self.add(Effects::RESETS);
         let added = match word.get() {
             b"all" => {
                 self.add(Effects::ANY_SETTING.and(Effects::PARSER));
