@@ -147,9 +147,12 @@ impl<T: Transport> Shard<T> {
         let now = self.io.now();
         let link = self.backends.get(id.index, id.generation).expect("the caller has looked it up");
         let timeouts = self.pools.get(link.pool).settings.timeouts;
-        if timeouts.are_none() {
+        // A login whose settings are being tried has limits.login_timeout.
+        let is_linked = self.client(client).is_some_and(|client| matches!(client.state, ClientState::Linked(_)));
+        if timeouts.are_none() || !is_linked {
             return false;
         }
+        let link = self.backends.get(id.index, id.generation).expect("looked up above");
         let doing = Doing {
             status: link.pipeline.status(),
             busy: link.pipeline.is_client_busy(),
