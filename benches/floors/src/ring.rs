@@ -108,7 +108,23 @@ pub struct Ring {
     server: Option<Box<libc::sockaddr_in>>,
     /// Of the table of sockets, for those that were connected elsewhere.
     places_free: Vec<u32>,
+    /// Sends since the last turn that complete only if they fail.
+    silent: Vec<Silent>,
 }
+
+/// A short send. It is over when the system call that submits it returns, so a completion of its own tells nothing, and would
+/// end a wait that has only begun.
+struct Silent {
+    token: Token,
+    socket: Socket,
+    pointer: *const u8,
+    size: u32,
+}
+
+/// Longer ones may find their socket full, and complete when they are through.
+const SILENT_MAX: usize = 16 * 1024;
+/// Of a token's kind: a silent send.
+const SILENT: u8 = 0x80;
 
 impl Ring {
     /// # Panics
@@ -120,7 +136,13 @@ impl Ring {
         let sockets_max = raise_files_max().min(SOCKETS_MAX) as u32;
         ring.submitter().register_files_sparse(sockets_max).expect("a table of sockets");
         let buffers = Buffers::new(&ring, buffers_count, buffer_size);
-        Ring { ring, buffers, server: None, places_free: (sockets_max - ADOPTED_MAX..sockets_max).collect() }
+        Ring {
+            ring,
+            buffers,
+            server: None,
+            places_free: (sockets_max - ADOPTED_MAX..sockets_max).collect(),
+            silent: Vec::new(),
+        }
     }
 
     /// Submits everything queued and waits until something has completed; `batch` then holds it.
@@ -138,6 +160,43 @@ impl Ring {
             result: entry.result(),
             flags: entry.flags(),
         }));
+        if !self.silent.is_empty() {
+            self.settle_silent(batch);
+        }
+    }
+
+    /// Puts completions of the silent sends in front: what they held is used again in this very turn.
+    #[inline]
+    fn settle_silent(&mut self, batch: &mut Vec<Completion>) {
+        if batch.iter().any(|completion| completion.token.kind & SILENT != 0) {
+            self.send_again(batch);
+        }
+        let heard = batch.len();
+        batch.extend(self.silent.drain(..).map(|sent| Completion {
+            token: Token { kind: sent.token.kind & !SILENT, ..sent.token },
+            result: sent.size as i32,
+            flags: 0,
+        }));
+        batch.rotate_left(heard);
+    }
+
+    /// Some found their sockets full: what is left of them waits for room.
+    #[cold]
+    fn send_again(&mut self, batch: &mut Vec<Completion>) {
+        for at in (0..batch.len()).rev().filter(|&at| batch[at].token.kind & SILENT != 0).collect::<Vec<_>>() {
+            let Completion { token, result, .. } = batch[at];
+            let sent = self.silent.iter().position(|sent| sent.token.pack() == token.pack()).expect("it was sent");
+            let Silent { token, socket, pointer, size } = self.silent.swap_remove(sent);
+            let token = Token { kind: token.kind & !SILENT, ..token };
+            if result < 0 && result != -libc::EAGAIN {
+                batch[at].token = token;
+                continue;
+            }
+            batch.remove(at);
+            let done = result.max(0) as usize;
+            // SAFETY: the bytes are the caller's until it hears of a completion.
+            unsafe { self.send(socket, pointer.add(done), size as usize - done, token) }
+        }
     }
 
     pub fn accept(&mut self, listener: &TcpListener, token: Token) {
@@ -217,7 +276,28 @@ impl Ring {
         let (pointer, size) = (bytes.as_ptr(), bytes.len());
         // SAFETY: the buffer is the caller's until it gives it back, which it does on this send's completion, and
         // its memory is never unmapped.
-        unsafe { self.send(socket, pointer, size, Token { buffer: buffer.0, ..token }) }
+        unsafe { self.send_silently(socket, pointer, size, Token { buffer: buffer.0, ..token }) }
+    }
+
+    /// As `send_static`, but over within this turn, most likely.
+    pub fn send_greeting(&mut self, socket: Socket, bytes: &'static [u8], token: Token) {
+        // SAFETY: static memory.
+        unsafe { self.send_silently(socket, bytes.as_ptr(), bytes.len(), token) }
+    }
+
+    /// As `send`; a short one is asked to complete only if it fails.
+    #[inline]
+    unsafe fn send_silently(&mut self, socket: Socket, pointer: *const u8, size: usize, token: Token) {
+        if size > SILENT_MAX {
+            // SAFETY: the caller's promise.
+            return unsafe { self.send(socket, pointer, size, token) };
+        }
+        let token = Token { kind: token.kind | SILENT, ..token };
+        self.silent.push(Silent { token, socket, pointer, size: size as u32 });
+        // With WAITALL a part is a failure too.
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL | libc::MSG_DONTWAIT;
+        let entry = opcode::Send::new(types::Fixed(socket.0), pointer, size as u32).flags(flags).build();
+        self.push(entry.flags(squeue::Flags::SKIP_SUCCESS), token);
     }
 
     pub fn send_static(&mut self, socket: Socket, bytes: &'static [u8], token: Token) {

@@ -7,7 +7,8 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 use io_uring::opcode;
 
-use super::{Closing, Operation, Receive, Ring, Sending, user_data};
+use super::Ring;
+use super::connection::{Closing, Operation, Receive, Sending, user_data};
 use crate::ids::ConnectionId;
 use crate::io::{Event, Group, Parcel};
 

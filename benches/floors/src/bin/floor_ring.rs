@@ -385,7 +385,7 @@ impl Floor {
         };
         let client = &mut self.clients[slot as usize];
         client.outbox.sending = true;
-        self.ring.send_static(client.socket, reply, Token::new(CLIENT_SEND, slot));
+        self.ring.send_greeting(client.socket, reply, Token::new(CLIENT_SEND, slot));
     }
 
     /// The parameters that everybody is told are learned once, from a connection opened for nothing else.

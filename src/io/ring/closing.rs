@@ -1,0 +1,97 @@
+//! How a connection ends: what is left is sent, what is in flight is cancelled, then the descriptor is closed.
+
+use std::time::Duration;
+
+use io_uring::{opcode, types};
+
+use super::Ring;
+use super::connection::{Closing, Operation, user_data};
+use crate::ids::ConnectionId;
+use crate::io::{Close, Transport};
+
+/// How long a peer may take to accept what is sent before a close.
+pub(super) const LINGER: Duration = Duration::from_secs(5);
+
+impl Ring {
+    pub(super) fn begin_close(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(id.index, id.generation) else { return };
+        if matches!(connection.closing, Closing::Waiting | Closing::Closed) {
+            return;
+        }
+        connection.closing = Closing::Waiting;
+        connection.wanted = false;
+        if connection.operations > 0 {
+            self.closing.push(id);
+        }
+        self.finished_check(id);
+    }
+
+    /// Cancels what is still in flight of closing connections. Most often the peer's own end has come in the same turn,
+    /// and there is nothing to cancel.
+    pub(super) fn cancel_closing(&mut self) {
+        while let Some(id) = self.closing.pop() {
+            let Some(connection) = self.connections.get_mut(id.index, id.generation) else { continue };
+            if connection.closing != Closing::Waiting || connection.operations == 0 {
+                continue;
+            }
+            connection.operations += 1;
+            let all = types::CancelBuilder::fd(types::Fd(connection.socket)).all();
+            self.push(opcode::AsyncCancel2::new(all).build().user_data(user_data(Operation::Cancel, id)));
+        }
+    }
+
+    /// One operation more is done; the last one of a closing connection lets its descriptor go.
+    pub(super) fn finished(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(id.index, id.generation) {
+            connection.operations -= 1;
+            self.finished_check(id);
+            self.detach_check(id);
+        }
+    }
+
+    pub(super) fn finished_check(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(id.index, id.generation) else { return };
+        if connection.closing == Closing::Waiting && connection.operations == 0 {
+            connection.closing = Closing::Closed;
+            connection.outbox.clear(&mut self.nodes);
+            let entry = opcode::Close::new(types::Fd(connection.socket)).build();
+            self.push(entry.user_data(user_data(Operation::Close, id)));
+        }
+    }
+
+    /// See [`Transport::close`].
+    pub(super) fn end(&mut self, id: ConnectionId, how: Close) {
+        let Some(connection) = self.connections.get_mut(id.index, id.generation) else { return };
+        if connection.closing != Closing::No {
+            return;
+        }
+        let unsent = !connection.outbox.is_empty() && !connection.ended;
+        if how == Close::Now || !unsent {
+            self.begin_close(id);
+            return;
+        }
+        self.receive(id, false);
+        let connection = self.connections.get_mut(id.index, id.generation).expect("looked up above");
+        connection.closing = Closing::Flushing;
+        let until = self.now + LINGER;
+        self.lingering.push((id, until));
+    }
+
+    /// Closes those that have had time enough to take what was sent.
+    pub(super) fn close_lingering(&mut self) {
+        let mut at = 0;
+        while at < self.lingering.len() {
+            let (id, until) = self.lingering[at];
+            let slot = self.connections.get(id.index, id.generation);
+            let waits = slot.is_some_and(|connection| connection.closing == Closing::Flushing);
+            if waits && self.now < until {
+                at += 1;
+                continue;
+            }
+            self.lingering.swap_remove(at);
+            if waits {
+                self.begin_close(id);
+            }
+        }
+    }
+}
