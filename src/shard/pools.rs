@@ -9,6 +9,7 @@ use crate::control::report::metrics::Totals;
 use crate::ids::{ClientId, PoolId};
 use crate::pool::{self, Backoff, Homes, Part};
 use crate::session::parameters::VectorId;
+use crate::session::timeouts::Timeouts;
 use crate::session::{RelayMode, Transparency};
 
 use super::Server;
@@ -32,6 +33,8 @@ pub struct PoolSettings {
     pub tls: usize,
     /// Sizes and times.
     pub pool: pool::Settings,
+    /// How long clients may do what.
+    pub timeouts: Timeouts,
     /// Who checks clients, and how QCP logs in.
     pub rules: Rules,
     /// How many clients there may be.
