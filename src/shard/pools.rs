@@ -166,7 +166,6 @@ impl Pools {
         permits: u32,
         backoff: Backoff,
         shard_count: u16,
-        generation: u32,
     ) -> Option<PoolId> {
         if self.by_key.len() >= POOLS_MAX {
             return None;
@@ -178,7 +177,7 @@ impl Pools {
             part: Part::new(settings.pool.clone(), permits, backoff),
             settings,
             retired: false,
-            generation,
+            generation: 0,
             parameters: Vec::new(),
             trusted_until: None,
             asking: false,
