@@ -135,7 +135,7 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     check(
         "pool:\n  sise: 3",
         "qcp.yaml:2: pool.sise: unknown key; did you mean size?; allowed here: size, min_size, max_queue, queue_timeout, \
-         schedule, placement, idle_timeout, lifetime",
+         schedule, placement, idle_timeout, lifetime, keepalive_interval, keepalive_timeout",
     );
     check("control:\n  port: 3", "qcp.yaml:2: control.port: unknown key; allowed here: socket");
     check(
