@@ -5,7 +5,7 @@ use std::time::Duration;
 use io_uring::{opcode, types};
 
 use super::Ring;
-use super::connection::{Closing, Operation, user_data};
+use super::connection::{Closing, Operation, Receive, user_data};
 use crate::ids::ConnectionId;
 use crate::io::{Close, Transport};
 
@@ -24,6 +24,14 @@ impl Ring {
             self.closing.push(id);
         }
         self.finished_check(id);
+    }
+
+    /// At a tick: those that said farewell and have not closed by now are not waited for any longer.
+    pub(super) fn cancel_parting(&mut self) {
+        // The order is of no account, and neither list allocates.
+        while let Some(id) = self.parting.pop() {
+            self.closing.push(id);
+        }
     }
 
     /// Cancels what is still in flight of closing connections. Most often the peer's own end has come in the same turn,
@@ -65,8 +73,21 @@ impl Ring {
         if connection.closing != Closing::No {
             return;
         }
+        let has_room = self.parting.len() < self.parting.capacity();
+        if how == Close::Farewell
+            && has_room
+            && !connection.ended
+            && connection.receive == Receive::Armed
+            && connection.operations == 1
+        {
+            // Its end comes within this turn or the next and ends the receive, which need not be cancelled then.
+            connection.closing = Closing::Waiting;
+            connection.wanted = false;
+            self.parting.push(id);
+            return;
+        }
         let unsent = !connection.outbox.is_empty() && !connection.ended;
-        if how == Close::Now || !unsent {
+        if how != Close::Flushed || !unsent {
             self.begin_close(id);
             return;
         }
