@@ -116,3 +116,53 @@ impl Ring {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::time::Duration;
+
+    use super::super::moving::tests::{connected, ring};
+    use super::*;
+    use crate::io::Event;
+
+    /// Ticks, one each `every`, until the slot is free.
+    fn ticks_until_closed(ring: &mut Ring, every: Duration) -> usize {
+        let mut ticks = 0;
+        for _ in 0..50 {
+            ring.wait(every).expect("the ring waits");
+            while let Some(event) = ring.next_event() {
+                assert!(matches!(event, Event::Tick), "nothing is heard of it");
+                ticks += 1;
+            }
+            if ring.connection_count() == 0 {
+                return ticks;
+            }
+        }
+        panic!("it is never closed");
+    }
+
+    #[test]
+    fn whoever_says_farewell_and_stays_is_closed_at_the_next_tick() {
+        let mut ring = ring();
+        let (id, mut peer) = connected(&mut ring);
+        ring.close(id, Close::Farewell);
+        assert!(ticks_until_closed(&mut ring, Duration::from_millis(20)) >= 1);
+        assert_eq!(peer.read(&mut [0; 1]).expect("it ends in an orderly way"), 0);
+    }
+
+    #[test]
+    fn whoever_says_farewell_and_goes_is_closed_with_that() {
+        let mut ring = ring();
+        let (id, peer) = connected(&mut ring);
+        // One is under way since the connect.
+        while ring.tick_at.is_some() {
+            std::thread::sleep(Duration::from_millis(1));
+            ring.submit().expect("the ring takes it");
+            while ring.next_event().is_some() {}
+        }
+        ring.close(id, Close::Farewell);
+        drop(peer);
+        assert_eq!(ticks_until_closed(&mut ring, Duration::from_secs(10)), 0);
+    }
+}
