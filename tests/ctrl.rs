@@ -84,6 +84,12 @@ fn answer(command: Command) -> Answer {
         }
         Command::Reopen => Ok(Reopened { file: Some("/tmp/qcp.log".to_string()) }.reply()),
         Command::Show(topic) => Ok(report::show(topic, vec![ShardReport::default()])),
+        Command::Reload { .. } => Ok(report::Reloaded::default().reply()),
+        Command::Order(act, database) => {
+            Ok(report::Ordered { act: act.name().to_owned(), database, ..Default::default() }.reply())
+        }
+        Command::Get(_) => Ok(report::show_keys(&[])),
+        Command::Set { .. } => Err("no such key".to_string()),
     }
 }
 

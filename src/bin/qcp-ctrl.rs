@@ -4,14 +4,14 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 use qcp::config::{self, Config, control_sockets};
 use qcp::control::client::{Connection, Failure};
-use qcp::control::command::{Command, Topic};
-use qcp::control::report::Draining;
+use qcp::control::command::{Act, Command, CommandFault, Topic};
+use qcp::control::report::{Draining, Ordered};
 use qcp::control::wire::Reply;
 use serde::Deserialize;
 
@@ -21,6 +21,8 @@ Examples:
   qcp-ctrl show pools                    who waits, and for which backends
   qcp-ctrl show clients --json           every client, as JSON for a script
   qcp-ctrl show stats --watch            queries, transactions and their times, each second
+  qcp-ctrl reload                        apply the changed configuration; nobody is dropped
+  qcp-ctrl pause shop                    let its transactions end, and its clients wait
   qcp-ctrl --config qcp.yaml quit        let transactions finish, then stop, and wait for the end
   qcp-ctrl --socket /tmp/q.sock quit --now
 
@@ -80,6 +82,58 @@ enum Request {
     /// Open the log file anew, after it was moved away; SIGHUP does that too
     Reopen,
 
+    /// Read the configuration again and apply it, whole or not at all, without dropping anybody; SIGHUP does that too
+    ///
+    /// Lists what has changed, and what needs a restart. Passwords, rules of access and certificates are read again as well.
+    Reload {
+        /// Replace server connections too, each when it is free
+        #[arg(long)]
+        recycle: bool,
+
+        /// Print JSON, for a script
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// Lend no server connections: transactions end, clients wait, and time out as in the queue (SIGUSR1: all)
+    Pause(Order),
+
+    /// Take back a pause, of `pause` or of `kill` (SIGUSR2: all)
+    Resume(Order),
+
+    /// Let nobody in, and send clients off between transactions
+    Drain(Order),
+
+    /// Close clients and server connections at once, and pause: DROP DATABASE works then
+    Kill(Order),
+
+    /// Let nobody in; who is there stays
+    Disable(Order),
+
+    /// Let clients in again, after `disable` or `drain`
+    Enable(Order),
+
+    /// Replace server connections, each when it is free
+    Reconnect(Order),
+
+    /// Print a key of the configuration (or all below it), or all of them
+    Get {
+        /// With dots between: pool.size
+        key: Option<String>,
+
+        /// Print JSON, for a script: with defaults, and whether it can be changed without a restart
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// Give a key another value until the next reload: set pool.size 30
+    Set {
+        /// With dots between: pool.size
+        key: String,
+
+        value: String,
+    },
+
     /// List what the pooler has at this moment, over all its cores
     #[command(arg_required_else_help = true)]
     Show {
@@ -96,6 +150,21 @@ enum Request {
         #[arg(long, value_name = "EVERY", num_args = 0..=1, default_missing_value = "1s", value_parser = interval)]
         watch: Option<Duration>,
     },
+}
+
+/// What is ordered, for which database.
+#[derive(clap::Args)]
+struct Order {
+    /// As clients name it; none: all databases
+    database: Option<String>,
+
+    /// For pause, drain and kill: do not wait until it is done
+    #[arg(long)]
+    no_wait: bool,
+
+    /// For pause, drain and kill: fail when it takes longer
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = interval)]
+    timeout: Duration,
 }
 
 fn main() -> ExitCode {
@@ -128,18 +197,34 @@ fn candidates(arguments: &Arguments) -> Result<Vec<PathBuf>, config::Error> {
 }
 
 fn run(candidates: &[PathBuf], request: &Request) -> Result<(), Failure> {
-    let mut connection = Connection::open(candidates, ANSWER_PATIENCE)?;
-    match *request {
-        Request::Status { json } => print(&connection.ask(Command::Status, ANSWER_PATIENCE)?, json),
-        Request::Reopen => print(&connection.ask(Command::Reopen, ANSWER_PATIENCE)?, false),
-        Request::Show { topic, json, watch: None } => {
-            print(&connection.ask(Command::Show(topic), ANSWER_PATIENCE)?, json);
+    let ask = |command| Connection::open(candidates, ANSWER_PATIENCE)?.ask(command, ANSWER_PATIENCE);
+    match request {
+        Request::Reload { recycle, json } => {
+            print(&ask(Command::Reload { recycle: *recycle })?, *json);
         }
-        Request::Show { topic, json, watch: Some(every) } => return watch(candidates, connection, topic, json, every),
+        Request::Pause(order) => return give(candidates, Act::Pause, order),
+        Request::Resume(order) => return give(candidates, Act::Resume, order),
+        Request::Drain(order) => return give(candidates, Act::Drain, order),
+        Request::Kill(order) => return give(candidates, Act::Kill, order),
+        Request::Disable(order) => return give(candidates, Act::Disable, order),
+        Request::Enable(order) => return give(candidates, Act::Enable, order),
+        Request::Reconnect(order) => return give(candidates, Act::Reconnect, order),
+        Request::Get { key, json } => print(&ask(Command::Get(key.clone()))?, *json),
+        Request::Set { key, value } => {
+            let command = Command::Set { key: key.clone(), value: value.clone() };
+            print(&ask(command)?, false);
+        }
+        Request::Status { json } => print(&ask(Command::Status)?, *json),
+        Request::Reopen => print(&ask(Command::Reopen)?, false),
+        Request::Show { topic, json, watch: None } => {
+            print(&ask(Command::Show(*topic))?, *json);
+        }
+        Request::Show { topic, json, watch: Some(every) } => return watch(candidates, *topic, *json, *every),
         Request::Quit { now, no_wait } => {
-            let reply = connection.ask(Command::Quit { now }, ANSWER_PATIENCE)?;
+            let mut connection = Connection::open(candidates, ANSWER_PATIENCE)?;
+            let reply = connection.ask(Command::Quit { now: *now }, ANSWER_PATIENCE)?;
             print(&reply, false);
-            if !no_wait {
+            if !*no_wait {
                 connection.wait_for_exit(drain_max(&reply) + EXIT_PATIENCE)?;
                 print_text("stopped\n");
             }
@@ -148,15 +233,42 @@ fn run(candidates: &[PathBuf], request: &Request) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Orders something, and waits until it is so.
+fn give(candidates: &[PathBuf], act: Act, order: &Order) -> Result<(), Failure> {
+    if act.needs_database() && order.database.is_none() {
+        return Err(Failure::Refused(CommandFault::DatabaseMissing(act).to_string()));
+    }
+    let since = Instant::now();
+    let ask = |command| Connection::open(candidates, ANSWER_PATIENCE)?.ask(command, ANSWER_PATIENCE);
+    let mut reply = ask(Command::Order(act, order.database.clone()))?;
+    while !order.no_wait && !is_done(act, &reply) {
+        if since.elapsed() >= order.timeout {
+            print(&reply, false);
+            let text = format!("{}: not done within {:?}; it stays ordered", act.name(), order.timeout);
+            return Err(Failure::Refused(text));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        // Each of these orders can be given again, and says how things stand.
+        reply = ask(Command::Order(act, order.database.clone()))?;
+    }
+    print(&reply, false);
+    Ok(())
+}
+
+fn is_done(act: Act, reply: &Reply) -> bool {
+    let Ok(now) = Ordered::deserialize(&reply.value) else { return true };
+    match act {
+        Act::Pause => now.backends == now.idle,
+        Act::Kill => now.backends == 0,
+        Act::Drain => now.clients == 0,
+        Act::Resume | Act::Disable | Act::Enable | Act::Reconnect => true,
+    }
+}
+
 /// Until the pooler or the reader is gone.
-fn watch(
-    candidates: &[PathBuf],
-    mut connection: Connection,
-    topic: Topic,
-    json: bool,
-    every: Duration,
-) -> Result<(), Failure> {
+fn watch(candidates: &[PathBuf], topic: Topic, json: bool, every: Duration) -> Result<(), Failure> {
     let is_screen = io::stdout().is_terminal();
+    let mut connection = Connection::open(candidates, ANSWER_PATIENCE)?;
     loop {
         let reply = connection.ask(Command::Show(topic), ANSWER_PATIENCE)?;
         let text = match (json, is_screen) {

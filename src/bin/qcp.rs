@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser};
-use qcp::config::{self, Config, Warning};
+use qcp::config::{Config, Warning};
 use qcp::import::{self, Import};
 use qcp::process;
 
@@ -62,7 +62,8 @@ A configuration needs no more than this:
 
 A running pooler is asked and stopped with qcp-ctrl; see qcp-ctrl --help.
 SIGTERM lets transactions finish first (qcp-ctrl quit), SIGINT and SIGQUIT do
-not (qcp-ctrl quit --now). SIGHUP opens the log file anew (qcp-ctrl reopen).
+not (qcp-ctrl quit --now). SIGHUP reads the configuration again (qcp-ctrl reload)
+and opens the log file anew (qcp-ctrl reopen). SIGUSR1 pauses, SIGUSR2 resumes.
 
 Exit codes:
   0  it stopped as asked
@@ -78,17 +79,17 @@ fn main() -> ExitCode {
     if let Some(file) = &arguments.import_pgbouncer {
         return import(file);
     }
-    let loaded = match (&arguments.config, &arguments.pgbouncer_ini) {
-        (Some(file), _) => Config::load(file),
-        (None, Some(file)) => match load_ini(file) {
-            Ok(loaded) => loaded,
-            Err(code) => return code,
-        },
+    let from = match (arguments.config.clone(), arguments.pgbouncer_ini.clone()) {
+        (Some(file), _) => From::Yaml(file),
+        (None, Some(file)) => From::Ini(file),
         (None, None) => unreachable!("clap asks for one of the group"),
     };
-    let (config, warnings) = match loaded {
+    let (config, warnings) = match from.load() {
         Ok(loaded) => loaded,
-        Err(error) => return refuse(&error),
+        Err(reason) => {
+            eprintln!("qcp: {reason}");
+            return ExitCode::FAILURE;
+        }
     };
     for warning in warnings {
         eprintln!("qcp: warning: {warning}");
@@ -97,7 +98,7 @@ fn main() -> ExitCode {
     if arguments.check {
         return process::check(&config);
     }
-    match process::run(config, cores) {
+    match process::run(config, cores, Box::new(move || from.load())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => refuse(&error),
     }
@@ -124,17 +125,32 @@ fn tell(import: &Import) {
     eprintln!("{}", import.summary());
 }
 
-/// PgBouncer's configuration as one of ours, if nothing in it is open.
-fn load_ini(file: &Path) -> Result<Result<(Config, Vec<Warning>), config::Error>, ExitCode> {
-    let import = import::from_disk(file).map_err(|error| refuse(&error))?;
-    if import.open().next().is_some() {
-        for finding in import.open() {
-            eprintln!("qcp: {finding}");
+/// Where the configuration is, at the start and at each reload.
+enum From {
+    Yaml(PathBuf),
+    /// PgBouncer's.
+    Ini(PathBuf),
+}
+
+impl From {
+    fn load(&self) -> Result<(Config, Vec<Warning>), String> {
+        match self {
+            From::Yaml(file) => Config::load(file).map_err(|error| error.to_string()),
+            From::Ini(file) => load_ini(file),
         }
-        eprintln!("qcp: not started: decide, with the help of qcp --import-pgbouncer {}", file.display());
-        return Err(ExitCode::FAILURE);
     }
-    Ok(Config::parse(&format!("{} (imported)", file.display()), &import.yaml))
+}
+
+/// PgBouncer's configuration as one of ours, if nothing in it is open.
+fn load_ini(file: &Path) -> Result<(Config, Vec<Warning>), String> {
+    let import = import::from_disk(file).map_err(|error| error.to_string())?;
+    if import.open().next().is_some() {
+        let open: Vec<String> = import.open().map(|finding| format!("{finding}\nqcp: ")).collect();
+        let advice = format!("not started: decide, with the help of qcp --import-pgbouncer {}", file.display());
+        return Err(open.concat() + &advice);
+    }
+    let parsed = Config::parse(&format!("{} (imported)", file.display()), &import.yaml);
+    parsed.map_err(|error| error.to_string())
 }
 
 fn refuse(reason: &dyn std::error::Error) -> ExitCode {

@@ -7,6 +7,7 @@
 
 mod access;
 mod address;
+mod changes;
 mod file;
 mod problem;
 mod resolve;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use address::{Listen, SERVER_PORT_DEFAULT, ServerAddress};
+pub use changes::{Change, Known};
 pub use problem::{Error, KeyPath, Problem, Segment, Warning};
 pub use sizes::{format_duration, format_size, parse_duration, parse_size};
 pub use tls::{ClientTls, Negotiation, ServerTls, TLS_CHUNK_SIZE_MIN, TlsAllowed, TlsMode, TlsVersion};
@@ -181,6 +183,21 @@ impl Config {
     /// As [`Config::load`]; `name` is what errors call the text.
     pub fn parse(name: &str, text: &str) -> Result<(Config, Vec<Warning>), Error> {
         resolve::resolve(Source::new(name, text))
+    }
+
+    /// As [`Config::parse`], with values of some keys instead of what the text says of them; keys with dots between.
+    pub fn parse_over(name: &str, text: &str, over: Vec<(String, String)>) -> Result<(Config, Vec<Warning>), Error> {
+        resolve::resolve(Source::new(name, text).with(over))
+    }
+
+    /// The same text with values of some keys instead.
+    pub fn with_over(&self, over: Vec<(String, String)>) -> Result<(Config, Vec<Warning>), Error> {
+        resolve::resolve(self.source.clone().with(over))
+    }
+
+    /// What is over the text.
+    pub fn over(&self) -> &[(String, String)] {
+        self.source.over()
     }
 
     /// The file it came from, as it was named.

@@ -53,6 +53,8 @@ const POOL: pool::Settings = pool::Settings {
 pub(super) struct Source {
     name: String,
     text: String,
+    /// Values of keys instead of what the text says.
+    over: Vec<(String, String)>,
 }
 
 impl fmt::Debug for Source {
@@ -74,7 +76,24 @@ impl Source {
     }
 
     pub(super) fn new(name: &str, text: &str) -> Source {
-        Source { name: name.to_owned(), text: text.to_owned() }
+        Source { name: name.to_owned(), text: text.to_owned(), over: Vec::new() }
+    }
+
+    pub(super) fn with(mut self, over: Vec<(String, String)>) -> Source {
+        self.over = over;
+        self
+    }
+
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub(super) fn over(&self) -> &[(String, String)] {
+        &self.over
+    }
+
+    pub(super) fn syntax_error(&self, line: Option<usize>, reason: String) -> Error {
+        Error { file: self.name.clone(), line, key: KeyPath::default(), problem: Problem::Syntax(reason) }
     }
 
     pub(super) fn error(&self, key: KeyPath, problem: Problem) -> Error {
@@ -88,12 +107,7 @@ impl Source {
     }
 
     fn read(&self) -> Result<File, Error> {
-        let node = yaml::read(&self.text).map_err(|error| Error {
-            file: self.name.clone(),
-            line: error.line,
-            key: KeyPath::default(),
-            problem: Problem::Syntax(error.reason),
-        })?;
+        let node = self.node()?;
         File::deserialize(&node).map_err(|Fault { path, problem }| {
             let problem = match problem {
                 Problem::UnknownKey { .. } if file::key_comes_later(&path) => Problem::LaterKey,

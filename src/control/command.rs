@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Command {
     /// Drain and exit; `now` does not wait for transactions.
@@ -17,6 +17,31 @@ pub enum Command {
     /// Open the log file anew.
     Reopen,
     Show(Topic),
+    /// Read the configuration again; `recycle` replaces backends too.
+    Reload {
+        recycle: bool,
+    },
+    /// Something that changes what goes on, for one database or for all.
+    Order(Act, Option<String>),
+    /// One key of the configuration, or all.
+    Get(Option<String>),
+    /// Another value for a key, until the next reload.
+    Set {
+        key: String,
+        value: String,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Act {
+    Pause,
+    Resume,
+    Drain,
+    Kill,
+    Disable,
+    Enable,
+    Reconnect,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -42,6 +67,8 @@ pub enum CommandFault {
     TopicMissing,
     TopicUnknown(String),
     TooMuch { command: Command, word: String },
+    DatabaseMissing(Act),
+    ValueMissing,
 }
 
 impl Command {
@@ -61,7 +88,36 @@ impl Command {
                 let (topic, rest) = rest.split_first().ok_or(CommandFault::TopicMissing)?;
                 (Command::Show(topic.parse()?), rest)
             }
-            _ => return Err(CommandFault::Unknown(verb.to_string())),
+            "reload" => match rest.split_first() {
+                Some((word, rest)) if word.eq_ignore_ascii_case("--recycle") => {
+                    (Command::Reload { recycle: true }, rest)
+                }
+                _ => (Command::Reload { recycle: false }, rest),
+            },
+            "get" => match rest.split_first() {
+                Some((key, rest)) => (Command::Get(Some((*key).to_owned())), rest),
+                None => (Command::Get(None), rest),
+            },
+            // `set key value`, `set key = value`, `set key=value`
+            "set" => {
+                let text = rest.join(" ");
+                let split = text.split_once('=').or_else(|| text.split_once(' '));
+                let (key, value) = split.ok_or(CommandFault::ValueMissing)?;
+                let (key, value) = (key.trim().to_owned(), value.trim().trim_matches('\'').to_owned());
+                if key.is_empty() || value.is_empty() {
+                    return Err(CommandFault::ValueMissing);
+                }
+                (Command::Set { key, value }, &[][..])
+            }
+            word => {
+                let act = Act::ALL.into_iter().find(|act| act.name() == word);
+                let act = act.ok_or_else(|| CommandFault::Unknown(verb.to_string()))?;
+                match rest.split_first() {
+                    Some((database, rest)) => (Command::Order(act, Some((*database).to_owned())), rest),
+                    None if act.needs_database() => return Err(CommandFault::DatabaseMissing(act)),
+                    None => (Command::Order(act, None), rest),
+                }
+            }
         };
         match rest.first() {
             None => Ok(command),
@@ -78,7 +134,36 @@ impl fmt::Display for Command {
             Command::Status => f.write_str("status"),
             Command::Reopen => f.write_str("reopen"),
             Command::Show(topic) => write!(f, "show {}", topic.name()),
+            Command::Reload { recycle: false } => f.write_str("reload"),
+            Command::Reload { recycle: true } => f.write_str("reload --recycle"),
+            Command::Order(act, None) => f.write_str(act.name()),
+            Command::Order(act, Some(database)) => write!(f, "{} {database}", act.name()),
+            Command::Get(None) => f.write_str("get"),
+            Command::Get(Some(key)) => write!(f, "get {key}"),
+            Command::Set { key, value } => write!(f, "set {key} {value}"),
         }
+    }
+}
+
+impl Act {
+    pub const ALL: [Act; 7] =
+        [Act::Pause, Act::Resume, Act::Drain, Act::Kill, Act::Disable, Act::Enable, Act::Reconnect];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Act::Pause => "pause",
+            Act::Resume => "resume",
+            Act::Drain => "drain",
+            Act::Kill => "kill",
+            Act::Disable => "disable",
+            Act::Enable => "enable",
+            Act::Reconnect => "reconnect",
+        }
+    }
+
+    /// Too much to be meant for all of them by a word left out.
+    pub fn needs_database(self) -> bool {
+        matches!(self, Act::Kill | Act::Disable | Act::Enable | Act::Drain)
     }
 }
 
@@ -122,7 +207,8 @@ impl FromStr for Topic {
 
 impl fmt::Display for CommandFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const COMMANDS: &str = "quit [--now], status, reopen, show TOPIC";
+        const COMMANDS: &str = "quit [--now], status, reopen, reload [--recycle], pause [DB], resume [DB], drain DB, \
+                                kill DB, disable DB, enable DB, reconnect [DB], get [KEY], set KEY VALUE, show TOPIC";
         let topics = Topic::ALL.map(Topic::name).join(", ");
         match self {
             CommandFault::Missing => write!(f, "no command; allowed are: {COMMANDS}"),
@@ -134,6 +220,8 @@ impl fmt::Display for CommandFault {
             CommandFault::TooMuch { command: Command::Quit { now: false }, word } => {
                 write!(f, "quit does not take {word:?}; allowed is: quit [--now]")
             }
+            CommandFault::DatabaseMissing(act) => write!(f, "{} which database?", act.name()),
+            CommandFault::ValueMissing => f.write_str("set which key to what? for example: set pool.size 30"),
             CommandFault::TooMuch { command, word } => write!(f, "{command} takes nothing more, found {word:?}"),
         }
     }
@@ -153,14 +241,27 @@ mod tests {
     fn all() -> Vec<Command> {
         let shows = Topic::ALL.map(Command::Show);
         let others = [Command::Quit { now: false }, Command::Quit { now: true }, Command::Status, Command::Reopen];
-        others.into_iter().chain(shows).collect()
+        others.into_iter().chain(shows).chain(changing()).collect()
+    }
+
+    fn changing() -> Vec<Command> {
+        let named = Act::ALL.map(|act| Command::Order(act, Some("DB".to_owned())));
+        let unnamed = Act::ALL.into_iter().filter(|act| !act.needs_database()).map(|act| Command::Order(act, None));
+        let set = Command::Set { key: "POOL.SIZE".to_owned(), value: "3".to_owned() };
+        let get = [Command::Get(None), Command::Get(Some("POOL.SIZE".to_owned())), set];
+        let reload = [Command::Reload { recycle: false }, Command::Reload { recycle: true }];
+        reload.into_iter().chain(named).chain(unnamed).chain(get).collect()
     }
 
     #[test]
     fn words_and_back() {
         for command in all() {
-            assert_eq!(parse(&command.to_string()), Ok(command));
+            assert_eq!(parse(&command.to_string()), Ok(command.clone()));
             assert_eq!(parse(&command.to_string().to_uppercase()), Ok(command));
+        }
+        let set = Command::Set { key: "a.b".to_owned(), value: "1s".to_owned() };
+        for line in ["set a.b 1s", "set a.b=1s", "set a.b = 1s", "SET a.b = '1s'"] {
+            assert_eq!(parse(line), Ok(set.clone()), "{line}");
         }
     }
 
@@ -186,8 +287,12 @@ mod tests {
             r#"{"show":"shards"}"#,
             r#"{"show":"stats"}"#,
             r#"{"show":"errors"}"#,
+            r#"{"reload":{"recycle":false}}"#,
+            r#"{"reload":{"recycle":true}}"#,
+            r#"{"order":["pause","DB"]}"#,
         ];
-        assert_eq!(lines, expected);
+        assert_eq!(&lines[..expected.len()], expected);
+        assert!(lines.iter().any(|line| line == r#"{"set":{"key":"POOL.SIZE","value":"3"}}"#), "{lines:?}");
         let back: Vec<Command> = lines.iter().map(|line| serde_json::from_str(line).expect("written above")).collect();
         assert_eq!(back, all());
     }
@@ -195,8 +300,13 @@ mod tests {
     #[test]
     fn a_wrong_word_is_answered_with_the_right_ones() {
         let check = |line: &str, reason: &str| assert_eq!(parse(line), Err(reason.to_string()), "{line}");
-        check("", "no command; allowed are: quit [--now], status, reopen, show TOPIC");
-        check("stop", "unknown command \"stop\"; allowed are: quit [--now], status, reopen, show TOPIC");
+        let allowed = "quit [--now], status, reopen, reload [--recycle], pause [DB], resume [DB], drain DB, \
+                       kill DB, disable DB, enable DB, reconnect [DB], get [KEY], set KEY VALUE, show TOPIC";
+        check("", &format!("no command; allowed are: {allowed}"));
+        check("stop", &format!("unknown command \"stop\"; allowed are: {allowed}"));
+        check("kill", "kill which database?");
+        check("pause a b", "pause a takes nothing more, found \"b\"");
+        check("set pool.size", "set which key to what? for example: set pool.size 30");
         check("show", "show what? allowed are: memory, pools, clients, pins, backends, shards, stats, errors");
         check(
             "show tables",

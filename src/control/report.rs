@@ -202,6 +202,99 @@ pub struct Reopened {
     pub file: Option<String>,
 }
 
+/// The answer to `reload` and `set`.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// What is in force now.
+    pub changed: Vec<ChangedKey>,
+    /// What differs from the start and is in force only after a restart.
+    pub needs_restart: Vec<ChangedKey>,
+    pub warnings: Vec<String>,
+    /// Backends are being replaced.
+    pub recycled: bool,
+}
+
+/// A key of the configuration that was changed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ChangedKey {
+    pub key: String,
+    /// `None`: its default.
+    pub from: Option<String>,
+    pub to: Option<String>,
+}
+
+/// The answer to what is ordered: how far it is.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Ordered {
+    pub act: String,
+    /// `None`: all.
+    pub database: Option<String>,
+    pub clients: u64,
+    /// Of them.
+    pub waiting: u64,
+    pub backends: u64,
+    /// Of them.
+    pub idle: u64,
+}
+
+/// The answer to `get`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct KeyRow {
+    pub key: String,
+    pub value: String,
+    /// Empty where there is none.
+    pub default: String,
+    /// Without a restart.
+    pub changeable: bool,
+}
+
+impl Reloaded {
+    pub fn reply(&self) -> Reply {
+        let mut text = String::new();
+        if self.changed.is_empty() && self.needs_restart.is_empty() {
+            text += "nothing has changed\n";
+        }
+        for change in &self.changed {
+            text += &format!("{change}\n");
+        }
+        for change in &self.needs_restart {
+            text += &format!("{change} (needs a restart)\n");
+        }
+        for warning in &self.warnings {
+            text += &format!("warning: {warning}\n");
+        }
+        if self.recycled {
+            text += "server connections are being replaced\n";
+        }
+        Reply::new(self, text)
+    }
+}
+
+impl std::fmt::Display for ChangedKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let of = |value: &Option<String>| value.clone().unwrap_or_else(|| "(default)".to_owned());
+        write!(f, "{}: {} -> {}", self.key, of(&self.from), of(&self.to))
+    }
+}
+
+impl Ordered {
+    pub fn reply(&self) -> Reply {
+        let of = self.database.as_deref().unwrap_or("all databases");
+        let Self { act, clients, waiting, backends, idle, .. } = self;
+        let text = format!("{act} {of}: {clients} clients ({waiting} wait), {backends} backends ({idle} idle)\n");
+        Reply::new(self, text)
+    }
+}
+
+/// The answer to `get`.
+pub fn show_keys(rows: &[KeyRow]) -> Reply {
+    let text = match rows {
+        [one] => format!("{}\n", one.value),
+        rows => rows.iter().map(|row| format!("{}: {}\n", row.key, row.value)).collect(),
+    };
+    Reply::new(&rows, text)
+}
+
 #[derive(Serialize)]
 struct MemoryTotal<'report> {
     total_bytes: u64,

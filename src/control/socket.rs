@@ -283,7 +283,7 @@ struct Peer {
 /// One request and its answer. Returns the command if it was done.
 fn converse(stream: &UnixStream, peer: Peer, handler: &Handler) -> Result<Option<Command>, LineFault> {
     let (command, answer) = match receive_command(stream, &peer) {
-        Ok(command) => (Some(command), handle(command, handler)),
+        Ok(command) => (Some(command.clone()), handle(command, handler)),
         Err(reason) => {
             log::warn!("control: refused uid {}: {reason}", peer.uid);
             (None, Err(reason))
@@ -305,7 +305,14 @@ fn receive_command(stream: &UnixStream, peer: &Peer) -> Result<Command, String> 
         Command::Quit { .. } if !peer.may_wait_for_exit => {
             Err(format!("{MOURNERS_MAX} others have asked to quit and wait for the end"))
         }
-        Command::Quit { .. } | Command::Status | Command::Reopen | Command::Show(_) => Ok(command),
+        Command::Quit { .. }
+        | Command::Status
+        | Command::Reopen
+        | Command::Show(_)
+        | Command::Reload { .. }
+        | Command::Order(..)
+        | Command::Get(_)
+        | Command::Set { .. } => Ok(command),
     }
 }
 
@@ -315,9 +322,10 @@ fn admitted(peer: &Peer) -> bool {
 
 /// A defect behind one command must not take the others away, `quit` least of all.
 fn handle(command: Command, handler: &Handler) -> Answer {
+    let name = command.to_string();
     catch_unwind(AssertUnwindSafe(|| handler(command))).unwrap_or_else(|_| {
-        log::error!("control: a panic in {command}");
-        Err(format!("{command} met a defect of qcp, see its log"))
+        log::error!("control: a panic in {name}");
+        Err(format!("{name} met a defect of qcp, see its log"))
     })
 }
 

@@ -1,7 +1,8 @@
 //! A shard's part of one pool: how many backends it may have, which are free, who waits.
 //!
 //! Invariant: `idle + lent + opening <= permits`, where *lent* counts every open backend that is not idle (linked to
-//! a client, or being cleaned). [`Part`] is the only writer of these numbers. Owned by one shard.
+//! a client, or being cleaned). A part that a reload made smaller is above that for a while ([`Part::excess`]): nothing
+//! is lent again or opened then. [`Part`] is the only writer of these numbers. Owned by one shard.
 
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ pub struct Part {
     queue: Queue,
     refill: Refill,
     backoff: Backoff,
+    /// Lends nothing and opens nothing; who comes waits.
+    paused: bool,
 }
 
 /// Whether more backends can be opened than clients' logins bring.
@@ -107,12 +110,24 @@ impl Part {
             queue: Queue::default(),
             refill: Refill::Unknown,
             backoff,
+            paused: false,
         }
+    }
+
+    /// Whether nothing is lent or opened, until this is said again.
+    pub fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    /// See [`Part::pause`].
+    pub fn is_paused(&self) -> bool {
+        self.paused
     }
 
     /// A client needs a backend now. Waiters come first.
     pub fn checkout(&mut self, waiters: &mut Waiters, client: ClientId, now: Instant, queue_max: u32) -> Checkout {
         if self.queue.is_empty()
+            && !self.paused
             && let Some(backend) = self.idle.pop()
         {
             self.lent += 1;
@@ -128,7 +143,9 @@ impl Part {
     /// A lent backend comes back clean, or one that was opened is ready.
     pub fn checkin(&mut self, waiters: &mut Waiters, backend: BackendId) -> Checkin {
         assert!(self.lent > 0, "only a lent backend comes back");
-        if let Some((client, _)) = waiters.pop(&mut self.queue) {
+        if !self.paused
+            && let Some((client, _)) = waiters.pop(&mut self.queue)
+        {
             return Checkin::HandTo(client);
         }
         self.lent -= 1;
@@ -141,6 +158,7 @@ impl Part {
     pub fn may_open(&self, now: Instant, minimum: u32) -> bool {
         let wanted = (self.queue.len() as u32).max(minimum.saturating_sub(self.open())) > self.opening;
         wanted
+            && !self.paused
             && self.open() < self.permits
             && self.opening < OPENING_MAX
             && self.refill != Refill::Impossible
@@ -210,7 +228,7 @@ impl Part {
     /// Whether those who wait need what this shard does not have: a place, or, where none can be opened, a backend.
     pub fn wants_more(&self) -> bool {
         let can_open = self.open() < self.permits && self.refill != Refill::Impossible;
-        self.queue.len() as u32 > self.opening && !can_open
+        !self.paused && self.queue.len() as u32 > self.opening && !can_open
     }
 
     /// Gives a place away that nobody here uses or waits for; `false` when there is none.
@@ -254,6 +272,20 @@ impl Part {
     /// Places that another shard gave.
     pub fn add_permits(&mut self, count: u32) {
         self.permits += count;
+    }
+
+    /// The configuration has changed. `permits`: this shard's share of a new size; what was lent to other shards and
+    /// borrowed from them is forgotten by all.
+    pub fn reconfigure(&mut self, settings: Settings, (min, max): (Duration, Duration), permits: Option<u32>) {
+        self.settings = settings;
+        self.backoff.min = min;
+        self.backoff.max = max;
+        self.permits = permits.unwrap_or(self.permits);
+    }
+
+    /// Backends above what this part may have, since it was made smaller: they are closed as they become free.
+    pub fn excess(&self) -> u32 {
+        self.open().saturating_sub(self.permits)
     }
 
     /// What a login told about opening more.

@@ -78,7 +78,10 @@ pub fn start(log: &Log) -> Result<Reopener, Error> {
         }
     };
     let is_syslog = log.output == LogOutput::Syslog;
-    builder(log.level, target, log.format, is_syslog).try_init().map_err(|_| Error::Twice)?;
+    // The logger itself lets all through: the level is the `log` crate's, which a reload can change.
+    let all = log::LevelFilter::Trace;
+    builder(all, target, log.format, is_syslog).try_init().map_err(|_| Error::Twice)?;
+    log::set_max_level(log.level);
     Ok(reopener)
 }
 

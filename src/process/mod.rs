@@ -7,6 +7,7 @@ pub mod log;
 mod metrics;
 
 mod check;
+mod reload;
 mod shards;
 mod tls;
 
@@ -23,17 +24,19 @@ use ::log::{error, info};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::config::{Config, control_sockets, sums};
-use crate::control::command::{Command, Topic};
+use crate::control::command::{Act, Command, Topic};
 use crate::control::report::metrics::{ProcessMetrics, ShardMetrics, has_server, page};
 use crate::control::report::{self, Draining, Reopened, RunState, ShardReport, Status};
 use crate::control::socket::{BindFault, Bound};
 use crate::control::wire::Answer;
 use crate::ids::ShardId;
 use crate::io::doorbell::Doorbell;
+use crate::shard::Population;
 use crate::shard::mailbox::{Address, Mail, mailboxes};
-use crate::shard::{Population, TlsSettings};
 
 pub use check::check;
+use reload::InForce;
+pub use reload::Loader;
 
 /// Why the pooler did not start, or stopped.
 #[derive(Debug)]
@@ -91,8 +94,8 @@ pub fn cores(command_line: Option<usize>, config: &Config) -> usize {
     command_line.or(config.cores).unwrap_or_else(available)
 }
 
-/// Runs the pooler until it is told to stop.
-pub fn run(config: Config, cores: usize) -> Result<(), Error> {
+/// Runs the pooler until it is told to stop. `loader` reads the configuration again.
+pub fn run(config: Config, cores: usize, loader: Loader) -> Result<(), Error> {
     let log = log::start(&config.log).map_err(Error::Log)?;
     limits::check_io_uring().map_err(Error::Refusal)?;
     limits::check_locked_memory(cores).map_err(Error::Refusal)?;
@@ -141,8 +144,9 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
         handles.push(shards::start(start).map_err(Error::Shard)?);
     }
     let desk = Desk {
-        config: config.clone(),
-        tls: Arc::new(std::sync::Mutex::new(tls)),
+        started_with: config.clone(),
+        in_force: Arc::new(Mutex::new(InForce { config: config.clone(), tls })),
+        loader: Arc::new(loader),
         addresses: addresses.clone(),
         population,
         started: Instant::now(),
@@ -183,7 +187,8 @@ pub fn run(config: Config, cores: usize) -> Result<(), Error> {
 }
 
 fn handled_signals() -> SigSet {
-    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect()
+    let all = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+    all.into_iter().collect()
 }
 
 fn wait_for_signals(signals: SigSet, desk: Desk) -> Result<(), Error> {
@@ -197,7 +202,14 @@ fn wait_for_signals(signals: SigSet, desk: Desk) -> Result<(), Error> {
                         Err(error) => error!("the log cannot be opened anew: {error}"),
                     }
                     // It logs what came of it.
-                    let _ = desk.reload();
+                    let _ = desk.reload(false);
+                }
+                // As PgBouncer has them.
+                Signal::SIGUSR1 | Signal::SIGUSR2 => {
+                    let act = if signal == Signal::SIGUSR1 { Act::Pause } else { Act::Resume };
+                    if let Err(error) = desk.order(act, None) {
+                        error!("{}: {error}", act.name());
+                    }
                 }
                 _ => desk.quit(true),
             }
@@ -212,9 +224,10 @@ type Counted = Option<(Instant, Vec<ShardMetrics>)>;
 /// Who answers the control socket and the signals: asks the shards by mailbox.
 #[derive(Clone)]
 struct Desk {
-    config: Arc<Config>,
-    /// What the shards use now.
-    tls: Arc<std::sync::Mutex<Arc<TlsSettings>>>,
+    /// What was taken at the start holds until the end.
+    started_with: Arc<Config>,
+    in_force: Arc<Mutex<InForce>>,
+    loader: Arc<Loader>,
     addresses: Vec<Address>,
     population: Arc<Population>,
     started: Instant,
@@ -233,38 +246,22 @@ const COUNTED_FRESH: Duration = Duration::from_millis(100);
 impl Desk {
     fn quit(&self, now: bool) {
         self.draining.store(true, Ordering::Relaxed);
-        let within = if now { Duration::ZERO } else { self.config.shutdown_timeout };
+        let within = if now { Duration::ZERO } else { self.config().shutdown_timeout };
         info!("stopping{}", if now { " now" } else { ": transactions may finish" });
         for address in &self.addresses {
             address.send(Mail::Quit(within));
         }
     }
 
-    /// Reads the files that `tls` names again. Connections that are there keep what they have; of the configuration itself
-    /// nothing is read again yet.
-    fn reload(&self) -> Result<(), String> {
-        let mut current = self.tls.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        match tls::load(&self.config, Some(&current)) {
-            Ok(tls) => {
-                *current = Arc::new(tls);
-                for address in &self.addresses {
-                    address.send(Mail::Tls(current.clone()));
-                }
-                info!("reloaded the certificates; for a changed configuration, restart qcp");
-                Ok(())
-            }
-            Err(error) => {
-                error!("nothing was reloaded: {error}");
-                Err(error.to_string())
-            }
-        }
+    fn config(&self) -> Arc<Config> {
+        self.in_force.lock().unwrap_or_else(PoisonError::into_inner).config.clone()
     }
 
     fn answer(&self, command: &Command) -> Answer {
         match command {
             Command::Quit { now } => {
                 self.quit(*now);
-                let timeout = if *now { Duration::ZERO } else { self.config.shutdown_timeout };
+                let timeout = if *now { Duration::ZERO } else { self.config().shutdown_timeout };
                 let draining = Draining { pid: std::process::id(), shutdown_timeout_ms: timeout.as_millis() as u64 };
                 Ok(draining.reply())
             }
@@ -274,6 +271,10 @@ impl Desk {
                 info!("the log was opened anew");
                 Ok(Reopened { file: reopened.map(|path| path.display().to_string()) }.reply())
             }
+            Command::Reload { recycle } => Ok(self.reload(*recycle)?.reply()),
+            Command::Order(act, database) => self.order(*act, database.as_deref()),
+            Command::Get(key) => self.get(key.as_deref()),
+            Command::Set { key, value } => Ok(self.set(key, value)?.reply()),
             Command::Show(topic @ (Topic::Stats | Topic::Errors)) => Ok(report::show_counted(*topic, &self.counted()?)),
             Command::Show(topic) => {
                 let mut reports = self.reports()?;
@@ -298,8 +299,8 @@ impl Desk {
             cores: self.addresses.len() as u64,
             clients: u64::from(self.population.count()),
             backends,
-            listening: self.config.listen.iter().map(ToString::to_string).collect(),
-            config: self.config.file().to_owned(),
+            listening: self.started_with.listen.iter().map(ToString::to_string).collect(),
+            config: self.started_with.file().to_owned(),
         })
     }
 
@@ -352,7 +353,7 @@ impl metrics::Pages for Desk {
             started_s: since_epoch.unwrap_or_default().as_millis() as f64 / 1000.0,
             draining: self.draining.load(Ordering::Relaxed),
             resident_bytes: resident_bytes(),
-            clients_max: u64::from(self.config.max_clients),
+            clients_max: u64::from(self.config().max_clients),
             cpu_s: shards_cpu(),
         };
         self.counted_lately(|counted| page(counted, &process))

@@ -64,7 +64,12 @@ impl Drop for Obituary {
 }
 
 /// The configuration, as the shard asks for it.
-struct Settings(Arc<Config>);
+pub(super) struct Settings(pub Arc<Config>);
+
+/// How many logins one shard checks at once beyond its pools' places.
+pub(super) fn check_connections(config: &Config, cores: usize) -> u32 {
+    (config.auth.check_connections / cores as u32).max(1)
+}
 
 impl Catalogue for Settings {
     fn pool(&self, database: &str, user: &str) -> Option<PoolSettings> {
@@ -229,7 +234,7 @@ fn build(start: Start) -> io::Result<Shard<Tls<Ring>>> {
         backoff: (config.reconnect.min_backoff, config.reconnect.max_backoff),
         auth: config.auth.settings.clone(),
         salts,
-        check_connections: (config.auth.check_connections / cores as u32).max(1),
+        check_connections: check_connections(&config, cores),
         settings_bytes: sums.settings_bytes,
         statement_bytes: sums.statement_bytes,
         statements_max: STATEMENTS_MAX,

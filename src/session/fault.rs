@@ -108,6 +108,10 @@ pub enum Fault {
     StatementTooLong(usize),
     /// Not a database of this pooler.
     UnknownDatabase(String),
+    /// `qcp-ctrl disable`, or `drain`, and no `enable` since.
+    Disabled(String),
+    /// `qcp-ctrl kill` or `drain`.
+    Dismissed(String),
     /// Draining.
     ShuttingDown,
     /// An invariant of the link is broken.
@@ -398,6 +402,14 @@ impl Fault {
             ),
             Self::UnknownDatabase(name) => {
                 answer(Fatal, SqlState::INVALID_CATALOG_NAME, format!("database \"{name}\" does not exist"), Info)
+            }
+            Self::Disabled(name) => {
+                let text = format!("database \"{name}\" is disabled: its administrator lets nobody in");
+                answer(Fatal, SqlState::CANNOT_CONNECT_NOW, text, Info)
+            }
+            Self::Dismissed(name) => {
+                let text = format!("terminating connection to \"{name}\" due to administrator command");
+                answer(Fatal, SqlState::ADMIN_SHUTDOWN, text, Info)
             }
             Self::ShuttingDown => answer(Fatal, SqlState::ADMIN_SHUTDOWN, "qcp is shutting down".to_owned(), Debug),
             Self::Broken => answer(

@@ -546,7 +546,7 @@ impl<T: Transport> Shard<T> {
 
     /// Opens backends for those who wait, or tells them that there can be none.
     pub(super) fn refill(&mut self, id: PoolId) {
-        if self.running != super::Running::Yes {
+        if self.running != super::Running::Yes || self.pools.get(id).retired {
             return;
         }
         let now = self.io.now();
@@ -558,7 +558,8 @@ impl<T: Transport> Shard<T> {
         }
         self.ask_for_place(id);
         // Where others have a part of the pool, their answers decide.
-        if self.pools.get(id).homes.count() == 1 {
+        let homes = self.pools.get(id).homes;
+        if homes.count() == 1 && homes.has(self.settings.id) {
             self.despair(id);
         }
     }

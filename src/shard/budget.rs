@@ -46,6 +46,8 @@ pub struct Given {
     /// Who gives.
     from: ShardId,
     places: u32,
+    /// Of which generation of settings they are.
+    generation: u32,
     /// The backend that has one of them.
     backend: Option<Box<Traveller>>,
     /// Since when the longest of those waits who stay behind, so that what comes of it can go back.
@@ -99,7 +101,11 @@ impl<T: Transport> Shard<T> {
         let homes = placement::homes(&key, settings.pool.size, shard_count);
         let permits = homes.share(settings.pool.size, id);
         let (min, max) = self.settings.backoff;
-        self.pools.insert(key, settings, homes, permits, Backoff::new(min, max), shard_count)
+        let (paused, generation) = (self.orders.pauses(&key.database), self.generation);
+        let backoff = Backoff::new(min, max);
+        let made = self.pools.insert(key, settings, homes, permits, backoff, shard_count, generation)?;
+        self.pools.get_mut(made).part.pause(paused);
+        Some(made)
     }
 
     /// Asks the other shards, if clients wait for what is not here.
@@ -231,7 +237,9 @@ impl<T: Transport> Shard<T> {
         let BackendState::Moving(to) = backend.state else { return };
         // Its connection is the parcel now.
         backend.connection = None;
-        if !parcel.received.is_empty() || self.running != Running::Yes {
+        let pool = self.pools.get(self.backends.get(id.index, id.generation).expect("just looked at").pool);
+        let unwanted = pool.retired || pool.part.excess() > 0;
+        if !parcel.received.is_empty() || self.running != Running::Yes || unwanted {
             // Most likely the server's goodbye; whoever asks again gets the place.
             drop(parcel);
             self.close_backend(id, Close::Now);
@@ -263,7 +271,16 @@ impl<T: Transport> Shard<T> {
 
     /// Places from another shard, and perhaps the backend that has one of them.
     pub(super) fn on_give(&mut self, given: Given) {
-        let Given { key, from, places, backend, since, can_open } = given;
+        if given.generation > self.generation {
+            // The sender has seen a reload that this shard is about to see: these are places of the new sizes.
+            self.given_ahead.push(given);
+            return;
+        }
+        let Given { key, from, places, generation, backend, since, can_open } = given;
+        // Places of before the size changed: all shards have counted anew since then.
+        if self.pools.find(&key).is_some_and(|id| generation < self.pools.get(id).generation) {
+            return;
+        }
         let now = self.io.now();
         let settings = self.catalogue.pool(&key.database, &key.user);
         let Some(id) = settings.and_then(|settings| self.pool_of(key, settings)) else {
@@ -276,7 +293,8 @@ impl<T: Transport> Shard<T> {
         pool.borrowed[from.0 as usize] += places as i32;
         pool.claim(from, since, can_open, now);
         pool.nothing.fill((0, 0));
-        if let Some(traveller) = backend {
+        let has_room = pool.part.open() < pool.part.permits();
+        if let Some(traveller) = backend.filter(|_| has_room) {
             self.take_in(id, *traveller);
         }
         self.give_way(id);
@@ -352,7 +370,8 @@ impl<T: Transport> Shard<T> {
         pool.borrowed[to.0 as usize] -= places as i32;
         let since = pool.part.first_waiter(waiters).filter(|_| pool.part.wants_more()).map(|(_, since)| since);
         let can_open = pool.part.refill() != Refill::Impossible;
-        let given = Given { key: pool.key.clone(), from: self.settings.id, places, backend, since, can_open };
+        let (key, from, generation) = (pool.key.clone(), self.settings.id, self.generation);
+        let given = Given { key, from, places, generation, backend, since, can_open };
         self.mailbox.send(to, Mail::Give(Box::new(given)));
     }
 }

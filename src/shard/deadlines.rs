@@ -31,6 +31,7 @@ impl<T: Transport> Shard<T> {
         if now >= self.scan_at {
             self.scan_at = now + SCAN_EVERY;
             self.scan_clients();
+            self.send_off();
             self.shed_load();
             self.scan_backends();
             self.scan_cancels();

@@ -159,7 +159,10 @@ impl<T: Transport> Shard<T> {
             return;
         }
         self.hide_foreign(id);
-        self.backend(id).expect("looked up above").kept.forget();
+        let link = self.backend(id).expect("looked up above");
+        link.kept.forget();
+        let pool = link.pool;
+        let moves = self.has_retired && self.pools.get(pool).retired;
         let client = self.client(client_id).expect("looked up above");
         client.state = ClientState::Ready;
         client.paused = false;
@@ -172,6 +175,8 @@ impl<T: Transport> Shard<T> {
         }
         if self.running != super::Running::Yes {
             self.fail(client_id, &Fault::ShuttingDown);
+        } else if moves {
+            self.rehome(client_id);
         }
     }
 
@@ -206,7 +211,10 @@ impl<T: Transport> Shard<T> {
             return;
         }
         let backend = self.backends.get(id.index, id.generation).expect("looked up above");
-        if self.is_expired(backend) && self.can_replace(pool) {
+        let entry = self.pools.get(pool);
+        let paused = entry.part.is_paused() && (entry.clients == 0 || self.can_replace(pool));
+        let unwanted = entry.retired || entry.part.excess() > 0 || paused;
+        if unwanted || self.is_expired(backend) && self.can_replace(pool) {
             self.close_backend(id, Close::Flushed);
             return;
         }

@@ -112,6 +112,9 @@ impl<T: Transport> Shard<T> {
         let Some(settings) = self.catalogue.pool(database, user) else {
             return Err(Fault::UnknownDatabase(database.to_owned()));
         };
+        if self.orders.refuses(database) {
+            return Err(Fault::Disabled(database.to_owned()));
+        }
         let wishes = wishes(startup);
         let dedicated = settings.dedicated || wishes.is_none();
         let rules = settings.rules.clone();
@@ -163,17 +166,7 @@ impl<T: Transport> Shard<T> {
         if !self.may_log_in(id) {
             return Ok(None);
         }
-        // Where nobody else checks the client, or could log in for it, the server does both in one.
-        let is_relayed = match rules.method {
-            Method::Server => true,
-            Method::Trust => rules.credentials.is_none(),
-            _ => false,
-        };
-        if dedicated && is_relayed {
-            self.open_for_login(id, Purpose::Dedicated);
-        } else {
-            self.authenticate(id);
-        }
+        self.authenticate(id);
         Ok(None)
     }
 
@@ -198,7 +191,22 @@ impl<T: Transport> Shard<T> {
     /// Finds out whether the client may come in.
     pub(super) fn authenticate(&mut self, id: ClientId) {
         let Some(pool) = self.client(id).and_then(|client| client.pool) else { return };
-        let method = self.pools.get(pool).settings.rules.method;
+        if self.pools.get(pool).part.is_paused() {
+            self.parked.push_back(id);
+            return;
+        }
+        let rules = &self.pools.get(pool).settings.rules;
+        let method = rules.method;
+        // Where nobody else checks the client, or could log in for it, the server does both in one.
+        let is_relayed = match method {
+            Method::Server => true,
+            Method::Trust => rules.credentials.is_none(),
+            _ => false,
+        };
+        if is_relayed && self.login(id).is_some_and(|login| login.packet.is_some()) {
+            self.open_for_login(id, Purpose::Dedicated);
+            return;
+        }
         if method != Method::Server {
             self.check_here(id, method);
             return;
@@ -519,7 +527,9 @@ impl<T: Transport> Shard<T> {
         match written {
             Some(bytes) => {
                 self.io.send(connection, bytes);
-                self.resume_client(id);
+                if !self.has_retired || self.rehome(id) {
+                    self.resume_client(id);
+                }
             }
             None => self.fail(id, &Fault::NoMemory),
         }
@@ -583,7 +593,7 @@ impl<T: Transport> Shard<T> {
         })
     }
 
-    fn choose_server(&mut self, settings: &super::PoolSettings) -> usize {
+    pub(super) fn choose_server(&mut self, settings: &super::PoolSettings) -> usize {
         use crate::pool::Schedule;
         let count = settings.servers.len();
         if count == 1 {

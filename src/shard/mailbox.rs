@@ -2,7 +2,6 @@
 //! shared but what is handed over.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -10,18 +9,21 @@ use crate::ids::ShardId;
 use crate::io::doorbell::Doorbell;
 
 use super::budget::Given;
+use super::orders::Order;
 use super::placement::Arrival;
 use super::pools::Key;
+use super::reload::Reload;
 use super::report::ShardReport;
 use super::stats::ShardMetrics;
-use super::tls::TlsSettings;
 
 /// What a shard can be told.
 pub enum Mail {
     /// Let transactions finish, then end; at the latest after this time.
     Quit(Duration),
-    /// Certificates were reloaded: what connects from now on is handled so.
-    Tls(Arc<TlsSettings>),
+    /// The configuration has changed. The sender is dropped when that is done.
+    Reload(Box<Reload>, Sender<()>),
+    /// What somebody at the control socket wants done. The sender is dropped when it is.
+    Order(Order, Sender<()>),
     /// Say what there is.
     Report(Sender<ShardReport>),
     /// Say what was counted.

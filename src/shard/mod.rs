@@ -19,6 +19,7 @@ mod link;
 mod login;
 mod lookup;
 pub mod mailbox;
+pub mod orders;
 mod own_check;
 mod own_login;
 pub mod placement;
@@ -26,6 +27,7 @@ mod pools;
 mod preserve;
 mod proxied;
 mod relay;
+pub mod reload;
 mod replies;
 pub mod report;
 mod requests;
@@ -64,6 +66,7 @@ pub use mailbox::{Mail, Mailbox};
 pub use placement::Population;
 use pools::Pools;
 pub use pools::{ClientsMax, PoolSettings};
+pub use reload::Reload;
 use statements::Statements;
 pub use tls::TlsSettings;
 
@@ -369,6 +372,16 @@ pub struct Shard<T: Transport> {
     sql: Vec<u8>,
     checks: u32,
     check_queue: VecDeque<ClientId>,
+    /// Counts the reloads.
+    generation: u32,
+    /// What was ordered and holds until it is taken back.
+    orders: orders::Orders,
+    /// Logins to databases that are paused.
+    parked: VecDeque<ClientId>,
+    /// Places from shards that have seen a reload before this one has.
+    given_ahead: Vec<budget::Given>,
+    /// A reload has left pools behind that some clients still belong to.
+    has_retired: bool,
     /// Logins whose question is open again; looked at when the event is through.
     awake: VecDeque<ClientId>,
     /// Whose passwords go through their rounds, in turn.
@@ -464,6 +477,11 @@ impl<T: Transport> Shard<T> {
             sql: Vec::with_capacity(4096),
             checks: 0,
             check_queue: VecDeque::new(),
+            generation: 0,
+            orders: orders::Orders::default(),
+            parked: VecDeque::new(),
+            given_ahead: Vec::new(),
+            has_retired: false,
             awake: VecDeque::new(),
             working: VecDeque::new(),
             found: HashMap::default(),
@@ -591,7 +609,14 @@ impl<T: Transport> Shard<T> {
                 // Whoever asked may have given up waiting.
                 let _ = answer.send(self.report());
             }
-            Mail::Tls(tls) => self.settings.tls = tls,
+            Mail::Reload(reload, done) => {
+                self.on_reload(*reload);
+                drop(done);
+            }
+            Mail::Order(order, done) => {
+                self.on_order(&order);
+                drop(done);
+            }
             Mail::Metrics(answer) => {
                 let _ = answer.send(self.metrics());
             }

@@ -74,6 +74,10 @@ pub(super) struct Pool {
     pub key: Key,
     pub settings: PoolSettings,
     pub part: Part,
+    /// A reload has put another in its place, or none: it lends nothing any more, and goes with its last link.
+    pub retired: bool,
+    /// The shard's generation of settings that its places are of.
+    pub generation: u32,
     /// What the server reports at login, in its order; empty until a backend has logged in.
     pub parameters: Vec<(Box<str>, Box<str>)>,
     /// The server lets this user in without a challenge; believed until then.
@@ -159,6 +163,7 @@ impl Pools {
         permits: u32,
         backoff: Backoff,
         shard_count: u16,
+        generation: u32,
     ) -> Option<PoolId> {
         if self.by_key.len() >= POOLS_MAX {
             return None;
@@ -169,6 +174,8 @@ impl Pools {
             key: key.clone(),
             part: Part::new(settings.pool.clone(), permits, backoff),
             settings,
+            retired: false,
+            generation,
             parameters: Vec::new(),
             trusted_until: None,
             asking: false,
@@ -221,12 +228,25 @@ impl Pools {
             return Vec::new();
         }
         let pool = self.slots[id.0 as usize].take().expect("looked at above");
-        self.by_key.remove(&pool.key);
+        // Another may have its name by now.
+        if !pool.retired {
+            self.by_key.remove(&pool.key);
+        }
         self.retired.add(&pool.key.database, &pool.totals);
         self.vacant.push(id.0);
         let mut held = pool.proven;
         held.extend(pool.greeting.map(|(of, _)| (of, VectorId::NEUTRAL)));
         held
+    }
+
+    /// Makes room for another pool of the same name; this one lends nothing any more.
+    pub(super) fn retire(&mut self, id: PoolId) {
+        let pool = self.get_mut(id);
+        pool.retired = true;
+        pool.borrowed.fill(0);
+        pool.claims.clear();
+        let key = pool.key.clone();
+        self.by_key.remove(&key);
     }
 
     /// What pools that are gone have done, by database.

@@ -22,6 +22,7 @@ pub struct Qcp {
     child: Child,
     folder: PathBuf,
     port: u16,
+    setup: Setup,
 }
 
 /// How a pooler that is to be started differs from the usual.
@@ -103,7 +104,24 @@ impl Qcp {
             .stderr(log_too)
             .spawn()
             .expect("setpriv is part of util-linux");
-        Qcp { child, folder, port }
+        Qcp { child, folder, port, setup }
+    }
+
+    /// Writes its configuration anew, with other keys than those it was started with; nothing is reloaded yet.
+    pub fn rewrite(&self, yaml: &str) {
+        let setup = Setup { yaml: yaml.to_owned(), cores: self.setup.cores, server: self.setup.server.clone() };
+        write_configuration(&setup, &self.folder, self.port);
+    }
+
+    /// Reloads with other keys than those it was started with, and gives what `qcp-ctrl` said.
+    pub fn reload(&self, yaml: &str) -> String {
+        self.rewrite(yaml);
+        self.control(&["reload"]).success()
+    }
+
+    /// A file in its temporary folder.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
     }
 
     pub fn tcp(&self) -> Address {

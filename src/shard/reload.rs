@@ -1,0 +1,235 @@
+//! A changed configuration: a whole one, for all that comes from now on. Nobody is dropped by it but clients whose database
+//! is not served any more.
+//!
+//! A pool whose size or times changed goes on with the new ones; backends above its size are closed as they become free.
+//! Where what a backend *is* changed (its server, its database there, QCP's login, what clients may leave in it), the pool
+//! is *retired*: it lends nothing any more and goes with its last link, and its clients belong to another of the same name
+//! from their next request on.
+//!
+//! Invariant: places are counted anew by every shard when a pool's size changed, so a place that was on its way then counts
+//! for nobody (`generation`).
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::auth;
+use crate::auth::limiter::Limiter;
+use crate::ids::{BackendId, ClientId, PoolId};
+use crate::io::{Close, Transport};
+use crate::pool::Refill;
+use crate::session::fault::Fault;
+
+use super::placement;
+use super::pools::{Key, PoolSettings};
+use super::{BackendState, Catalogue, ClientState, Shard, TlsSettings};
+
+/// What a reload changes at once: this and no half of it.
+pub struct Reload {
+    /// Which databases and users there are, and what applies to each.
+    pub catalogue: Box<dyn Catalogue + Send>,
+    /// Certificates, and how servers are connected to.
+    pub tls: Arc<TlsSettings>,
+    /// See [`super::Settings`].
+    pub auth: Arc<auth::settings::Settings>,
+    /// See [`super::Settings`]; more than there were places for at the start is those.
+    pub clients_max: u32,
+    /// See [`super::Settings`].
+    pub login_timeout: Duration,
+    /// See [`super::Settings`].
+    pub client_stall_timeout: Duration,
+    /// See [`super::Settings`].
+    pub connect_timeout: Duration,
+    /// See [`super::Settings`].
+    pub cancel_timeout: Duration,
+    /// See [`super::Settings`].
+    pub backoff: (Duration, Duration),
+    /// See [`super::Settings`].
+    pub check_connections: u32,
+    /// Backends are replaced too, each when it is free.
+    pub recycle: bool,
+}
+
+impl<T: Transport> Shard<T> {
+    pub(super) fn on_reload(&mut self, reload: Reload) {
+        self.generation += 1;
+        let catalogue: Box<dyn Catalogue> = reload.catalogue;
+        self.catalogue = Rc::from(catalogue);
+        if self.settings.auth.limiter != reload.auth.limiter {
+            self.limiter = Limiter::new(reload.auth.limiter);
+        }
+        let settings = &mut self.settings;
+        settings.tls = reload.tls;
+        settings.auth = reload.auth;
+        settings.clients_max = reload.clients_max.min(self.clients.capacity() as u32);
+        settings.login_timeout = reload.login_timeout;
+        settings.client_stall_timeout = reload.client_stall_timeout;
+        settings.connect_timeout = reload.connect_timeout;
+        settings.cancel_timeout = reload.cancel_timeout;
+        settings.backoff = reload.backoff;
+        settings.check_connections = reload.check_connections;
+        // What was known of users and servers is asked again.
+        self.found.clear();
+        self.verifiers.clear();
+        let mut from = 0;
+        while let Some(pool) = self.pools.next_used(from) {
+            from = pool.0 + 1;
+            self.reconfigure(pool);
+        }
+        self.rehome_all();
+        if reload.recycle {
+            self.recycle(|_| true);
+        }
+        for given in std::mem::take(&mut self.given_ahead) {
+            self.on_give(given);
+        }
+        let mut from = 0;
+        while let Some(pool) = self.pools.next_used(from) {
+            from = pool.0 + 1;
+            self.refill(pool);
+        }
+    }
+
+    fn reconfigure(&mut self, id: PoolId) {
+        let (own, shard_count, generation) = (self.settings.id, self.settings.shard_count, self.generation);
+        let pool = self.pools.get(id);
+        if pool.retired {
+            // It opens nothing any more; this only has to be there.
+            self.pools.get_mut(id).settings.tls = 0;
+            return;
+        }
+        let new = self.catalogue.pool(&pool.key.database, &pool.key.user);
+        let Some(new) = new.filter(|new| serves(pool, new)) else {
+            self.pools.get_mut(id).settings.tls = 0;
+            self.pools.retire(id);
+            self.has_retired = true;
+            self.close_idle(id, u32::MAX);
+            return;
+        };
+        let homes = placement::homes(&pool.key, new.pool.size, shard_count);
+        let resized = new.pool.size != pool.settings.pool.size;
+        let pool = self.pools.get_mut(id);
+        let permits = resized.then(|| homes.share(new.pool.size, own));
+        pool.part.reconfigure(new.pool.clone(), self.settings.backoff, permits);
+        if resized {
+            pool.generation = generation;
+            pool.homes = homes;
+            pool.borrowed.fill(0);
+            pool.claims.clear();
+            pool.nothing.fill((0, 0));
+            pool.ask_at = None;
+        }
+        if pool.settings.rules != new.rules && pool.part.refill() == Refill::Impossible {
+            pool.part.set_refill(Refill::Unknown);
+        }
+        pool.settings = new;
+        pool.trusted_until = None;
+        let excess = pool.part.excess();
+        self.close_idle(id, excess);
+    }
+
+    /// Closes idle backends of a pool, the ones used longest ago first.
+    pub(super) fn close_idle(&mut self, id: PoolId, count: u32) {
+        for _ in 0..count {
+            let Some(&backend) = self.pools.get(id).part.idle().first() else { return };
+            self.close_backend(backend, Close::Flushed);
+        }
+    }
+
+    /// Clients that are between requests, or wait, leave retired pools now; the others when they let go of their backend.
+    fn rehome_all(&mut self) {
+        if !self.has_retired {
+            return;
+        }
+        let mut from = 0;
+        while let Some((index, generation)) = self.clients.next_used(from) {
+            from = index + 1;
+            let id = ClientId { index, generation };
+            let client = self.clients.get(index, generation).expect("just found");
+            if !client.pool.is_some_and(|pool| self.pools.get(pool).retired) {
+                continue;
+            }
+            let waits = self.waiters.since(id).is_some();
+            if waits {
+                self.leave_queue(id);
+            } else if !matches!(client.state, ClientState::Ready) {
+                continue;
+            }
+            if self.rehome(id) && waits {
+                match self.checkout(id) {
+                    Ok(()) => self.resume_client(id),
+                    Err(fault) => self.refuse_request(id, &fault),
+                }
+            }
+        }
+        let mut retired = self.pools.ids().filter(|&id| self.pools.get(id).retired);
+        self.has_retired = retired.next().is_some();
+    }
+
+    /// A client of a retired pool belongs to the one in its place from now on. `false`: there is none, and the client has
+    /// been told so.
+    pub(super) fn rehome(&mut self, id: ClientId) -> bool {
+        let Some(old) = self.client(id).and_then(|client| client.pool) else { return true };
+        if !self.pools.get(old).retired {
+            return true;
+        }
+        let Key { server, database, user } = self.pools.get(old).key.clone();
+        let Some(settings) = self.catalogue.pool(&database, &user) else {
+            self.fail(id, &Fault::UnknownDatabase(database.into()));
+            return false;
+        };
+        let server = match settings.servers.contains(&server) {
+            true => server,
+            false => settings.servers[self.choose_server(&settings)].clone(),
+        };
+        let Some(new) = self.pool_of(Key { server, database, user }, settings) else {
+            self.fail(id, &Fault::NoRoom("pools"));
+            return false;
+        };
+        self.pools.get_mut(old).clients -= 1;
+        self.pools.get_mut(new).clients += 1;
+        self.client(id).expect("looked up above").pool = Some(new);
+        true
+    }
+
+    /// Has backends of some pools replaced: idle ones at once, the others when they are free.
+    pub(super) fn recycle(&mut self, of: impl Fn(&Key) -> bool) {
+        let mut from = 0;
+        while let Some((index, generation)) = self.backends.next_used(from) {
+            from = index + 1;
+            let id = BackendId { index, generation };
+            let backend = self.backends.get(index, generation).expect("just found");
+            let pool = self.pools.get(backend.pool);
+            if !of(&pool.key) {
+                continue;
+            }
+            // A pool that cannot be filled again keeps what it has.
+            let replaceable = self.can_replace(backend.pool);
+            match backend.state {
+                BackendState::Idle if replaceable => self.close_backend(id, Close::Flushed),
+                BackendState::Linked(_) | BackendState::Cleaning(_) if replaceable => {
+                    self.backend(id).expect("just found").tainted = true;
+                }
+                BackendState::Resolving
+                | BackendState::Connecting
+                | BackendState::LoggingIn
+                | BackendState::Idle
+                | BackendState::LookingUp(_)
+                | BackendState::Linked(_)
+                | BackendState::Cleaning(_)
+                | BackendState::Piped(_)
+                | BackendState::Moving(_) => {}
+            }
+        }
+    }
+}
+
+/// Whether a pool's backends are what they would be under new settings, too.
+fn serves(pool: &super::pools::Pool, new: &PoolSettings) -> bool {
+    let old = &pool.settings;
+    new.servers.contains(&pool.key.server)
+        && new.server_database == old.server_database
+        && new.mode == old.mode
+        && new.preserve == old.preserve
+        && new.rules.credentials == old.rules.credentials
+}

@@ -1,0 +1,167 @@
+//! What an administrator orders while qcp runs: pause, resume, drain, kill, disable, enable, get, set.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::support::pooler::Qcp;
+use super::support::postgres::{SUPERUSER, postgres};
+use super::support::programs::psql;
+use super::support::raw::{RawClient, error_field, message, zero_ended};
+use super::support::wait_until;
+
+fn client(qcp: &Qcp, database: &str) -> RawClient {
+    RawClient::login(&qcp.tcp(), SUPERUSER, database)
+}
+
+fn ask(client: &mut RawClient, statement: &str) {
+    client.send(&message(b'Q', &zero_ended(statement)));
+}
+
+#[test]
+fn a_paused_pool_lets_its_clients_wait() {
+    let server = postgres();
+    server.create_database("orders_pause");
+    server.create_database("orders_beside");
+    for cores in [1, 2] {
+        let qcp = Qcp::start("pool: {size: 2}\n", cores);
+        let mut busy = client(&qcp, "orders_pause");
+        let mut idle = client(&qcp, "orders_pause");
+        let mut beside = client(&qcp, "orders_beside");
+        idle.query("SELECT 1").expect("served");
+        busy.query("BEGIN").expect("served");
+        let said = qcp.control(&["pause", "orders_pause", "--timeout", "300ms"]).failure();
+        assert!(said.contains("not done"), "a transaction is under way: {said}");
+        busy.query("COMMIT").expect("what was begun is ended");
+        qcp.control(&["pause", "orders_pause"]).success();
+        wait_until("no backend is left", Duration::from_secs(5), || server.count_backends("orders_pause") == 0);
+        ask(&mut idle, "SELECT 'waited'");
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(server.count_backends("orders_pause"), 0, "nothing is opened");
+        assert_eq!(beside.query("SELECT 2").expect("another database is not concerned"), ["2"]);
+        qcp.control(&["resume", "orders_pause"]).success();
+        assert!(idle.receive_until_ready().iter().any(|reply| reply.body.ends_with(b"waited")));
+        assert_eq!(busy.query("SELECT 3").expect("served again"), ["3"]);
+    }
+}
+
+#[test]
+fn a_pause_ends_like_the_queue() {
+    postgres().create_database("orders_timeout");
+    let qcp = Qcp::start("pool: {queue_timeout: 300ms}\n", 1);
+    let mut client = client(&qcp, "orders_timeout");
+    client.query("SELECT 1").expect("served");
+    qcp.control(&["pause"]).success();
+    assert_eq!(client.query("SELECT 1").expect_err("nothing is lent").0, "53300");
+    qcp.control(&["resume"]).success();
+    assert_eq!(client.query("SELECT 2").expect("the client stayed"), ["2"]);
+}
+
+#[test]
+fn signals_pause_and_resume() {
+    let server = postgres();
+    server.create_database("orders_signals");
+    let qcp = Qcp::start("", 1);
+    let mut client = client(&qcp, "orders_signals");
+    client.query("SELECT 1").expect("served");
+    qcp.signal(Signal::SIGUSR1);
+    wait_until("it is paused", Duration::from_secs(5), || server.count_backends("orders_signals") == 0);
+    ask(&mut client, "SELECT 'waited'");
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(server.count_backends("orders_signals"), 0);
+    qcp.signal(Signal::SIGUSR2);
+    assert!(client.receive_until_ready().iter().any(|reply| reply.body.ends_with(b"waited")));
+}
+
+#[test]
+fn a_login_waits_out_a_pause() {
+    postgres().create_database("orders_login");
+    let qcp = Qcp::start("", 1);
+    qcp.control(&["pause"]).success();
+    let login = psql(&qcp.tcp(), SUPERUSER, "orders_login").args(["-Atc", "SELECT 1"]).start();
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(postgres().count_backends("orders_login"), 0);
+    qcp.control(&["resume"]).success();
+    assert_eq!(login.finish().success().trim(), "1");
+}
+
+#[test]
+fn a_killed_database_can_be_dropped() {
+    let server = postgres();
+    for (cores, name) in [(1, "orders_kill_1"), (2, "orders_kill_2")] {
+        server.create_database(name);
+        let qcp = Qcp::start("pool: {size: 4}\n", cores);
+        let mut sleeper = client(&qcp, name);
+        let mut open = client(&qcp, name);
+        let mut idle = client(&qcp, name);
+        open.query("BEGIN").expect("served");
+        idle.query("SELECT 1").expect("served");
+        ask(&mut sleeper, "SELECT pg_sleep(60)");
+        std::thread::sleep(Duration::from_millis(200));
+        qcp.control(&["kill", name]).success();
+        for client in [&mut sleeper, &mut open, &mut idle] {
+            let replies = client.receive_until_ready();
+            assert_eq!(error_field(&replies[0].body, b'C'), "57P01", "{replies:?}");
+        }
+        // Who connects now waits: nobody is in the way.
+        let waits = psql(&qcp.tcp(), SUPERUSER, name).args(["-Atc", "SELECT 1"]).start();
+        std::thread::sleep(Duration::from_millis(200));
+        server.execute("postgres", &format!("DROP DATABASE {name}"));
+        server.execute("postgres", &format!("CREATE DATABASE {name}"));
+        qcp.control(&["resume", name]).success();
+        assert_eq!(waits.finish().success().trim(), "1");
+    }
+}
+
+#[test]
+fn a_disabled_database_lets_nobody_in() {
+    postgres().create_database("orders_disable");
+    let qcp = Qcp::start("", 1);
+    let mut there = client(&qcp, "orders_disable");
+    qcp.control(&["disable", "orders_disable"]).success();
+    assert_eq!(there.query("SELECT 1").expect("who is there stays"), ["1"]);
+    let refused = psql(&qcp.tcp(), SUPERUSER, "orders_disable").args(["-c", "SELECT 1"]).finish().failure();
+    assert!(refused.contains("is disabled"), "{refused}");
+    qcp.control(&["enable", "orders_disable"]).success();
+    assert_eq!(client(&qcp, "orders_disable").query("SELECT 2").expect("let in again"), ["2"]);
+    assert!(qcp.control(&["disable"]).failure().contains("which database"));
+}
+
+#[test]
+fn a_drained_database_loses_its_clients_between_transactions() {
+    postgres().create_database("orders_drain");
+    let qcp = Qcp::start("", 1);
+    let (mut busy, mut idle) = (client(&qcp, "orders_drain"), client(&qcp, "orders_drain"));
+    busy.query("BEGIN").expect("served");
+    qcp.control(&["drain", "orders_drain", "--no-wait"]).success();
+    assert_eq!(error_field(&idle.receive_until_ready()[0].body, b'C'), "57P01");
+    std::thread::sleep(Duration::from_millis(400));
+    assert_eq!(busy.query("SELECT 1").expect("its transaction goes on"), ["1"]);
+    busy.query("COMMIT").expect("its transaction goes on");
+    assert_eq!(error_field(&busy.receive_until_ready()[0].body, b'C'), "57P01");
+    qcp.control(&["drain", "orders_drain"]).success();
+    qcp.control(&["enable", "orders_drain"]).success();
+    client(&qcp, "orders_drain");
+}
+
+#[test]
+fn one_key_is_set_until_the_next_reload() {
+    postgres().create_database("orders_set");
+    let qcp = Qcp::start("pool: {size: 2, queue_timeout: 300ms}\n", 1);
+    let (mut one, mut two) = (client(&qcp, "orders_set"), client(&qcp, "orders_set"));
+    assert_eq!(qcp.control(&["get", "pool.size"]).success().trim(), "2");
+    let said = qcp.control(&["set", "pool.size", "1"]).success();
+    assert!(said.contains("pool.size: 2 -> 1"), "{said}");
+    assert_eq!(qcp.control(&["get", "pool.size"]).success().trim(), "1");
+    one.query("BEGIN").expect("served");
+    assert_eq!(two.query("SELECT 1").expect_err("one place").0, "53300");
+    qcp.control(&["reload"]).success();
+    assert_eq!(two.query("SELECT 1").expect("two places again"), ["1"]);
+    assert!(qcp.control(&["set", "pool.size", "many"]).failure().contains("pool.size"));
+    assert!(qcp.control(&["set", "pool.sise", "1"]).failure().contains("pool.sise"));
+    assert!(qcp.control(&["get", "pool.sise"]).failure().contains("no key"));
+    let all = qcp.control(&["get", "--json"]).success();
+    let rows: serde_json::Value = serde_json::from_str(&all).expect("it is JSON");
+    let listen = rows.as_array().expect("rows").iter().find(|row| row["key"] == "listening_address");
+    assert_eq!(listen.expect("it is written")["changeable"], false);
+}
