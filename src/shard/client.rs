@@ -232,7 +232,12 @@ impl<T: Transport> Shard<T> {
 
     /// Ends a client that said Terminate: what it has asked for is still done, as on a direct connection.
     pub(super) fn terminate(&mut self, id: ClientId) {
-        self.end_client(id, Close::Now, Ending::Terminated);
+        self.end_client(id, Close::Farewell, Ending::Terminated);
+    }
+
+    /// Ends a client that said Terminate and has nothing under way.
+    pub(super) fn part(&mut self, id: ClientId) {
+        self.end_client(id, Close::Farewell, Ending::Lost);
     }
 
     /// Ends a link whose invariants are broken, both sides.
