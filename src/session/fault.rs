@@ -112,6 +112,14 @@ pub enum Fault {
     StatementTooLong(usize),
     /// Not a database of this pooler.
     UnknownDatabase(String),
+    /// `limits.query_timeout`, and the server did not stop when it was asked to.
+    QueryTimeout,
+    /// `limits.idle_in_transaction_timeout`.
+    IdleInTransaction,
+    /// `limits.transaction_timeout`.
+    TransactionTimeout,
+    /// `limits.client_idle_timeout`.
+    ClientIdle,
     /// `qcp-ctrl disable`, or `drain`, and no `enable` since.
     Disabled(String),
     /// `qcp-ctrl kill` or `drain`.
@@ -424,6 +432,29 @@ impl Fault {
             ),
             Self::UnknownDatabase(name) => {
                 answer(Fatal, SqlState::INVALID_CATALOG_NAME, format!("database \"{name}\" does not exist"), Info)
+            }
+            // As PostgreSQL words its own timeouts, for those who look for that.
+            Self::QueryTimeout => hint(
+                answer(
+                    Fatal,
+                    SqlState::QUERY_CANCELED,
+                    "the statement lasted longer than limits.query_timeout, and the server did not cancel it"
+                        .to_owned(),
+                    Warn,
+                ),
+                "Whether the statement took effect is not known.",
+            ),
+            Self::IdleInTransaction => {
+                let text = "terminating connection due to idle-in-transaction timeout".to_owned();
+                answer(Fatal, SqlState::IDLE_IN_TRANSACTION_TIMEOUT, text, Info)
+            }
+            Self::TransactionTimeout => {
+                let text = "terminating connection due to transaction timeout".to_owned();
+                answer(Fatal, SqlState::TRANSACTION_TIMEOUT, text, Info)
+            }
+            Self::ClientIdle => {
+                let text = "terminating connection due to idle-session timeout (client_idle_timeout)".to_owned();
+                answer(Fatal, SqlState::IDLE_SESSION_TIMEOUT, text, Info)
             }
             Self::Disabled(name) => {
                 let text = format!("database \"{name}\" is disabled: its administrator lets nobody in");

@@ -32,3 +32,4 @@ pub mod pipeline;
 pub mod prepared;
 pub mod scanner;
 pub mod suspects;
+pub mod timeouts;

@@ -186,12 +186,14 @@ impl<T: Transport> Shard<T> {
 
     /// Answers the request that a client waits for with an error; the client stays.
     pub(super) fn refuse_request(&mut self, id: ClientId, fault: &Fault) {
+        let now = self.io.now();
         let Some(client) = self.client(id) else { return };
         if matches!(client.state, ClientState::Login(_)) {
             self.fail(id, &Fault::NoServer(fault.answer().message));
             return;
         }
         client.state = ClientState::Ready;
+        client.active = now;
         let tag = self.first_tag(id);
         self.refuse(id, fault, tag);
         self.resume_client(id);
@@ -235,7 +237,12 @@ impl<T: Transport> Shard<T> {
 
     /// Ends a client that said Terminate: what it has asked for is still done, as on a direct connection.
     pub(super) fn terminate(&mut self, id: ClientId) {
-        self.end_client(id, Close::Now, Ending::Terminated);
+        self.end_client(id, Close::Farewell, Ending::Terminated);
+    }
+
+    /// Ends a client that said Terminate and has nothing under way.
+    pub(super) fn part(&mut self, id: ClientId) {
+        self.end_client(id, Close::Farewell, Ending::Lost);
     }
 
     /// Ends a link whose invariants are broken, both sides.

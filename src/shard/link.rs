@@ -171,10 +171,11 @@ impl<T: Transport> Shard<T> {
         self.hide_foreign(id);
         let link = self.backend(id).expect("looked up above");
         link.kept.forget();
-        let pool = link.pool;
+        let (pool, answered) = (link.pool, link.asked);
         let moves = self.has_retired && self.pools.get(pool).retired;
         let client = self.client(client_id).expect("looked up above");
         client.state = ClientState::Ready;
+        client.active = answered;
         client.paused = false;
         let connection = client.connection;
         self.io.receive(connection, true);
@@ -206,7 +207,10 @@ impl<T: Transport> Shard<T> {
         if !matches!(backend.state, BackendState::Cleaning(Stage::Done)) {
             return;
         }
-        backend.used = now;
+        // A probe is not a use.
+        if !std::mem::take(&mut backend.probing) {
+            backend.used = now;
+        }
         backend.paused = false;
         // The server's last word may have come behind the ReadyForQuery, in the same bytes: whoever got this backend would
         // be hung up on.

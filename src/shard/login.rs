@@ -501,6 +501,7 @@ impl<T: Transport> Shard<T> {
 
     /// ParameterStatus to ReadyForQuery, all of it QCP's own.
     pub(super) fn complete_login(&mut self, id: ClientId) {
+        let now = self.io.now();
         let Some(client) = self.client(id) else { return };
         let (connection, wanted, secret, long_key) = (client.connection, client.wanted, client.secret, client.long_key);
         let pool = client.pool.expect("a login has a pool");
@@ -508,6 +509,7 @@ impl<T: Transport> Shard<T> {
             unreachable!("only a login is completed")
         };
         client.framer = Framer::new(Direction::Frontend);
+        client.active = now;
         client.startup = wanted;
         self.vectors.hold(wanted);
         self.vectors.let_go(login.raw);

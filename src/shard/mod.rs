@@ -206,6 +206,8 @@ struct Client {
     seats: tally::Seats,
     /// When the login ends at the latest; later, since when it is connected.
     since: Instant,
+    /// When its login ended, or its last request that brought it a backend.
+    active: Instant,
     /// Received and not yet counted for its pool.
     bytes_in: u64,
 }
@@ -281,6 +283,12 @@ struct Backend {
     cancels: u32,
     /// Being drained for nobody: what it works on is cancelled once more then.
     cancel_again: Option<Instant>,
+    /// The query under way lasts too long: which one (by when it began), since when, and when it was last cancelled.
+    late: Option<(Instant, Instant, Instant)>,
+    /// It is being asked whether it is there.
+    probing: bool,
+    /// When it was last asked that.
+    probed: Instant,
     /// What the server reports during its login.
     reported: Vec<(Box<str>, Box<str>)>,
     addresses: Vec<SocketAddr>,
@@ -810,6 +818,9 @@ impl Backend {
             key: 0,
             cancels: 0,
             cancel_again: None,
+            late: None,
+            probing: false,
+            probed: now,
             reported: Vec::new(),
             addresses: Vec::new(),
             address: None,
@@ -884,6 +895,7 @@ impl Client {
             origin: proxied::Origin::Own,
             seats: tally::Seats::default(),
             since: now,
+            active: now,
             bytes_in: 0,
         }
     }

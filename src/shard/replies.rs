@@ -86,11 +86,8 @@ impl<T: Transport> Shard<T> {
                 _ => need(tag, size),
             };
             match backend.framer.next(&bytes[at..], need) {
-                Ok(Step::Message { tag: tag::DATA_ROW | tag::COPY_DATA, size, available })
-                    if backend.pipeline.head().is_some_and(|head| !head.expect.is_own()) =>
-                {
+                Ok(Step::Message { tag, available, .. }) if backend.pipeline.only_passes(tag) => {
                     backend.dropping = false;
-                    let _ = size;
                     at += available;
                 }
                 Ok(Step::Message { tag, size, available }) => {

@@ -23,4 +23,5 @@ mod routes;
 mod servers;
 mod shards;
 mod slow;
+mod timeouts;
 mod tls;
