@@ -39,6 +39,41 @@ impl Query {
     }
 }
 
+/// Roles of one user that are taken note of.
+const ROLES_MAX: usize = 512;
+
+/// The statements for the roles that a user is a member of, itself among them, directly or by others. A superuser is a
+/// member of what it is a member of, and of nothing else, as in PostgreSQL's own rules. Everybody may ask that.
+pub fn roles_sql(user: &str) -> Vec<u8> {
+    format!(
+        "SET LOCAL search_path = pg_catalog; WITH RECURSIVE known (oid) AS (SELECT oid FROM pg_catalog.pg_roles WHERE \
+         rolname = {} UNION SELECT given.roleid FROM pg_catalog.pg_auth_members given JOIN known ON given.member = \
+         known.oid) SELECT roles.rolname FROM known JOIN pg_catalog.pg_roles roles USING (oid) LIMIT {}",
+        literal(user),
+        ROLES_MAX + 1
+    )
+    .into_bytes()
+}
+
+/// What came of [`roles_sql`].
+#[derive(Debug, Default)]
+pub struct Roles {
+    /// So far.
+    pub names: Vec<String>,
+}
+
+impl Roles {
+    /// A row: one name.
+    pub fn row<'a>(&mut self, mut values: impl Iterator<Item = Option<&'a [u8]>>) -> Result<(), Useless> {
+        let (Some(Some(name)), None) = (values.next(), values.next()) else { return Err(Useless::Columns) };
+        if self.names.len() >= ROLES_MAX {
+            return Err(Useless::Rows);
+        }
+        self.names.push(std::str::from_utf8(name).map_err(|_| Useless::Columns)?.to_owned());
+        Ok(())
+    }
+}
+
 /// A string constant, whatever standard_conforming_strings says.
 fn literal(text: &str) -> String {
     format!(" E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
@@ -56,9 +91,9 @@ pub struct Answer {
 /// Why an answer is of no use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Useless {
-    /// There must be two columns, name and secret, and the name that was asked for.
+    /// There must be two columns, name and secret, and the name that was asked for; of roles, the name alone.
     Columns,
-    /// More than one row.
+    /// More than one row; of roles, too many.
     Rows,
     /// A secret that is too long or not text.
     Secret,
@@ -102,6 +137,21 @@ mod tests {
             assert_eq!(Query::new(wrong, "asker", None), None, "{wrong}");
         }
         assert!(Query::new(QUERY_DEFAULT, "asker", None).is_some());
+    }
+
+    #[test]
+    fn roles_are_names_and_not_too_many() {
+        let mut roles = Roles::default();
+        assert_eq!(roles.row([Some(&b"staff"[..])].into_iter()), Ok(()));
+        assert_eq!(roles.row([Some(&b"a"[..]), Some(b"b")].into_iter()), Err(Useless::Columns));
+        assert_eq!(roles.row([None].into_iter()), Err(Useless::Columns));
+        assert_eq!(roles.row([Some(&b"\xff"[..])].into_iter()), Err(Useless::Columns));
+        for _ in 1..ROLES_MAX {
+            assert_eq!(roles.row([Some(&b"staff"[..])].into_iter()), Ok(()));
+        }
+        assert_eq!(roles.row([Some(&b"staff"[..])].into_iter()), Err(Useless::Rows));
+        let sql = String::from_utf8(roles_sql("o'brien\\")).expect("text");
+        assert!(sql.contains("rolname =  E'o''brien\\\\'"), "{sql}");
     }
 
     #[test]

@@ -258,8 +258,8 @@ fn query(source: &Source, written: &file::Auth) -> Result<Option<Query>, Error> 
 /// A rule's `map=` must be there: with a misspelt one nobody would get in, and nobody would know why.
 fn check_maps(source: &Source, settings: &Settings) -> Result<(), Error> {
     for rule in settings.hba.iter().flat_map(|hba| hba.rules()) {
-        if rule.needs_roles() {
-            let what = format!("{}: +role and samerole are known, come later; list the users", rule.place);
+        if rule.needs_roles() && settings.query.is_none() {
+            let what = format!("{}: +role and samerole need auth.query_user, who asks for the roles", rule.place);
             return Err(source.error(KeyPath::of(["auth", "hba_file"]), Problem::Broken(what)));
         }
         if let Some(map) = rule.map.as_deref().filter(|map| !settings.ident.has(map)) {

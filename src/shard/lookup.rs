@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::auth::incoming;
-use crate::auth::query::Answer;
+use crate::auth::query::{Answer, Roles, roles_sql};
 use crate::auth::secrets::Secret;
 use crate::ids::{BackendId, ClientId, PoolId};
 use crate::io::{Close, Transport};
@@ -35,13 +35,26 @@ pub(super) struct Found {
     at: Instant,
 }
 
+/// The roles that a server has said a user is a member of.
+pub(super) struct Membership {
+    roles: Arc<[String]>,
+    at: Instant,
+}
+
 /// A lookup under way, as the client's login keeps it.
 pub(super) struct Lookup {
     /// The client's own pool, in which it stays counted.
     pub home: PoolId,
-    method: incoming::Method,
-    answer: Answer,
+    what: Question,
     failed: Option<String>,
+}
+
+/// What is asked, and what has come of the answer.
+enum Question {
+    /// The user's secret, by which it is then checked.
+    Secret(incoming::Method, Answer),
+    /// The roles that it is a member of, by which the rules of access are then looked through again.
+    Roles(Roles),
 }
 
 impl<T: Transport> Shard<T> {
@@ -57,26 +70,49 @@ impl<T: Transport> Shard<T> {
         if let Some(found) = self.found.get(&name).filter(|found| now.duration_since(found.at) < FRESH_FOR) {
             return Some(found.secret.clone());
         }
-        let home = self.client(id)?.pool?;
+        let (user, database) = (query.user.clone(), query.database.clone());
+        self.begin_lookup(id, &user, database.as_deref(), Question::Secret(method, Answer::default()));
+        None
+    }
+
+    /// The roles of a client's user, from an answer that is fresh. `None`: they are asked for, and the rules are looked
+    /// through again when the answer is here.
+    pub(super) fn roles_of(&mut self, id: ClientId) -> Option<Arc<[String]>> {
+        let now = self.io.now();
+        let name = self.remembered_as(id)?;
+        if let Some(found) = self.members.get(&name).filter(|found| now.duration_since(found.at) < FRESH_FOR) {
+            return Some(found.roles.clone());
+        }
+        let auth = self.settings.auth.clone();
+        let Some(query) = &auth.query else {
+            self.fail(id, &Fault::NoSecrets);
+            return None;
+        };
+        self.begin_lookup(id, &query.user, query.database.as_deref(), Question::Roles(Roles::default()));
+        None
+    }
+
+    /// The client waits for a backend of the pool of `auth.query_user`.
+    fn begin_lookup(&mut self, id: ClientId, user: &str, database: Option<&str>, what: Question) {
+        let Some(home) = self.client(id).and_then(|client| client.pool) else { return };
         let key = self.pools.get(home).key.clone();
-        let database = query.database.as_deref().unwrap_or(&key.database);
-        let asks = self.catalogue.pool(database, &query.user).and_then(|settings| {
-            let key = Key { server: key.server, database: database.into(), user: query.user.as_str().into() };
+        let database = database.unwrap_or(&key.database);
+        let asks = self.catalogue.pool(database, user).and_then(|settings| {
+            let key = Key { server: key.server, database: database.into(), user: user.into() };
             self.pool_of(key, settings)
         });
         let Some(asks) = asks else {
             self.fail(id, &Fault::NoRoom("pools"));
-            return None;
+            return;
         };
         self.pools.get_mut(asks).clients += 1;
-        self.client(id)?.pool = Some(asks);
-        let login = self.login(id)?;
-        login.lookup = Some(Box::new(Lookup { home, method, answer: Answer::default(), failed: None }));
+        self.client(id).expect("looked up above").pool = Some(asks);
+        let Some(login) = self.login(id) else { return };
+        login.lookup = Some(Box::new(Lookup { home, what, failed: None }));
         login.stage = Stage::Lookup;
         if let Err(fault) = self.checkout(id) {
             self.fail(id, &Fault::NoServer(fault.answer().message));
         }
-        None
     }
 
     /// The pool's backend is here: asks.
@@ -84,8 +120,11 @@ impl<T: Transport> Shard<T> {
         let auth = self.settings.auth.clone();
         let deadline = self.io.now() + QUERY_TIMEOUT;
         let (Some(query), Some((_, user))) = (&auth.query, self.names_of(id)) else { return self.give_back(backend) };
-        let sql = query.sql(&user);
         let Some(login) = self.login(id) else { return self.give_back(backend) };
+        let sql = match login.lookup.as_ref().map(|lookup| &lookup.what) {
+            Some(Question::Roles(_)) => roles_sql(&user),
+            Some(Question::Secret(..)) | None => query.sql(&user),
+        };
         login.stage = Stage::LookingUp;
         let Some(link) = self.backend(backend) else { return };
         let Some(connection) = link.connection else { return };
@@ -105,7 +144,10 @@ impl<T: Transport> Shard<T> {
         match kind {
             tag::DATA_ROW => {
                 let (Some(user), Some(lookup)) = (user, lookup) else { return };
-                let outcome = reader::data_row(message).map(|values| lookup.answer.row(&user, values));
+                let outcome = reader::data_row(message).map(|values| match &mut lookup.what {
+                    Question::Secret(_, answer) => answer.row(&user, values),
+                    Question::Roles(roles) => roles.row(values),
+                });
                 if !matches!(outcome, Ok(Ok(()))) {
                     lookup.failed = Some(format!("its answer is of no use: {outcome:?}"));
                 }
@@ -144,13 +186,26 @@ impl<T: Transport> Shard<T> {
         let Some(lookup) = login.lookup.take() else { return };
         login.stage = Stage::Answer;
         self.come_home(id, lookup.home);
-        let Lookup { method, answer, failed, .. } = *lookup;
+        let Lookup { what, failed, .. } = *lookup;
         if let Some(why) = failed {
             log::warn!("auth.query failed: {why}");
             self.fail(id, &Fault::NoSecrets);
             return;
         }
         let Some(name) = self.remembered_as(id) else { return };
+        let at = self.io.now();
+        let (method, answer) = match what {
+            Question::Secret(method, answer) => (method, answer),
+            Question::Roles(Roles { names }) => {
+                if self.members.len() >= REMEMBERED_MAX && !self.members.contains_key(&name) {
+                    let any = self.members.keys().next().cloned();
+                    any.and_then(|any| self.members.remove(&any));
+                }
+                self.members.insert(name, Membership { roles: names.into(), at });
+                self.check_by_rules(id);
+                return;
+            }
+        };
         if self.found.len() >= REMEMBERED_MAX && !self.found.contains_key(&name) {
             let any = self.found.keys().next().cloned();
             any.and_then(|any| self.found.remove(&any));
@@ -162,7 +217,6 @@ impl<T: Transport> Shard<T> {
             (Some(old), Some(new)) if old.is_same(&new) => Some(old),
             (_, new) => new,
         };
-        let at = self.io.now();
         self.found.insert(name, Found { secret: secret.clone(), at });
         self.ask_with(id, method, secret);
     }

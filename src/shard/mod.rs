@@ -408,6 +408,8 @@ pub struct Shard<T: Transport> {
     working: VecDeque<own_check::Working>,
     /// What servers have said of users (`auth.query`).
     found: HashMap<Box<str>, lookup::Found, foldhash::fast::RandomState>,
+    /// The roles that they are members of.
+    members: HashMap<Box<str>, lookup::Membership, foldhash::fast::RandomState>,
     limiter: Limiter,
     /// Connections that begin with something else than the protocol, for the log.
     junk: Limiter,
@@ -507,6 +509,7 @@ impl<T: Transport> Shard<T> {
             awake: VecDeque::new(),
             working: VecDeque::new(),
             found: HashMap::default(),
+            members: HashMap::default(),
             limiter: Limiter::new(settings.auth.limiter),
             junk: Limiter::new(auth::settings::LIMITER),
             salts: settings.salts.clone(),

@@ -102,7 +102,7 @@ impl<T: Transport> Shard<T> {
     }
 
     /// The first rule of `hba_file` that fits says how.
-    fn check_by_rules(&mut self, id: ClientId) {
+    pub(super) fn check_by_rules(&mut self, id: ClientId) {
         let auth = self.settings.auth.clone();
         let Some(hba) = &auth.hba else { return self.refuse_access(id, "there are no rules of access".to_owned()) };
         let Some(client) = self.client(id) else { return };
@@ -111,7 +111,7 @@ impl<T: Transport> Shard<T> {
         let replication = self.login(id).is_some_and(|login| login.replication);
         let channel = self.channel(connection);
         let address = self.address(connection);
-        let access = Access {
+        let mut access = Access {
             database: &database,
             user: &user,
             replication,
@@ -126,11 +126,18 @@ impl<T: Transport> Shard<T> {
             if replication { "replication" } else { &database },
             if channel.tls { "SSL encryption" } else { "no encryption" }
         );
-        let rule = match hba.find(&access) {
+        let mut found = hba.find(&access);
+        let roles;
+        if found == Found::NeedsRoles {
+            let Some(known) = self.roles_of(id) else { return };
+            roles = known;
+            access.roles = Some(&roles);
+            found = hba.find(&access);
+        }
+        let rule = match found {
             Found::Rule(rule) => rule,
             Found::None => return self.refuse_access(id, format!("no pg_hba.conf entry {about}")),
-            // Refused when the configuration is read, as long as nobody can be asked.
-            Found::NeedsRoles => return self.refuse_access(id, format!("the user's roles are not known, {about}")),
+            Found::NeedsRoles => unreachable!("they are known by now"),
         };
         log::debug!("{}: rule {}", self.peer(connection), rule.place);
         let demand = Demand { map: rule.map.as_deref(), by_distinguished_name: rule.by_distinguished_name };

@@ -390,6 +390,8 @@ fn check_limit(qcp: &Qcp, limit: usize, enter: &dyn Fn() -> Result<RawClient, (S
 
 #[test]
 fn clients_of_a_database_a_user_and_an_address_are_limited() {
+    // Not template1, which nobody may be in while another test creates its database.
+    postgres().create_database("access_limits");
     let limits = "databases: {postgres: {limits: {max_clients: 3}}}\nusers: {trust_user: {limits: {max_clients: 2}}}\n\
                   limits: {max_clients: 100, max_clients_per_address: 5}\nproxy_protocol_from: [127.0.0.1]\n";
     for auth in [
@@ -409,7 +411,7 @@ fn clients_of_a_database_a_user_and_an_address_are_limited() {
             let in_template = || {
                 let mut client = RawClient::connect(&qcp.tcp());
                 client.send(&header("127.0.0.9"));
-                client.send(&startup(PROTOCOL_3_0, &[("user", SUPERUSER), ("database", "template1")]));
+                client.send(&startup(PROTOCOL_3_0, &[("user", SUPERUSER), ("database", "access_limits")]));
                 let said = client.receive_until_ready();
                 if said.last().is_some_and(|last| last.tag == b'Z') {
                     Ok(client)
@@ -536,6 +538,52 @@ fn what_is_sent_ahead_of_a_login_waits() {
     client.send(&[head, query.clone()].concat());
     let error = first_error(&client.receive_until_ready()).expect("refused");
     assert_eq!(error, ("08P01".to_owned(), "expected password response, got message type 81".to_owned()));
+}
+
+/// Rules may go by the roles that a user is a member of, which a server is asked for.
+#[test]
+fn rules_go_by_roles() {
+    postgres().execute(
+        "postgres",
+        "CREATE ROLE staff; CREATE ROLE bosses IN ROLE staff; CREATE ROLE ann LOGIN IN ROLE bosses; CREATE ROLE bob LOGIN; \
+         CREATE ROLE teamroom; CREATE ROLE eve LOGIN IN ROLE teamroom",
+    );
+    postgres().create_database("teamroom");
+    postgres().create_database("access_roles");
+    let folder = Folder::with_certificates();
+    let hba = write(&folder, "hba.conf", "host access_roles +staff all trust\nhost samerole all all trust\n");
+    let asker = "users: {password_user: {auth: {server_user: password_user, server_password: in the clear}}}\n";
+    let qcp = Qcp::start(
+        &format!(
+            "auth: {{method: hba, hba_file: {hba}, query_user: password_user, query_database: postgres, \
+             server_user: postgres}}\n{asker}"
+        ),
+        1,
+    );
+    let check = |user: &str, database: &str, is_in: bool| {
+        for _ in 0..2 {
+            let program = psql(&qcp.tcp(), user, database).args(["-XAtw", "-c", "SELECT current_database()"]);
+            let finished = program.finish();
+            if is_in {
+                assert_eq!(finished.success().trim(), database, "{user}");
+            } else {
+                let said = finished.failure();
+                assert!(said.contains("no pg_hba.conf entry"), "{user} {database}: {said}\n{}", qcp.log());
+            }
+        }
+    };
+    check("ann", "access_roles", true);
+    check("bob", "access_roles", false);
+    // A superuser is a member of all roles, but not where it comes to rules.
+    check(SUPERUSER, "access_roles", false);
+    check("nobody_of_that_name", "access_roles", false);
+    check("o'brien\\", "access_roles", false);
+    check("eve", "teamroom", true);
+    check("ann", "teamroom", false);
+    check("teamroom", "teamroom", true);
+    let hba = write(&folder, "unasked.conf", "host all +staff all trust\n");
+    let said = Setup::new(&format!("auth: {{method: hba, hba_file: {hba}}}\n")).refused();
+    assert!(said.contains("unasked.conf:1: +role and samerole need auth.query_user"), "{said}");
 }
 
 /// The authority of somebody else's certificates is no authority here.

@@ -7,6 +7,7 @@ mod support;
 
 mod access;
 mod auth;
+mod defaults;
 mod drivers;
 mod gone;
 mod lifecycle;
@@ -14,6 +15,7 @@ mod listen;
 mod load;
 mod logins;
 mod memory;
+mod methods;
 mod modes;
 mod orders;
 mod psql;
