@@ -67,6 +67,8 @@ fn part(waiters: &mut Waiters) -> Part {
         queue_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(600),
         lifetime: Duration::from_secs(3600),
+        keepalive_interval: Duration::ZERO,
+        keepalive_timeout: Duration::from_secs(10),
         schedule: Schedule::RoundRobin,
         placement: Schedule::LoadBalancing,
     };

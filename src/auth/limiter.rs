@@ -53,6 +53,11 @@ impl Limiter {
         Limiter { settings, entries: HashMap::default() }
     }
 
+    /// Whether nobody has failed lately: then every address may try.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Whether an address may try to log in.
     pub fn may_try(&self, address: IpAddr, now: Instant) -> bool {
         let failures = self.entries.get(&network(address)).filter(|entry| self.is_fresh(entry, now));

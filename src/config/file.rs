@@ -74,6 +74,8 @@ pub(super) struct Pool {
     pub placement: Option<Parsed<Schedule>>,
     pub idle_timeout: Option<Parsed<Wait<0>>>,
     pub lifetime: Option<Parsed<Wait<0>>>,
+    pub keepalive_interval: Option<Parsed<Wait<0>>>,
+    pub keepalive_timeout: Option<Parsed<Wait<1>>>,
 }
 
 #[derive(Deserialize, Default, Debug)]
@@ -84,6 +86,10 @@ pub(super) struct Limits {
     pub login_timeout: Option<Parsed<Wait<1>>>,
     pub client_stall_timeout: Option<Parsed<Wait<0>>>,
     pub cancel_timeout: Option<Parsed<Wait<1>>>,
+    pub query_timeout: Option<Parsed<Wait<0>>>,
+    pub idle_in_transaction_timeout: Option<Parsed<Wait<0>>>,
+    pub transaction_timeout: Option<Parsed<Wait<0>>>,
+    pub client_idle_timeout: Option<Parsed<Wait<0>>>,
 }
 
 /// `limits` of one database or user.
@@ -91,6 +97,10 @@ pub(super) struct Limits {
 #[serde(deny_unknown_fields, default, expecting = "a map of settings")]
 pub(super) struct OwnLimits {
     pub max_clients: Option<Count<0, 1_000_000>>,
+    pub query_timeout: Option<Parsed<Wait<0>>>,
+    pub idle_in_transaction_timeout: Option<Parsed<Wait<0>>>,
+    pub transaction_timeout: Option<Parsed<Wait<0>>>,
+    pub client_idle_timeout: Option<Parsed<Wait<0>>>,
 }
 
 #[derive(Deserialize, Default, Debug)]
@@ -303,17 +313,8 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
             "queue_notice",
             "console",
         ],
-        ["pool"] | ["databases" | "users", _, "pool"] => &[
-            "reserve_size",
-            "reserve_timeout",
-            "max_backends",
-            "reset_query",
-            "max_statements",
-            "keepalive_interval",
-            "keepalive_timeout",
-        ],
-        ["limits"] | ["databases" | "users", _, "limits"] => {
-            &["query_timeout", "idle_in_transaction_timeout", "transaction_timeout", "client_idle_timeout"]
+        ["pool"] | ["databases" | "users", _, "pool"] => {
+            &["reserve_size", "reserve_timeout", "max_backends", "reset_query", "max_statements"]
         }
         ["servers", _] | ["databases", _, "servers", _] => &["weight", "tls"],
         ["databases" | "users", _] => &["route", "slow_query"],

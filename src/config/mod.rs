@@ -35,6 +35,7 @@ pub use tls::{ClientTls, Negotiation, ServerTls, TLS_CHUNK_SIZE_MIN, TlsAllowed,
 
 use crate::auth::{self, settings::Rules};
 use crate::pool;
+use crate::session::timeouts::Timeouts;
 use crate::session::{RelayMode, Transparency};
 use resolve::{Everyone, Override, Source};
 
@@ -162,6 +163,8 @@ pub struct PoolConfig {
     /// Which of [`Config::server_tls`].
     pub tls: usize,
     pub pool: pool::Settings,
+    /// How long its clients may do what.
+    pub timeouts: Timeouts,
     /// Who checks clients, and how QCP logs in.
     pub rules: Rules,
     /// Clients of this database and of this user, at most; 0: no limit.
@@ -224,6 +227,7 @@ impl Config {
             dedicated: self.dedicated_databases.contains(database) || self.dedicated_users.contains(user),
             tls: self.tls_of(database),
             pool: settings.pool,
+            timeouts: settings.timeouts,
             rules: access::with_known_password(settings.rules, user, &self.auth.settings.users),
             clients_max: (
                 listed.map_or(0, |listed| listed.changes.clients_max()),

@@ -15,11 +15,12 @@ use super::file::{self, File};
 use super::problem::{Error, KeyPath, Problem, Warning};
 use super::sizes::{format_duration, format_size};
 use super::tls::{self, TLS_CHUNK_SIZE_MIN};
-use super::values::{FromText, Name, OneOrMany, Parsed, Size};
+use super::values::{FromText, Name, OneOrMany, Parsed, Size, Wait};
 use super::yaml::{self, Fault};
 use super::{Arena, Config, Database, Log, LogOutput, Reconnect, SERVER_PORT_DEFAULT, SessionState, access};
 use crate::auth::settings::Rules;
 use crate::pool;
+use crate::session::timeouts::Timeouts;
 use crate::session::{RelayMode, Transparency};
 
 const LISTEN_PORT: u16 = 8080;
@@ -44,6 +45,8 @@ const POOL: pool::Settings = pool::Settings {
     queue_timeout: Duration::from_secs(10),
     idle_timeout: Duration::from_secs(10 * 60),
     lifetime: Duration::from_secs(60 * 60),
+    keepalive_interval: Duration::from_secs(60),
+    keepalive_timeout: Duration::from_secs(10),
     schedule: pool::Schedule::RoundRobin,
     placement: pool::Schedule::LoadBalancing,
 };
@@ -125,6 +128,7 @@ pub(super) struct Everyone {
     pub session_state: SessionState,
     pub transparency: Transparency,
     pub pool: pool::Settings,
+    pub timeouts: Timeouts,
     pub rules: Rules,
 }
 
@@ -146,6 +150,7 @@ impl Override {
             session_state: self.session_state.as_ref().map_or(below.session_state, |state| state.0),
             transparency: self.transparency.as_ref().map_or(below.transparency, |transparency| transparency.0),
             pool: pool_over(&self.pool, below.pool),
+            timeouts: timeouts_over(&self.limits, below.timeouts),
             rules: self.access.over(below.rules),
         }
     }
@@ -160,6 +165,16 @@ impl Override {
     }
 }
 
+fn timeouts_over(written: &file::OwnLimits, below: Timeouts) -> Timeouts {
+    let over = |written: &Option<Parsed<Wait<0>>>, below| written.as_ref().map_or(below, |wait| wait.0.0);
+    Timeouts {
+        query: over(&written.query_timeout, below.query),
+        idle_in_transaction: over(&written.idle_in_transaction_timeout, below.idle_in_transaction),
+        transaction: over(&written.transaction_timeout, below.transaction),
+        client_idle: over(&written.client_idle_timeout, below.client_idle),
+    }
+}
+
 fn pool_over(written: &file::Pool, below: pool::Settings) -> pool::Settings {
     pool::Settings {
         size: written.size.map_or(below.size, |count| count.0),
@@ -168,6 +183,8 @@ fn pool_over(written: &file::Pool, below: pool::Settings) -> pool::Settings {
         queue_timeout: written.queue_timeout.as_ref().map_or(below.queue_timeout, |wait| wait.0.0),
         idle_timeout: written.idle_timeout.as_ref().map_or(below.idle_timeout, |wait| wait.0.0),
         lifetime: written.lifetime.as_ref().map_or(below.lifetime, |wait| wait.0.0),
+        keepalive_interval: written.keepalive_interval.as_ref().map_or(below.keepalive_interval, |wait| wait.0.0),
+        keepalive_timeout: written.keepalive_timeout.as_ref().map_or(below.keepalive_timeout, |wait| wait.0.0),
         schedule: written.schedule.as_ref().map_or(below.schedule, |schedule| schedule.0),
         placement: written.placement.as_ref().map_or(below.placement, |placement| placement.0),
     }
@@ -184,6 +201,13 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         clients_of_address_max: file.limits.max_clients_per_address.map_or(0, |count| count.0),
     };
     let (auth, rules) = access::resolve(&source, file.auth, others, &mut warnings)?;
+    let everyones_timeouts = file::OwnLimits {
+        max_clients: None,
+        query_timeout: file.limits.query_timeout,
+        idle_in_transaction_timeout: file.limits.idle_in_transaction_timeout,
+        transaction_timeout: file.limits.transaction_timeout,
+        client_idle_timeout: file.limits.client_idle_timeout,
+    };
     let config = Config {
         listen: listen(&source, file.listening_address)?,
         cores: file.cores.map(|count| count.0 as usize),
@@ -212,6 +236,7 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
             session_state: file.session_state.map(|state| state.0).unwrap_or_default(),
             transparency: file.transparency.map(|transparency| transparency.0).unwrap_or_default(),
             pool: pool_over(&file.pool, POOL),
+            timeouts: timeouts_over(&everyones_timeouts, Timeouts::default()),
             rules,
         },
         other_databases: databases.remove("*"),

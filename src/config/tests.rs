@@ -135,7 +135,7 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     check(
         "pool:\n  sise: 3",
         "qcp.yaml:2: pool.sise: unknown key; did you mean size?; allowed here: size, min_size, max_queue, queue_timeout, \
-         schedule, placement, idle_timeout, lifetime",
+         schedule, placement, idle_timeout, lifetime, keepalive_interval, keepalive_timeout",
     );
     check("control:\n  port: 3", "qcp.yaml:2: control.port: unknown key; allowed here: socket");
     check(
@@ -189,8 +189,7 @@ fn what_comes_later_is_told_from_what_is_unknown() {
         ("hold_prepared_transactions", "hold_prepared_transactions: true"),
         ("pool.reserve_size", "pool: {reserve_size: 3}"),
         ("databases.a.pool.reset_query", "databases: {a: {pool: {reset_query: \"DISCARD ALL\"}}}"),
-        ("users.batch.limits.query_timeout", "users: {batch: {limits: {query_timeout: 0s}}}"),
-        ("limits.query_timeout", "limits: {query_timeout: 0s}"),
+        ("users.batch.pool.max_backends", "users: {batch: {pool: {max_backends: 0}}}"),
         ("servers[0].weight", "servers: [{address: a, weight: 3}]"),
     ] {
         assert_eq!(refusal(text), format!("qcp.yaml:1: {key}: known, comes later"));

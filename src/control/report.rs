@@ -102,6 +102,8 @@ pub enum BackendState {
     Linked,
     Cleaning,
     Dedicated,
+    /// Hears notifications for the clients of its database.
+    Listening,
     Closing,
 }
 
@@ -580,6 +582,7 @@ impl BackendState {
             BackendState::Linked => "linked",
             BackendState::Cleaning => "cleaning",
             BackendState::Dedicated => "dedicated",
+            BackendState::Listening => "listening",
             BackendState::Closing => "closing",
         }
     }

@@ -1,8 +1,9 @@
 //! The shard's own io_uring: accept, connect, receive, send, close and wake, with one system call for all that is
 //! queued. [`super::Transport`] over it is what the shard uses; `process::shards` pumps it.
 //!
-//! Invariant: memory that the kernel may touch is owned here until the completion says that it is done with it. A
-//! connection's slot is reused only when no operation of it is in flight.
+//! Invariant: memory that the kernel may touch is owned here until the completion says that it is done with it; of a silent
+//! send (`sending`), until the system call that makes it has returned. A connection's slot is reused only when no operation of
+//! it is in flight.
 
 mod closing;
 mod connection;
@@ -88,6 +89,8 @@ pub struct Ring {
     /// Closing, with operations in flight that are cancelled at the end of the turn.
     closing: Vec<ConnectionId>,
     lingering: Vec<(ConnectionId, Instant)>,
+    /// Closing, and their peers are about to close, too.
+    parting: Vec<ConnectionId>,
     /// Where the next tick goes on to look for sends that do not end.
     look_from: u32,
     /// How often all connections have been looked at, and when the next time begins.
@@ -156,6 +159,7 @@ impl Ring {
             ],
             closing: Vec::new(),
             lingering: Vec::new(),
+            parting: Vec::with_capacity(settings.connections_max),
             look_from: 0,
             looks: 0,
             look_at: Instant::now(),
@@ -189,7 +193,7 @@ impl Ring {
             ("connections", connections_max, Slab::<Connection>::slot_size()),
             ("pieces to send", nodes_count, Nodes::node_size()),
             ("vectored sends", VECTORS, size_of::<Vector>()),
-            ("queues of connections", connections_max, 6 * size_of::<ConnectionId>()),
+            ("queues of connections", connections_max, 7 * size_of::<ConnectionId>()),
             ("completions", COMPLETIONS as usize, size_of::<cqueue::Entry>()),
         ]
     }
@@ -432,6 +436,7 @@ impl Ring {
             }
         }
         self.close_lingering();
+        self.cancel_parting();
     }
 
     fn arm_doorbell(&mut self) {

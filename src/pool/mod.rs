@@ -39,6 +39,10 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// A backend is not lent again after this; zero is never.
     pub lifetime: Duration,
+    /// A backend that is idle for so long is asked whether it is there; zero is never.
+    pub keepalive_interval: Duration,
+    /// One that does not answer in this time is closed.
+    pub keepalive_timeout: Duration,
     /// Which of several servers.
     pub schedule: Schedule,
     /// Which of the pool's shards a client lives on.

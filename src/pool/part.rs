@@ -346,6 +346,8 @@ mod tests {
             queue_timeout: Duration::from_secs(10),
             idle_timeout: Duration::ZERO,
             lifetime: Duration::ZERO,
+            keepalive_interval: Duration::ZERO,
+            keepalive_timeout: Duration::from_secs(1),
             schedule: Schedule::RoundRobin,
             placement: Schedule::LoadBalancing,
         };

@@ -84,9 +84,8 @@ impl Desk {
         for change in &told.needs_restart {
             info!("reloaded, but needs a restart: {change}");
         }
-        if told.changed.is_empty() && told.needs_restart.is_empty() {
-            info!("reloaded: nothing has changed but what is in files");
-        }
+        // Whether these have changed is not looked at.
+        info!("reloaded the certificates, users and rules of access");
         Ok(told)
     }
 

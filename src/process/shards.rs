@@ -86,6 +86,7 @@ impl Catalogue for Settings {
             dedicated: found.dedicated,
             tls: found.tls,
             pool: found.pool,
+            timeouts: found.timeouts,
             rules: found.rules,
             clients_max: ClientsMax { database: found.clients_max.0, user: found.clients_max.1 },
         })

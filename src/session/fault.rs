@@ -102,12 +102,24 @@ pub enum Fault {
         /// How long.
         stalled: Duration,
     },
+    /// The connection that listened for it is lost, and what it would have heard.
+    ListenerLost(String),
+    /// More notifications wait for it than are kept.
+    ListenerSlow,
     /// Too many settings, statements or pools of clients' own.
     NoRoom(&'static str),
     /// A prepared statement larger than a chunk.
     StatementTooLong(usize),
     /// Not a database of this pooler.
     UnknownDatabase(String),
+    /// `limits.query_timeout`, and the server did not stop when it was asked to.
+    QueryTimeout,
+    /// `limits.idle_in_transaction_timeout`.
+    IdleInTransaction,
+    /// `limits.transaction_timeout`.
+    TransactionTimeout,
+    /// `limits.client_idle_timeout`.
+    ClientIdle,
     /// `qcp-ctrl disable`, or `drain`, and no `enable` since.
     Disabled(String),
     /// `qcp-ctrl kill` or `drain`.
@@ -388,6 +400,24 @@ impl Fault {
                 ),
                 "Read the whole answer, or fetch it in parts (a cursor, a row limit).",
             ),
+            Self::ListenerLost(why) => hint(
+                answer(
+                    Fatal,
+                    SqlState::CONNECTION_FAILURE,
+                    format!("the server connection that listened for this client was lost: {why}"),
+                    Info,
+                ),
+                "Notifications may have been missed. Connect again, LISTEN again, and look at what they were about.",
+            ),
+            Self::ListenerSlow => hint(
+                answer(
+                    Fatal,
+                    SqlState::PROGRAM_LIMIT_EXCEEDED,
+                    "too many notifications wait for this client".to_owned(),
+                    Warn,
+                ),
+                "Read them as they come, and do not stay in a transaction while many arrive.",
+            ),
             Self::NoRoom(what) => {
                 answer(Fatal, SqlState::CONFIGURATION_LIMIT_EXCEEDED, format!("qcp has no room for more {what}"), Warn)
             }
@@ -402,6 +432,29 @@ impl Fault {
             ),
             Self::UnknownDatabase(name) => {
                 answer(Fatal, SqlState::INVALID_CATALOG_NAME, format!("database \"{name}\" does not exist"), Info)
+            }
+            // As PostgreSQL words its own timeouts, for those who look for that.
+            Self::QueryTimeout => hint(
+                answer(
+                    Fatal,
+                    SqlState::QUERY_CANCELED,
+                    "the statement lasted longer than limits.query_timeout, and the server did not cancel it"
+                        .to_owned(),
+                    Warn,
+                ),
+                "Whether the statement took effect is not known.",
+            ),
+            Self::IdleInTransaction => {
+                let text = "terminating connection due to idle-in-transaction timeout".to_owned();
+                answer(Fatal, SqlState::IDLE_IN_TRANSACTION_TIMEOUT, text, Info)
+            }
+            Self::TransactionTimeout => {
+                let text = "terminating connection due to transaction timeout".to_owned();
+                answer(Fatal, SqlState::TRANSACTION_TIMEOUT, text, Info)
+            }
+            Self::ClientIdle => {
+                let text = "terminating connection due to idle-session timeout (client_idle_timeout)".to_owned();
+                answer(Fatal, SqlState::IDLE_SESSION_TIMEOUT, text, Info)
             }
             Self::Disabled(name) => {
                 let text = format!("database \"{name}\" is disabled: its administrator lets nobody in");

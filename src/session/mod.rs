@@ -25,9 +25,11 @@ pub enum Transparency {
     Strict,
 }
 
+pub mod channels;
 pub mod fault;
 pub mod parameters;
 pub mod pipeline;
 pub mod prepared;
 pub mod scanner;
 pub mod suspects;
+pub mod timeouts;

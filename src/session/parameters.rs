@@ -244,19 +244,25 @@ impl Vectors {
         let find = |settings: &[Setting], name: &str| {
             settings.binary_search_by(|setting| (*setting.name).cmp(name)).ok().map(|at| settings[at].value.clone())
         };
-        for setting in old {
+        // Who may set a setting may not be who the client is by now: what it is logged in as comes first, and who it is last.
+        let is_identity = |setting: &&Setting| is_identity(&setting.name);
+        let identities = || old.iter().filter(is_identity);
+        for setting in identities() {
+            write_reset(setting, sql);
+        }
+        for setting in old.iter().filter(|setting| !is_identity(setting)) {
             if find(new, &setting.name).is_none() {
-                sql.extend_from_slice(b"RESET ");
-                write_name(&setting.name, sql);
-                sql.push(b';');
+                write_reset(setting, sql);
             }
         }
-        let is_role = |setting: &&Setting| &*setting.name == "role";
         let unsure = |setting: &&Setting| again && !TRACKED.contains(&&*setting.name);
         let changed =
             |setting: &&Setting| unsure(setting) || find(old, &setting.name).as_deref() != Some(&*setting.value);
-        for setting in new.iter().filter(|setting| !is_role(setting)).chain(new.iter().filter(is_role)).filter(changed)
-        {
+        for setting in new.iter().filter(|setting| !is_identity(setting)).filter(changed) {
+            write_set(setting, sql);
+        }
+        // The role goes with the authorization.
+        for setting in new.iter().rev().filter(is_identity) {
             write_set(setting, sql);
         }
     }
@@ -265,6 +271,17 @@ impl Vectors {
         let text: usize = settings.iter().map(|setting| setting.name.len() + setting.value.len()).sum();
         text + size_of_val(settings) + size_of::<Vector>()
     }
+}
+
+/// Who a session acts as, rather than how.
+fn is_identity(name: &str) -> bool {
+    matches!(name, "role" | "session_authorization")
+}
+
+fn write_reset(setting: &Setting, sql: &mut Vec<u8>) {
+    sql.extend_from_slice(b"RESET ");
+    write_name(&setting.name, sql);
+    sql.push(b';');
 }
 
 fn write_set(setting: &Setting, sql: &mut Vec<u8>) {
@@ -351,10 +368,23 @@ mod tests {
         assert_eq!(sql(&vectors, plain, german), r#"SET "datestyle" TO 'German';SET "role" TO 'o''x';"#);
         assert_eq!(
             sql(&vectors, german, path),
-            "RESET \"datestyle\";RESET \"role\";SELECT pg_catalog.set_config('my.x',E'\\\\',false);\
+            "RESET \"role\";RESET \"datestyle\";SELECT pg_catalog.set_config('my.x',E'\\\\',false);\
              SELECT pg_catalog.set_config('search_path','a, b',false);"
         );
         assert_eq!(sql(&vectors, path, plain), r#"RESET "my"."x";RESET "search_path";"#);
+        // What only the one who logged in may set is set before the client is another.
+        let other = vectors
+            .intern([
+                setting("role", "r"),
+                setting("session_authorization", "s"),
+                setting("lo_compat_privileges", "on"),
+            ])
+            .unwrap();
+        assert_eq!(
+            sql(&vectors, german, other),
+            "RESET \"role\";RESET \"datestyle\";SELECT pg_catalog.set_config('lo_compat_privileges','on',false);\
+             SELECT pg_catalog.set_config('session_authorization','s',false);SET \"role\" TO 'r';"
+        );
     }
 
     #[test]

@@ -269,6 +269,23 @@ impl Pipeline {
         first.is_some_and(|first| entries().skip(first).any(|entry| entry.expect == Expect::Sync))
     }
 
+    /// Whether an answer of this kind goes to the client as it is, changes nothing here, and lets nothing become due: most
+    /// of what servers say.
+    #[inline]
+    pub fn only_passes(&self, tag: u8) -> bool {
+        let Some(head) = self.head() else { return false };
+        let passes = match tag {
+            backend::DATA_ROW | backend::COPY_DATA => !head.expect.is_own(),
+            backend::ROW_DESCRIPTION => head.expect == Expect::Query,
+            _ => false,
+        };
+        #[cfg(debug_assertions)]
+        if passes {
+            reached::note(head.expect, tag);
+        }
+        passes
+    }
+
     /// The request that is `at` places behind the head.
     pub fn pending(&self, at: usize) -> Option<Entry> {
         (at < self.length).then(|| self.at(at))

@@ -11,9 +11,9 @@ fn play(steps: &str) -> (Pipeline, Vec<Result<Reply, Broken>>) {
             continue;
         }
         let (tag, status) = match step {
-            "ZI" => (b'Z', Some(TransactionStatus::Idle)),
-            "ZT" => (b'Z', Some(TransactionStatus::InTransaction)),
-            "ZE" => (b'Z', Some(TransactionStatus::Failed)),
+            "ZI" => (backend::READY_FOR_QUERY, Some(TransactionStatus::Idle)),
+            "ZT" => (backend::READY_FOR_QUERY, Some(TransactionStatus::InTransaction)),
+            "ZE" => (backend::READY_FOR_QUERY, Some(TransactionStatus::Failed)),
             tag => (tag.as_bytes()[0], None),
         };
         replies.push(pipeline.on_backend(tag, status));
@@ -110,32 +110,32 @@ fn what_was_not_asked_is_refused() {
 fn own_and_virtual_replies_keep_their_place() {
     let mut pipeline = Pipeline::new();
     pipeline.ask(Expect::OwnParse, 7).unwrap();
-    pipeline.on_frontend(b'B', 0).unwrap();
+    pipeline.on_frontend(frontend::BIND, 0).unwrap();
     pipeline.ask(Expect::VirtualParse, 8).unwrap();
-    pipeline.on_frontend(b'S', 0).unwrap();
+    pipeline.on_frontend(frontend::SYNC, 0).unwrap();
     assert_eq!(pipeline.next_virtual(), None);
-    let reply = pipeline.on_backend(b'1', None).unwrap();
+    let reply = pipeline.on_backend(backend::PARSE_COMPLETE, None).unwrap();
     assert_eq!(reply, Reply::Answered(Entry { expect: Expect::OwnParse, mark: 7 }));
     assert_eq!(pipeline.next_virtual(), None);
-    pipeline.on_backend(b'2', None).unwrap();
+    pipeline.on_backend(backend::BIND_COMPLETE, None).unwrap();
     assert_eq!(pipeline.next_virtual(), Some(Entry { expect: Expect::VirtualParse, mark: 8 }));
     assert!(!pipeline.is_whole());
-    pipeline.on_backend(b'Z', Some(TransactionStatus::Idle)).unwrap();
+    pipeline.on_backend(backend::READY_FOR_QUERY, Some(TransactionStatus::Idle)).unwrap();
     assert!(pipeline.is_whole());
 }
 
 #[test]
 fn an_error_takes_virtual_replies_with_it() {
     let mut pipeline = Pipeline::new();
-    pipeline.on_frontend(b'P', 1).unwrap();
+    pipeline.on_frontend(frontend::PARSE, 1).unwrap();
     pipeline.ask(Expect::VirtualParse, 2).unwrap();
-    pipeline.on_frontend(b'S', 0).unwrap();
-    let reply = pipeline.on_backend(b'E', None).unwrap();
+    pipeline.on_frontend(frontend::SYNC, 0).unwrap();
+    let reply = pipeline.on_backend(backend::ERROR_RESPONSE, None).unwrap();
     assert_eq!(reply, Reply::Failed(Entry { expect: Expect::Parse, mark: 1 }));
     assert_eq!(pipeline.take_skipped(), Some(Entry { expect: Expect::VirtualParse, mark: 2 }));
     assert_eq!(pipeline.take_skipped(), None);
     assert_eq!(pipeline.next_virtual(), None);
-    pipeline.on_backend(b'Z', Some(TransactionStatus::Idle)).unwrap();
+    pipeline.on_backend(backend::READY_FOR_QUERY, Some(TransactionStatus::Idle)).unwrap();
     assert!(pipeline.is_whole());
 }
 
@@ -143,23 +143,23 @@ fn an_error_takes_virtual_replies_with_it() {
 fn own_queries_are_not_for_the_client() {
     let mut pipeline = Pipeline::new();
     pipeline.ask(Expect::OwnQuery, 0).unwrap();
-    pipeline.on_frontend(b'Q', 0).unwrap();
-    assert_eq!(pipeline.on_backend(b'C', None), Ok(Reply::Swallow));
-    assert_eq!(pipeline.on_backend(b'S', None), Ok(Reply::Forward));
-    let ready = pipeline.on_backend(b'Z', Some(TransactionStatus::Idle)).unwrap();
+    pipeline.on_frontend(frontend::QUERY, 0).unwrap();
+    assert_eq!(pipeline.on_backend(backend::COMMAND_COMPLETE, None), Ok(Reply::Swallow));
+    assert_eq!(pipeline.on_backend(backend::PARAMETER_STATUS, None), Ok(Reply::Forward));
+    let ready = pipeline.on_backend(backend::READY_FOR_QUERY, Some(TransactionStatus::Idle)).unwrap();
     assert_eq!(ready, Reply::Answered(Entry { expect: Expect::OwnQuery, mark: 0 }));
     assert!(!pipeline.is_whole());
-    assert_eq!(pipeline.on_backend(b'C', None), Ok(Reply::Forward));
+    assert_eq!(pipeline.on_backend(backend::COMMAND_COMPLETE, None), Ok(Reply::Forward));
 }
 
 #[test]
 fn a_full_pipeline_says_so() {
     let mut pipeline = Pipeline::new();
     for _ in 0..CAPACITY {
-        pipeline.on_frontend(b'B', 0).unwrap();
+        pipeline.on_frontend(frontend::BIND, 0).unwrap();
     }
     assert!(!pipeline.has_room(1));
-    assert_eq!(pipeline.on_frontend(b'B', 0), Err(Full));
+    assert_eq!(pipeline.on_frontend(frontend::BIND, 0), Err(Full));
 }
 
 /// A server that obeys the manual, as plainly as it can be written: it answers each message at once.
@@ -175,11 +175,11 @@ impl Server {
     fn answer(&mut self, tag: u8, fails: bool, copies: bool) -> Vec<&'static str> {
         if let Some(extended) = self.copying {
             return match tag {
-                b'c' => {
+                frontend::COPY_DONE => {
                     self.copying = None;
                     if extended { vec!["C"] } else { vec!["C", "ZI"] }
                 }
-                b'd' if fails => {
+                frontend::COPY_DATA if fails => {
                     self.copying = None;
                     self.skipping = extended;
                     if extended { vec!["E"] } else { vec!["E", "ZI"] }
@@ -187,33 +187,33 @@ impl Server {
                 _ => vec![],
             };
         }
-        if self.skipping && tag != b'S' {
+        if self.skipping && tag != frontend::SYNC {
             return vec![];
         }
         self.failed = fails;
         match tag {
-            b'S' => {
+            frontend::SYNC => {
                 self.skipping = false;
                 vec!["ZI"]
             }
-            b'Q' if copies => {
+            frontend::QUERY if copies => {
                 self.copying = Some(false);
                 vec!["G"]
             }
-            b'Q' if fails => vec!["E", "ZI"],
-            b'Q' => vec!["T", "D", "C", "ZI"],
-            b'd' | b'c' | b'H' => vec![],
+            frontend::QUERY if fails => vec!["E", "ZI"],
+            frontend::QUERY => vec!["T", "D", "C", "ZI"],
+            frontend::COPY_DATA | frontend::COPY_DONE | frontend::FLUSH => vec![],
             _ if fails => {
                 self.skipping = true;
                 vec!["E"]
             }
-            b'P' => vec!["1"],
-            b'B' => vec!["2"],
-            b'E' if copies => {
+            frontend::PARSE => vec!["1"],
+            frontend::BIND => vec!["2"],
+            frontend::EXECUTE if copies => {
                 self.copying = Some(true);
                 vec!["G"]
             }
-            b'E' => vec!["D", "C"],
+            frontend::EXECUTE => vec!["D", "C"],
             _ => vec!["n"],
         }
     }
@@ -254,9 +254,9 @@ proptest! {
                 let (was_copying, was_skipping) = (server.copying.is_some(), server.skipping);
                 answers.extend(server.answer(tag, fails, copies));
                 match tag {
-                    b'S' if !was_copying => unsynced = false,
-                    b'Q' if !was_copying && !was_skipping => unsynced = false,
-                    b'P' | b'B' | b'E' => unsynced = true,
+                    frontend::SYNC if !was_copying => unsynced = false,
+                    frontend::QUERY if !was_copying && !was_skipping => unsynced = false,
+                    frontend::PARSE | frontend::BIND | frontend::EXECUTE => unsynced = true,
                     _ => {}
                 }
             }
@@ -264,7 +264,7 @@ proptest! {
                 return Ok(());
             }
             // CopyData and CopyDone that no COPY waits for are read and ignored: they cannot reach the next client's.
-            let read = sent.iter().all(|&(tag, ..)| matches!(tag, b'd' | b'c'));
+            let read = sent.iter().all(|&(tag, ..)| matches!(tag, frontend::COPY_DATA | frontend::COPY_DONE));
             let clean = read && answers.is_empty() && server.copying.is_none() && !server.skipping;
             if pipeline.is_whole() {
                 prop_assert!(clean && !unsynced, "released too early");

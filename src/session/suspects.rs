@@ -200,6 +200,13 @@ impl Answer {
         }
     }
 
+    /// Of the settings that a client began its session with, those that have no value of the session's any more. To be
+    /// asked only where the answer has all that there are.
+    pub fn reset_of<'s>(&self, startup: &'s [Setting]) -> impl Iterator<Item = &'s Setting> {
+        let answered = |name: &str| self.settings.iter().any(|(known, _)| **known == *name);
+        startup.iter().filter(move |setting| !is_hidden(&setting.name) && !answered(&setting.name))
+    }
+
     /// The client's settings by this answer. `all`: settings that are not in it have no value of the session's. `user`:
     /// who is logged in.
     pub fn settings_of(&self, before: &[Setting], all: bool, user: &str) -> Vec<Setting> {

@@ -37,7 +37,7 @@ impl<T: Transport> Shard<T> {
             match purpose {
                 Purpose::Pool => self.pools.get_mut(pool).part.open_failed(now, 0, false),
                 Purpose::Check => self.checks -= 1,
-                Purpose::Dedicated => {}
+                Purpose::Dedicated | Purpose::Listen => {}
             }
             self.stop_asking(pool);
             return None;
@@ -142,7 +142,7 @@ impl<T: Transport> Shard<T> {
             // Its transport keeps what comes.
             BackendState::Moving(_) => {}
             BackendState::Piped(client) => self.pipe_answer(id, client, bytes),
-            BackendState::LoggingIn | BackendState::Idle | BackendState::LookingUp(_) => {
+            BackendState::LoggingIn | BackendState::Idle | BackendState::LookingUp(_) | BackendState::Listening(_) => {
                 self.on_whole_messages(id, bytes)
             }
             BackendState::Connecting => self.on_ssl_reply(id, &bytes),
@@ -166,7 +166,11 @@ impl<T: Transport> Shard<T> {
         let mut at = 0;
         loop {
             let Some(backend) = self.backend(id) else { return };
-            if !matches!(backend.state, BackendState::LoggingIn | BackendState::Idle | BackendState::LookingUp(_)) {
+            let whole = matches!(
+                backend.state,
+                BackendState::LoggingIn | BackendState::Idle | BackendState::LookingUp(_) | BackendState::Listening(_)
+            );
+            if !whole {
                 if at < bytes.len() {
                     self.on_backend_bytes(id, bytes.part(at, bytes.len()));
                 }
@@ -205,6 +209,10 @@ impl<T: Transport> Shard<T> {
                 // Most likely 57P01; the end of the connection follows.
                 _ => self.close_backend(id, Close::Now),
             }
+            return;
+        }
+        if let BackendState::Listening(slot) = backend.state {
+            self.on_listener_message(id, slot, tag, message);
             return;
         }
         if let BackendState::LookingUp(client) = backend.state {
@@ -384,7 +392,7 @@ impl<T: Transport> Shard<T> {
                 purpose = Purpose::Pool;
                 self.checks -= 1;
             }
-            Purpose::Check | Purpose::Dedicated => {}
+            Purpose::Check | Purpose::Dedicated | Purpose::Listen => {}
         }
         debug_assert!(purpose != Purpose::Dedicated);
         let backend = self.backend(id).expect("looked up above");
@@ -462,6 +470,7 @@ impl<T: Transport> Shard<T> {
                 log::info!("{}: auth.query was interrupted: {why}", self.pool_name(pool));
                 self.fail(client, &Fault::NoSecrets);
             }
+            BackendState::Listening(slot) => self.on_listener_gone(slot, why),
             BackendState::Idle | BackendState::Cleaning(_) | BackendState::Moving(_) => {
                 log::debug!("{}: a server connection was closed: {why}", self.pool_name(pool));
             }
@@ -517,6 +526,9 @@ impl<T: Transport> Shard<T> {
         let Some(mut backend) = self.backends.remove(id.index, id.generation) else { return };
         self.vectors.let_go(backend.has);
         backend.stash.clear();
+        if let BackendState::Listening(slot) = backend.state {
+            self.on_listener_gone(slot, "it was closed");
+        }
         let pool = backend.pool;
         if let Some(connection) = backend.connection {
             if !matches!(backend.state, BackendState::Connecting) && how == Close::Flushed {
@@ -532,7 +544,7 @@ impl<T: Transport> Shard<T> {
             Purpose::Pool if opening => entry.part.open_failed(now, jitter, backend.blamed),
             Purpose::Pool if matches!(backend.state, BackendState::Idle) => entry.part.lost_idle(id),
             Purpose::Pool => entry.part.lost_lent(),
-            Purpose::Check | Purpose::Dedicated => {}
+            Purpose::Check | Purpose::Dedicated | Purpose::Listen => {}
         }
         if opening && backend.purpose != Purpose::Dedicated {
             self.stop_asking(pool);
@@ -582,6 +594,9 @@ impl<T: Transport> Shard<T> {
     /// Whether a backend is too old to be lent again.
     pub(super) fn is_expired(&self, backend: &Backend) -> bool {
         let lifetime = self.pools.get(backend.pool).settings.pool.lifetime;
+        // Up to a tenth earlier, by what the server has numbered it: those that were opened together do not end together.
+        let tenths = backend.process_id.wrapping_mul(0x9e37_79b9) >> 24;
+        let lifetime = lifetime - lifetime / 10 * tenths / 255;
         lifetime > Duration::ZERO && self.io.now().duration_since(backend.born) >= lifetime
     }
 }

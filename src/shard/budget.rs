@@ -103,8 +103,10 @@ impl<T: Transport> Shard<T> {
         let (min, max) = self.settings.backoff;
         let (paused, generation) = (self.orders.pauses(&key.database), self.generation);
         let backoff = Backoff::new(min, max);
-        let made = self.pools.insert(key, settings, homes, permits, backoff, shard_count, generation)?;
-        self.pools.get_mut(made).part.pause(paused);
+        let made = self.pools.insert(key, settings, homes, permits, backoff, shard_count)?;
+        let pool = self.pools.get_mut(made);
+        pool.generation = generation;
+        pool.part.pause(paused);
         Some(made)
     }
 

@@ -104,6 +104,7 @@ impl<T: Transport> Shard<T> {
             | BackendState::LoggingIn
             | BackendState::Idle
             | BackendState::LookingUp(_)
+            | BackendState::Listening(_)
             | BackendState::Moving(_)
             | BackendState::Piped(_) => {}
         }

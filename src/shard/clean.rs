@@ -31,6 +31,7 @@ pub(super) enum Stage {
 const MARK_ROLLBACK: u32 = 3;
 const MARK_RESET: u32 = 4;
 const MARK_FORGET: u32 = 5;
+const MARK_PROBE: u32 = 6;
 
 /// A backend that takes longer is closed.
 const CLEAN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -138,6 +139,23 @@ impl<T: Transport> Shard<T> {
             }
             self.give_back(id);
         } else if !self.ask_own(id, sql, mark) {
+            self.close_backend(id, Close::Now);
+        }
+    }
+
+    /// Asks an idle backend whether it is there: what does not answer in time is closed, by [`Self::scan_backends`].
+    pub(super) fn probe(&mut self, id: BackendId) {
+        let now = self.io.now();
+        let Some(backend) = self.backend(id) else { return };
+        let pool = backend.pool;
+        self.pools.get_mut(pool).part.borrow_idle(id);
+        let deadline = now + self.pools.get(pool).settings.pool.keepalive_timeout;
+        let backend = self.backend(id).expect("looked up above");
+        backend.state = BackendState::Cleaning(Stage::Resetting);
+        backend.deadline = Some(deadline);
+        backend.probed = now;
+        backend.probing = true;
+        if !self.ask_own(id, b"", MARK_PROBE) {
             self.close_backend(id, Close::Now);
         }
     }

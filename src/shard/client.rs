@@ -57,6 +57,11 @@ impl<T: Transport> Shard<T> {
 
     /// Looks at what was held back, as far as that is possible now.
     pub(super) fn resume_client(&mut self, id: ClientId) {
+        let backend = self.backend_of(id);
+        if backend.and_then(|id| self.backend(id)).is_some_and(|link| link.kept.ready_held) {
+            // Its answer is not complete yet.
+            return;
+        }
         let Some(client) = self.client(id) else { return };
         client.paused = false;
         if matches!(client.state, ClientState::Piped(_)) {
@@ -181,12 +186,14 @@ impl<T: Transport> Shard<T> {
 
     /// Answers the request that a client waits for with an error; the client stays.
     pub(super) fn refuse_request(&mut self, id: ClientId, fault: &Fault) {
+        let now = self.io.now();
         let Some(client) = self.client(id) else { return };
         if matches!(client.state, ClientState::Login(_)) {
             self.fail(id, &Fault::NoServer(fault.answer().message));
             return;
         }
         client.state = ClientState::Ready;
+        client.active = now;
         let tag = self.first_tag(id);
         self.refuse(id, fault, tag);
         self.resume_client(id);
@@ -230,7 +237,12 @@ impl<T: Transport> Shard<T> {
 
     /// Ends a client that said Terminate: what it has asked for is still done, as on a direct connection.
     pub(super) fn terminate(&mut self, id: ClientId) {
-        self.end_client(id, Close::Now, Ending::Terminated);
+        self.end_client(id, Close::Farewell, Ending::Terminated);
+    }
+
+    /// Ends a client that said Terminate and has nothing under way.
+    pub(super) fn part(&mut self, id: ClientId) {
+        self.end_client(id, Close::Farewell, Ending::Lost);
     }
 
     /// Ends a link whose invariants are broken, both sides.
@@ -262,6 +274,7 @@ impl<T: Transport> Shard<T> {
         client.pending.clear(&mut self.nodes);
         client.stash.clear();
         client.unnamed.clear();
+        let hearing = client.hears.take();
         if let Some(mut names) = client.names.take() {
             let mut names = Names::new(names.bytes_mut(), client.names_used as usize);
             while let Some(number) = names.take_any() {
@@ -286,6 +299,9 @@ impl<T: Transport> Shard<T> {
             ClientState::Startup | ClientState::Moving(_) | ClientState::Ready | ClientState::Waiting => {}
         }
         self.check_queue.retain(|&waiting| waiting != id);
+        if let Some(hearing) = hearing {
+            self.leave_listener(id, &hearing);
+        }
     }
 
     /// A backend whose client is gone.

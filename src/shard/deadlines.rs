@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::ids::{BackendId, ClientId, PoolId};
 use crate::io::{Close, Transport};
 use crate::session::fault::Fault;
+use crate::session::timeouts::{Doing, Overdue};
 
 use super::own_check::is_sentenced;
 use super::{BackendState, ClientState, Purpose, Running, Shard};
@@ -15,6 +16,8 @@ const STARVED_MAX: Duration = Duration::from_secs(1);
 const SHED_MAX: usize = 16;
 /// How often all clients and backends are looked at.
 const SCAN_EVERY: Duration = Duration::from_millis(250);
+/// A cancel that had no effect is repeated after this.
+const CANCEL_AGAIN: Duration = Duration::from_millis(500);
 
 impl<T: Transport> Shard<T> {
     pub(super) fn on_tick(&mut self) {
@@ -84,6 +87,14 @@ impl<T: Transport> Shard<T> {
             let logs_in = matches!(client.state, ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_));
             if logs_in && now.duration_since(client.since) >= login_timeout {
                 self.fail(ClientId { index, generation }, &Fault::LoginTimeout);
+                continue;
+            }
+            let idle_max = match (&client.state, client.pool) {
+                (ClientState::Ready, Some(pool)) => self.pools.get(pool).settings.timeouts.client_idle,
+                _ => Duration::ZERO,
+            };
+            if !idle_max.is_zero() && now.duration_since(client.active) >= idle_max {
+                self.fail(ClientId { index, generation }, &Fault::ClientIdle);
             }
         }
     }
@@ -107,7 +118,9 @@ impl<T: Transport> Shard<T> {
             self.cancel_again(id);
             let Some(backend) = self.backends.get(index, generation) else { continue };
             if let BackendState::Linked(client) = backend.state {
-                self.watch_reader(id, client);
+                if !self.watch_times(id, client) {
+                    self.watch_reader(id, client);
+                }
                 continue;
             }
             if !matches!(backend.state, BackendState::Idle) || backend.purpose != Purpose::Pool {
@@ -120,8 +133,71 @@ impl<T: Transport> Shard<T> {
             let surplus = pool.part.open() > minimum;
             if self.can_replace(backend.pool) && (self.is_expired(backend) || unused && surplus) {
                 self.close_backend(id, Close::Flushed);
+                continue;
+            }
+            let interval = pool.settings.pool.keepalive_interval;
+            if !interval.is_zero() && now.duration_since(backend.used.max(backend.probed)) >= interval {
+                self.probe(id);
             }
         }
+    }
+
+    /// What a client with a backend has done for too long is ended; whether the client was.
+    fn watch_times(&mut self, id: BackendId, client: ClientId) -> bool {
+        let now = self.io.now();
+        let link = self.backends.get(id.index, id.generation).expect("the caller has looked it up");
+        let timeouts = self.pools.get(link.pool).settings.timeouts;
+        // A login whose settings are being tried has limits.login_timeout.
+        let is_linked = self.client(client).is_some_and(|client| matches!(client.state, ClientState::Linked(_)));
+        if timeouts.are_none() || !is_linked {
+            return false;
+        }
+        let link = self.backends.get(id.index, id.generation).expect("looked up above");
+        let doing = Doing {
+            status: link.pipeline.status(),
+            busy: link.pipeline.is_client_busy(),
+            asked: now.duration_since(link.asked),
+            begun: now.duration_since(link.begun),
+        };
+        let fault = match timeouts.overdue(doing) {
+            None => return false,
+            Some(Overdue::Query) => return self.end_query_late(id, client),
+            Some(Overdue::IdleInTransaction) => Fault::IdleInTransaction,
+            Some(Overdue::Transaction) => Fault::TransactionTimeout,
+            Some(Overdue::Idle) => Fault::ClientIdle,
+        };
+        self.fail(client, &fault);
+        true
+    }
+
+    /// Has the server cancel what lasts longer than `query_timeout`: the client gets the server's own error and stays. Only
+    /// where that has no effect the client is closed, and its backend with it; whether it was.
+    fn end_query_late(&mut self, id: BackendId, client: ClientId) -> bool {
+        let (now, patience) = (self.io.now(), self.settings.cancel_timeout);
+        let link = self.backend(id).expect("the caller has looked it up");
+        let (since, cancelled) = match link.late {
+            Some((asked, since, cancelled)) if asked == link.asked => (since, Some(cancelled)),
+            Some(_) | None => (now, None),
+        };
+        if now.duration_since(since) >= patience {
+            link.tainted = true;
+            self.fail(client, &Fault::QueryTimeout);
+            return true;
+        }
+        // It may have come before the server had begun with the query.
+        if cancelled.is_none_or(|at| now.duration_since(at) >= CANCEL_AGAIN) {
+            link.late = Some((link.asked, since, now));
+            if cancelled.is_none() {
+                log::info!("{}: a query is cancelled (limits.query_timeout)", self.pool_name_of(id));
+            }
+            self.cancel_query(id);
+        }
+        false
+    }
+
+    fn pool_name_of(&self, id: BackendId) -> String {
+        let pool = self.backends.get(id.index, id.generation).map(|backend| backend.pool);
+        pool.map_or_else(String::new, |pool| self.pool_name(pool))
     }
 
     /// Where clients that do not read have taken the memory that all others are received into, the worst of them are

@@ -82,10 +82,12 @@ impl<T: Transport> Shard<T> {
         let client = self.client(id).expect("the caller has looked it up");
         client.state = ClientState::Linked(backend);
         let (wanted, pool) = (client.wanted, client.pool.expect("a client past its login has a pool"));
+        let hears = client.hears.is_some();
         self.pools.get_mut(pool).totals.links += 1;
         let now = self.io.now();
         let link = self.backend(backend).expect("the caller has looked it up");
         (link.asked, link.begun) = (now, now);
+        link.kept.hears = hears;
         let has = link.has;
         if has != wanted || link.touched {
             if !self.ask_settings(backend, wanted, MARK_REPLAY) {
@@ -148,23 +150,32 @@ impl<T: Transport> Shard<T> {
         if !whole || kept || !matches!(client.state, ClientState::Linked(_)) {
             return;
         }
+        self.tell_held_by(id);
+        self.go_on_to_ready(id);
+        if !matches!(self.client(client_id).map(|client| &client.state), Some(ClientState::Linked(_))) {
+            return;
+        }
         let backend = self.backends.get(id.index, id.generation).expect("looked up above");
         if !backend.kept.is_clean() {
             // Something of the session stays here, or may: the server is asked, once.
             if backend.kept.asked.is_none() && !backend.kept.suspects.is_empty() && mode != RelayMode::Session {
                 self.begin_question(id);
-            } else if backend.kept.asked.is_none() && mode != RelayMode::Session {
+            } else if backend.kept.asked.is_none() && mode != RelayMode::Session && !self.go_on_sharing(id) {
+                let link = self.backend(id).expect("looked up above");
+                link.kept.refused |= link.kept.ready_waits;
                 self.note_pinned(id);
+                self.go_on_to_ready(id);
             }
             return;
         }
         self.hide_foreign(id);
         let link = self.backend(id).expect("looked up above");
         link.kept.forget();
-        let pool = link.pool;
+        let (pool, answered) = (link.pool, link.asked);
         let moves = self.has_retired && self.pools.get(pool).retired;
         let client = self.client(client_id).expect("looked up above");
         client.state = ClientState::Ready;
+        client.active = answered;
         client.paused = false;
         let connection = client.connection;
         self.io.receive(connection, true);
@@ -196,7 +207,10 @@ impl<T: Transport> Shard<T> {
         if !matches!(backend.state, BackendState::Cleaning(Stage::Done)) {
             return;
         }
-        backend.used = now;
+        // A probe is not a use.
+        if !std::mem::take(&mut backend.probing) {
+            backend.used = now;
+        }
         backend.paused = false;
         // The server's last word may have come behind the ReadyForQuery, in the same bytes: whoever got this backend would
         // be hung up on.

@@ -501,6 +501,7 @@ impl<T: Transport> Shard<T> {
 
     /// ParameterStatus to ReadyForQuery, all of it QCP's own.
     pub(super) fn complete_login(&mut self, id: ClientId) {
+        let now = self.io.now();
         let Some(client) = self.client(id) else { return };
         let (connection, wanted, secret, long_key) = (client.connection, client.wanted, client.secret, client.long_key);
         let pool = client.pool.expect("a login has a pool");
@@ -508,6 +509,7 @@ impl<T: Transport> Shard<T> {
             unreachable!("only a login is completed")
         };
         client.framer = Framer::new(Direction::Frontend);
+        client.active = now;
         client.startup = wanted;
         self.vectors.hold(wanted);
         self.vectors.let_go(login.raw);
@@ -587,6 +589,10 @@ impl<T: Transport> Shard<T> {
         let Some(connection) = backend.connection else { return true };
         if backend.pipeline.ask(Expect::OwnQuery, mark).is_err() {
             return false;
+        }
+        // "a simple Query message also destroys the unnamed statement" (Extended Query): the client's comes along again.
+        if backend.unnamed == super::Unnamed::Kept {
+            backend.unnamed = super::Unnamed::Others;
         }
         self.write(connection, sql.len() + 16, |writer| {
             writer.query(sql).expect("the room was asked for");

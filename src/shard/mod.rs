@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod answers;
 mod backend;
 mod budget;
 mod cancel;
@@ -16,6 +17,7 @@ mod clean;
 mod client;
 mod deadlines;
 mod link;
+mod listens;
 mod login;
 mod lookup;
 pub mod mailbox;
@@ -30,6 +32,7 @@ mod relay;
 pub mod reload;
 mod replies;
 pub mod report;
+mod reported;
 mod requests;
 mod statements;
 mod stats;
@@ -191,6 +194,8 @@ struct Client {
     long_key: bool,
     /// Said Terminate while answers were due: it ends when it has them.
     terminating: bool,
+    /// Where it listens for notifications, and what waits for it.
+    hears: Option<Box<listens::Hearing>>,
     /// What its last Parse of the unnamed statement said, until that is bound.
     unnamed: Stash,
     /// Came over a Unix socket.
@@ -201,6 +206,8 @@ struct Client {
     seats: tally::Seats,
     /// When the login ends at the latest; later, since when it is connected.
     since: Instant,
+    /// When its login ended, or its last request that brought it a backend.
+    active: Instant,
     /// Received and not yet counted for its pool.
     bytes_in: u64,
 }
@@ -224,6 +231,8 @@ enum BackendState {
     Cleaning(clean::Stage),
     /// Of one client alone.
     Piped(ClientId),
+    /// Listens for clients; where it stands in the table of listeners.
+    Listening(u32),
     /// Clean, and on its way to another shard, whose clients wait.
     Moving(ShardId),
 }
@@ -237,6 +246,8 @@ enum Purpose {
     Check,
     /// For one client alone.
     Dedicated,
+    /// Listens for the clients of its database, beyond the pool's places.
+    Listen,
 }
 
 struct Backend {
@@ -272,6 +283,12 @@ struct Backend {
     cancels: u32,
     /// Being drained for nobody: what it works on is cancelled once more then.
     cancel_again: Option<Instant>,
+    /// The query under way lasts too long: which one (by when it began), since when, and when it was last cancelled.
+    late: Option<(Instant, Instant, Instant)>,
+    /// It is being asked whether it is there.
+    probing: bool,
+    /// When it was last asked that.
+    probed: Instant,
     /// What the server reports during its login.
     reported: Vec<(Box<str>, Box<str>)>,
     addresses: Vec<SocketAddr>,
@@ -368,6 +385,9 @@ pub struct Shard<T: Transport> {
     statements: Statements,
     scanner: Scanner,
     learned: Learned,
+    listeners: Vec<Option<listens::Listener>>,
+    /// Whom a notification is for.
+    ears: Vec<ClientId>,
     /// Statements of our own are put together here.
     sql: Vec<u8>,
     checks: u32,
@@ -476,6 +496,8 @@ impl<T: Transport> Shard<T> {
             statements: Statements::new(io.arena().clone(), settings.statement_bytes),
             scanner: Scanner::default(),
             learned: Learned::default(),
+            listeners: Vec::new(),
+            ears: Vec::new(),
             sql: Vec::with_capacity(4096),
             checks: 0,
             check_queue: VecDeque::new(),
@@ -699,6 +721,7 @@ impl<T: Transport> Shard<T> {
             | BackendState::LoggingIn
             | BackendState::Idle
             | BackendState::LookingUp(_)
+            | BackendState::Listening(_)
             | BackendState::Moving(_)
             | BackendState::Cleaning(_) => None,
         }
@@ -798,6 +821,9 @@ impl Backend {
             key: 0,
             cancels: 0,
             cancel_again: None,
+            late: None,
+            probing: false,
+            probed: now,
             reported: Vec::new(),
             addresses: Vec::new(),
             address: None,
@@ -866,15 +892,19 @@ impl Client {
             names_used: 0,
             long_key: false,
             terminating: false,
+            hears: None,
             unnamed: Stash::default(),
             unix,
             origin: proxied::Origin::Own,
             seats: tally::Seats::default(),
             since: now,
+            active: now,
             bytes_in: 0,
         }
     }
 }
+
+pub use listens::channels_size_max;
 
 /// Bytes of one entry of each table, for the sums: name, size, what for.
 pub fn table_sizes() -> [(&'static str, usize, &'static str); 3] {

@@ -192,6 +192,7 @@ impl<T: Transport> Shard<T> {
                 | BackendState::LookingUp(_)
                 | BackendState::Linked(_)
                 | BackendState::Piped(_)
+                | BackendState::Listening(_)
                 | BackendState::Moving(_) => self.close_backend(id, Close::Flushed),
             }
         }

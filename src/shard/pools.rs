@@ -9,6 +9,7 @@ use crate::control::report::metrics::Totals;
 use crate::ids::{ClientId, PoolId};
 use crate::pool::{self, Backoff, Homes, Part};
 use crate::session::parameters::VectorId;
+use crate::session::timeouts::Timeouts;
 use crate::session::{RelayMode, Transparency};
 
 use super::Server;
@@ -32,6 +33,8 @@ pub struct PoolSettings {
     pub tls: usize,
     /// Sizes and times.
     pub pool: pool::Settings,
+    /// How long clients may do what.
+    pub timeouts: Timeouts,
     /// Who checks clients, and how QCP logs in.
     pub rules: Rules,
     /// How many clients there may be.
@@ -163,7 +166,6 @@ impl Pools {
         permits: u32,
         backoff: Backoff,
         shard_count: u16,
-        generation: u32,
     ) -> Option<PoolId> {
         if self.by_key.len() >= POOLS_MAX {
             return None;
@@ -175,7 +177,7 @@ impl Pools {
             part: Part::new(settings.pool.clone(), permits, backoff),
             settings,
             retired: false,
-            generation,
+            generation: 0,
             parameters: Vec::new(),
             trusted_until: None,
             asking: false,

@@ -16,6 +16,7 @@ use crate::session::suspects::{Answer, Suspects};
 use crate::session::{RelayMode, Transparency};
 
 use super::Shard;
+use super::listens::Share;
 use super::relay::{Request, Verdict};
 
 /// Mark of the question behind a transaction.
@@ -46,6 +47,26 @@ pub(super) struct Kept {
     foreign: Vec<Number>,
     /// The client is gone and left something: DISCARD ALL before anybody else.
     pub must_reset: bool,
+    /// The client's channels are on their way to the listener of its database.
+    pub share: Option<Box<Share>>,
+    /// They cannot go there.
+    pub refused: bool,
+    /// The client hears by a listener.
+    pub hears: bool,
+    /// This transaction may notify.
+    pub notified: bool,
+    /// The client's ReadyForQuery waits for the listener.
+    pub ready_held: bool,
+    /// What the client began its session with may have been reset, among other things: to be found out.
+    pub resets: bool,
+    /// And first for what its UNLISTEN has left, or its RESET.
+    pub ready_waits: bool,
+    /// The backend listens on all that its client does.
+    pub real: bool,
+    /// It must, before the text under way goes there.
+    pub wants_real: bool,
+    /// What the client has said UNLISTEN of in its transaction; `None`: of all.
+    pub unlistened: Vec<Option<Box<[u8]>>>,
 }
 
 /// A question and what has come of its answer.
@@ -66,7 +87,12 @@ impl Kept {
     /// Whether another client may have the backend, as far as this goes.
     #[inline]
     pub(super) fn is_clean(&self) -> bool {
-        self.suspects.is_empty() && self.pins.is_empty() && self.asked.is_none()
+        self.suspects.is_empty()
+            && self.pins.is_empty()
+            && self.asked.is_none()
+            && self.share.is_none()
+            && !self.real
+            && !self.ready_held
     }
 
     /// What keeps the client here, for people.
@@ -105,6 +131,16 @@ impl Kept {
         self.reset = None;
         self.doubt = false;
         self.parameters = false;
+        self.share = None;
+        self.refused = false;
+        self.hears = false;
+        self.notified = false;
+        self.ready_held = false;
+        self.ready_waits = false;
+        self.resets = false;
+        self.real = false;
+        self.wants_real = false;
+        self.unlistened.clear();
     }
 }
 
@@ -200,8 +236,19 @@ impl<T: Transport> Shard<T> {
         let pool = pools.get(link.pool);
         let strings = vectors.get(wanted, "standard_conforming_strings");
         let backslashes = strings.map_or(pool.backslashes, |value| value == "off");
+        let startup = clients.get(client.index, client.generation)?.startup;
         let found = scanner.scan(text, backslashes);
+        // The server would go back to what *its* session began with.
+        let begun_with = |name: &[u8]| std::str::from_utf8(name).is_ok_and(|name| vectors.get(startup, name).is_some());
+        let resets = found.effects.has(Effects::RESETS)
+            && startup != VectorId::NEUTRAL
+            && (found.effects.has(Effects::ANY_SETTING) || scanner.names().any(begun_with));
         self.note_found(backend, &found, random);
+        if resets {
+            self.suspect(backend, Effects::ANY_SETTING);
+            self.backend(backend)?.kept.resets = true;
+        }
+        self.note_listens(backend, found.effects, text);
         Some(found)
     }
 
@@ -221,11 +268,16 @@ impl<T: Transport> Shard<T> {
             Some((effects, fingerprint)) if !effects.has(Effects::SETTINGS) => {
                 let random = self.next_random();
                 self.note_found(backend, &Found { effects, only: None, fingerprint }, random);
+                if effects.has(Effects::LISTEN.and(Effects::NOTIFY).and(Effects::OPAQUE)) {
+                    let text = std::mem::take(&mut self.sql);
+                    let text = self.copy_text(text, number);
+                    self.note_listens(backend, effects, text.split(|&byte| byte == 0).next().unwrap_or_default());
+                    self.sql = text;
+                }
             }
             _ => {
-                let mut copy = std::mem::take(&mut self.sql);
-                copy.clear();
-                copy.extend_from_slice(self.statements.text(number));
+                let copy = std::mem::take(&mut self.sql);
+                let copy = self.copy_text(copy, number);
                 let query = copy.split(|&byte| byte == 0).next().unwrap_or_default();
                 if let Some(found) = self.note_text(backend, query) {
                     self.statements.classify(number, found.effects, found.fingerprint);
@@ -233,6 +285,12 @@ impl<T: Transport> Shard<T> {
                 self.sql = copy;
             }
         }
+    }
+
+    fn copy_text(&self, mut to: Vec<u8>, number: Number) -> Vec<u8> {
+        to.clear();
+        to.extend_from_slice(self.statements.text(number));
+        to
     }
 
     /// `found` in a text of the client's; names of settings are the scanner's last.
@@ -264,6 +322,7 @@ impl<T: Transport> Shard<T> {
         let pins = effects.common(Effects::LASTING.and(sequence));
         link.kept.pins = link.kept.pins.and(pins);
         let asked = Effects::RELEARN.and(Effects::LAST_VALUE).and(Effects::TWO_PHASE).and(Effects::LASTING);
+        let asked = asked.and(Effects::NOTIFY).and(Effects::RESETS);
         link.kept.suspects.add(effects.without(asked.and(Effects::SEQUENCE)));
         match pool.settings.preserve {
             Some(Transparency::Balanced) => learned.on_text(found, random, &mut link.kept.suspects),
@@ -280,6 +339,7 @@ impl<T: Transport> Shard<T> {
         sql.clear();
         let link = self.backends.get_mut(id.index, id.generation).expect("the caller has looked it up");
         let suspects = std::mem::take(&mut link.kept.suspects);
+        link.kept.refused = false;
         suspects.write_question(self.vectors.settings(wanted).iter().map(|setting| &*setting.name), &mut sql);
         link.kept.asked = Some(Box::new(Asked { suspects, answer: Answer::default() }));
         let asked = self.ask_own(id, &sql, MARK_CHECK);
@@ -291,7 +351,14 @@ impl<T: Transport> Shard<T> {
 
     /// A row of the answer.
     pub(super) fn on_check_row(&mut self, id: BackendId, message: &[u8], size: u32) {
-        let Some(asked) = self.backend(id).and_then(|backend| backend.kept.asked.as_mut()) else { return };
+        let Some(link) = self.backend(id) else { return };
+        if let Some(share) = link.kept.share.as_mut().filter(|share| share.is_asking()) {
+            if message.len() == size as usize {
+                share.add_row(message);
+            }
+            return;
+        }
+        let Some(asked) = link.kept.asked.as_mut() else { return };
         if message.len() < size as usize {
             asked.answer.unreadable = true;
         } else {
@@ -309,17 +376,39 @@ impl<T: Transport> Shard<T> {
         let client = clients.get_mut(client_id.index, client_id.generation).expect("a linked client is there");
         let link = backends.get_mut(id.index, id.generation).expect("looked up above");
         let user = &*pools.get(link.pool).key.user;
-        let settings = answer.settings_of(vectors.settings(client.wanted), suspects.asks_for_all_settings(), user);
+        let all = suspects.asks_for_all_settings();
+        let mut settings = answer.settings_of(vectors.settings(client.wanted), all, user);
+        // What it began with and the server's session does not have any more has been reset: so it is what it was.
+        let again: Vec<Setting> = match all && !answer.unreadable {
+            true => answer.reset_of(vectors.settings(client.startup)).cloned().collect(),
+            false => Vec::new(),
+        };
+        let told: Vec<Setting> = again
+            .iter()
+            .filter(|setting| parameters::is_tracked(setting.name.as_bytes()))
+            .filter(|setting| vectors.get(client.wanted, &setting.name) != Some(&*setting.value))
+            .cloned()
+            .collect();
+        settings.retain(|setting| !again.iter().any(|reset| reset.name == setting.name));
+        let (has, connection) = (settings.clone(), client.connection);
+        settings.extend(again);
         let mut unknown = answer.unreadable;
         let mut changed = false;
         match vectors.intern(settings) {
             Ok(made) => {
                 changed = made != client.wanted;
                 vectors.let_go(std::mem::replace(&mut client.wanted, made));
-                let held = vectors.hold(made);
-                vectors.let_go(std::mem::replace(&mut link.has, held));
+                match vectors.intern(has) {
+                    Ok(has) => vectors.let_go(std::mem::replace(&mut link.has, has)),
+                    Err(_full) => unknown = true,
+                }
             }
             Err(_full) => unknown = true,
+        }
+        let wanted = client.wanted;
+        // Until the listener has seen the mark, the move goes on; what is known of the channels may be old by now.
+        if link.kept.share.as_ref().is_some_and(|share| share.is_open()) {
+            link.kept.share = None;
         }
         let before = link.kept.pins;
         learned.on_answer(suspects.texts(), suspects.is_surprise(before, &answer, changed));
@@ -335,6 +424,32 @@ impl<T: Transport> Shard<T> {
             suspects.clear();
             link.kept.suspects = suspects;
         }
+        let has = link.has;
+        self.tell_settings(connection, told);
+        if has != wanted && !self.replay(id, wanted) {
+            self.fail(client_id, &crate::session::fault::Fault::NoMemory);
+        }
+    }
+
+    /// The client is told what its settings are.
+    fn tell_settings(&mut self, connection: crate::ids::ConnectionId, settings: Vec<Setting>) {
+        for setting in settings {
+            self.write(connection, setting.name.len() + setting.value.len() + 16, |writer| {
+                let name = parameters::reported_name(&setting.name);
+                let _ = writer.parameter_status(name.as_bytes(), setting.value.as_bytes());
+            });
+        }
+    }
+
+    /// The backend gets the settings of `wanted`. `false`: no memory.
+    fn replay(&mut self, id: BackendId, wanted: VectorId) -> bool {
+        if !self.ask_settings(id, wanted, super::link::MARK_REPLAY) {
+            return false;
+        }
+        let held = self.vectors.hold(wanted);
+        let link = self.backends.get_mut(id.index, id.generation).expect("the caller has looked it up");
+        self.vectors.let_go(std::mem::replace(&mut link.has, held));
+        true
     }
 
     /// The question was refused (a statement_timeout, a role without rights): nothing is known, so the client stays.
@@ -370,6 +485,7 @@ impl<T: Transport> Shard<T> {
         // Behind other requests it could not be told whose settings the server reports.
         if !link.pipeline.is_client_busy() {
             link.kept.reset = Some(reset);
+            link.kept.resets = false;
         }
     }
 
@@ -418,7 +534,15 @@ impl<T: Transport> Shard<T> {
             .filter(|setting| self.vectors.get(wanted, &setting.name) != Some(&*setting.value))
             .cloned()
             .collect();
-        let (new_has, mut new_wanted) = (kept(has), kept(wanted));
+        // A custom setting that was set once is empty from then on rather than unknown, wherever the client goes.
+        let emptied = |vector: VectorId| -> Vec<Setting> {
+            let custom = |setting: &&Setting| !is_kept(&setting.name) && setting.name.contains('.');
+            let settings = self.vectors.settings(vector).iter().filter(|_| !matches!(reset, Reset::Discard));
+            settings.filter(custom).map(|setting| Setting { name: setting.name.clone(), value: "".into() }).collect()
+        };
+        let (mut new_has, mut new_wanted) = (kept(has), kept(wanted));
+        new_has.extend(emptied(has));
+        new_wanted.extend(emptied(wanted));
         new_wanted.extend(again);
         let (Ok(new_has), Ok(new_wanted)) = (self.vectors.intern(new_has), self.vectors.intern(new_wanted)) else {
             self.suspect(id, Effects::OPAQUE);
@@ -444,20 +568,9 @@ impl<T: Transport> Shard<T> {
             }
         }
         self.vectors.let_go(wanted);
-        for setting in told {
-            self.write(connection, setting.name.len() + setting.value.len() + 16, |writer| {
-                let name = parameters::reported_name(&setting.name);
-                let _ = writer.parameter_status(name.as_bytes(), setting.value.as_bytes());
-            });
-        }
-        if new_has != new_wanted {
-            if !self.ask_settings(id, new_wanted, super::link::MARK_REPLAY) {
-                self.fail(client_id, &crate::session::fault::Fault::NoMemory);
-                return;
-            }
-            let held = self.vectors.hold(new_wanted);
-            let link = self.backends.get_mut(id.index, id.generation).expect("looked up above");
-            self.vectors.let_go(std::mem::replace(&mut link.has, held));
+        self.tell_settings(connection, told);
+        if new_has != new_wanted && !self.replay(id, new_wanted) {
+            self.fail(client_id, &crate::session::fault::Fault::NoMemory);
         }
     }
 

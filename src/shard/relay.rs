@@ -326,6 +326,7 @@ impl<T: Transport> Shard<T> {
                 {
                     return verdict;
                 }
+                self.make_real(id, backend, bytes, run, request.at);
             }
             tag::SYNC => self.counters.queries += 1,
             tag::FUNCTION_CALL => {
@@ -368,7 +369,7 @@ impl<T: Transport> Shard<T> {
     fn begin_request(&mut self, id: ClientId, tag: u8) -> Result<BackendId, Verdict> {
         match tag {
             tag::TERMINATE => {
-                self.leave(id);
+                self.part(id);
                 return Err(Verdict::Gone);
             }
             // "probably got here because a COPY failed, and the frontend is still sending data" (postgres.c): nobody

@@ -188,7 +188,12 @@ impl<T: Transport> Shard<T> {
         };
         self.pools.get_mut(old).clients -= 1;
         self.pools.get_mut(new).clients += 1;
-        self.client(id).expect("looked up above").pool = Some(new);
+        let client = self.client(id).expect("looked up above");
+        client.pool = Some(new);
+        if client.hears.is_some() {
+            self.fail(id, &Fault::ListenerLost("its database is served from elsewhere now".to_owned()));
+            return false;
+        }
         true
     }
 
@@ -218,6 +223,8 @@ impl<T: Transport> Shard<T> {
                 | BackendState::Linked(_)
                 | BackendState::Cleaning(_)
                 | BackendState::Piped(_)
+                // Those who listen by it would have to be closed.
+                | BackendState::Listening(_)
                 | BackendState::Moving(_) => {}
             }
         }

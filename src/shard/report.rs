@@ -53,6 +53,7 @@ impl<T: Transport> Shard<T> {
                 BackendState::Linked(client) => (ReportedBackend::Linked, Some(client)),
 
                 BackendState::LookingUp(client) => (ReportedBackend::Linked, Some(client)),
+                BackendState::Listening(_) => (ReportedBackend::Listening, None),
                 BackendState::Cleaning(_) | BackendState::Moving(_) => (ReportedBackend::Cleaning, None),
                 BackendState::Piped(client) => (ReportedBackend::Dedicated, Some(client)),
             };

@@ -163,9 +163,10 @@ impl<T: Transport> Shard<T> {
                         |pool| &mut pool.backends_login
                     }
                     BackendState::Idle => |pool| &mut pool.backends_idle,
-                    BackendState::Linked(_) | BackendState::Piped(_) | BackendState::LookingUp(_) => {
-                        |pool| &mut pool.backends_active
-                    }
+                    BackendState::Linked(_)
+                    | BackendState::Piped(_)
+                    | BackendState::LookingUp(_)
+                    | BackendState::Listening(_) => |pool| &mut pool.backends_active,
                     BackendState::Cleaning(_) | BackendState::Moving(_) => |pool| &mut pool.backends_cleaning,
                 },
             );

@@ -307,6 +307,7 @@ impl Catalogue for Everything {
             tls: 0,
             rules: Rules { method: if dials.trust { Method::Trust } else { Method::Server }, credentials: None },
             clients_max: ClientsMax::default(),
+            timeouts: Default::default(),
             pool: Settings {
                 size: dials.pool_size,
                 min_size: dials.min_size.min(dials.pool_size),
@@ -314,6 +315,8 @@ impl Catalogue for Everything {
                 queue_timeout: dials.queue_timeout(),
                 idle_timeout: Duration::from_millis(dials.idle_timeout_ms),
                 lifetime: Duration::from_millis(dials.lifetime_ms),
+                keepalive_interval: Duration::ZERO,
+                keepalive_timeout: Duration::from_secs(10),
                 schedule: Schedule::RoundRobin,
                 placement: dials.placement,
             },

@@ -350,6 +350,7 @@ impl Catalogue for OnePool {
             tls: 0,
             rules: Rules { method: Method::Trust, credentials: None },
             clients_max: ClientsMax::default(),
+            timeouts: Default::default(),
             pool: pool::Settings {
                 size: self.size,
                 min_size: 0,
@@ -357,6 +358,8 @@ impl Catalogue for OnePool {
                 queue_timeout: Duration::from_secs(10),
                 idle_timeout: Duration::from_secs(600),
                 lifetime: Duration::from_secs(3600),
+                keepalive_interval: Duration::ZERO,
+                keepalive_timeout: Duration::from_secs(10),
                 schedule: Schedule::RoundRobin,
                 placement: Schedule::LoadBalancing,
             },

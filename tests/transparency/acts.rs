@@ -8,8 +8,20 @@ pub struct Act {
     pub text: String,
     pub bytes: Vec<u8>,
     pub readies: usize,
-    /// Instead: it leaves and logs in anew.
-    pub reconnects: bool,
+    /// What else it does.
+    pub kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing.
+    Write,
+    /// It asks for a cancel until an answer is there.
+    Cancels,
+    /// Instead: it says Terminate and logs in anew.
+    Leaves,
+    /// It hangs up behind what it wrote, and logs in anew.
+    Vanishes,
 }
 
 /// Numbers from a seed (splitmix64).
@@ -66,7 +78,7 @@ pub fn startup(random: &mut Random, client: usize) -> Vec<(String, String)> {
 }
 
 fn query(text: &str) -> Act {
-    Act { text: text.to_owned(), bytes: message(b'Q', &zero_ended(text)), readies: 1, reconnects: false }
+    Act { text: text.to_owned(), bytes: message(b'Q', &zero_ended(text)), readies: 1, kind: Kind::Write }
 }
 
 fn parse(name: &str, text: &str) -> Vec<u8> {
@@ -98,7 +110,7 @@ fn sync() -> Vec<u8> {
 /// Messages of the extended protocol.
 fn extended(text: String, messages: &[Vec<u8>]) -> Act {
     let readies = messages.iter().filter(|message| message[0] == b'S').count();
-    Act { text, bytes: messages.concat(), readies, reconnects: false }
+    Act { text, bytes: messages.concat(), readies, kind: Kind::Write }
 }
 
 pub fn act(random: &mut Random, client: usize, may_pin: bool) -> Act {
@@ -108,7 +120,7 @@ pub fn act(random: &mut Random, client: usize, may_pin: bool) -> Act {
     let (name, values) = *random.pick(&SETTINGS);
     let value = *random.pick(values);
     let plain = value.replace("''", "'");
-    match random.below(40) {
+    match random.below(46) {
         0..=2 => query(&format!("set {name} to {}", literal(value))),
         3 => query(&format!("set local {name} = {}", literal(value))),
         4 => query(&format!("reset {name}")),
@@ -180,8 +192,56 @@ pub fn act(random: &mut Random, client: usize, may_pin: bool) -> Act {
         36 => query(&format!("deallocate {}", random.pick(&["s", "\"T\"", "all"]))),
         37 => query(&format!("execute {}", random.pick(&["s", "\"T\""]))),
         38 => query(&format!("copy (select {}) to stdout", random.below(9))),
-        _ => Act { text: "leave and come back".to_owned(), bytes: Vec::new(), readies: 0, reconnects: true },
+        39 => copy_in(random),
+        40 => pipeline(&[&format!("set {name} to {}", literal(value)), &show(), "select 1/0", "select 1", &show()]),
+        41 => pipeline(&["begin", &format!("set {name} to {}", literal(value)), "rollback", &show()]),
+        42 => {
+            let text = "select pg_sleep(5)";
+            Act { text: format!("{text}, cancelled"), kind: Kind::Cancels, ..query(text) }
+        }
+        43 => Act {
+            text: "insert in a transaction and vanish".to_owned(),
+            // Its last message is not whole.
+            bytes: [query("insert into t values (7, 'never')").bytes, query("commit").bytes[..9].to_vec()].concat(),
+            readies: 1,
+            kind: Kind::Vanishes,
+        }
+        .after("begin"),
+        44 => Act { text: "vanish".to_owned(), bytes: Vec::new(), readies: 0, kind: Kind::Vanishes },
+        _ => Act { text: "leave and come back".to_owned(), bytes: Vec::new(), readies: 0, kind: Kind::Leaves },
     }
+}
+
+impl Act {
+    /// With a query before it, in the same write.
+    fn after(mut self, text: &str) -> Act {
+        self.bytes = [query(text).bytes, self.bytes].concat();
+        self.readies += 1;
+        self
+    }
+}
+
+/// Queries in one write.
+fn pipeline(texts: &[&str]) -> Act {
+    let bytes = texts.iter().flat_map(|text| query(text).bytes).collect();
+    Act { text: texts.join(" | "), bytes, readies: texts.len(), kind: Kind::Write }
+}
+
+/// A COPY of a few rows, which may be there already, or not be rows; or it is given up.
+fn copy_in(random: &mut Random) -> Act {
+    let mut act = query("copy t from stdin");
+    for _ in 0..random.below(4) {
+        let row = match random.below(8) {
+            0 => "no number\tx\n".to_owned(),
+            id => format!("{id}\tcopied\n"),
+        };
+        act.bytes.extend(message(b'd', row.as_bytes()));
+        act.text.push_str(&format!(" {row:?}"));
+    }
+    let gives_up = random.chance(20);
+    act.text.push_str(if gives_up { ", given up" } else { "" });
+    act.bytes.extend(if gives_up { message(b'f', &zero_ended("no more")) } else { message(b'c', &[]) });
+    act
 }
 
 /// What keeps the client on its backend.
@@ -207,11 +267,13 @@ fn pinning(random: &mut Random, client: usize) -> Act {
         12 => "prepare p(int) as select $1 + 1".to_owned(),
         13 => "execute p(1)".to_owned(),
         14 => "deallocate p".to_owned(),
-        15 => format!("listen channel_{client}"),
-        16 => format!("notify channel_{client}, '{}'", random.below(9)),
-        17 => "unlisten *".to_owned(),
+        15 => format!("listen channel_{client}_{}", random.below(2)),
+        16 => format!("notify channel_{client}_{}, '{}'", random.below(2), random.below(9)),
+        17 if random.chance(50) => "unlisten *".to_owned(),
+        17 => format!("unlisten channel_{client}_{}", random.below(2)),
         18 => "discard temp".to_owned(),
-        _ => "select * from pg_listening_channels()".to_owned(),
+        // Who asks in a transaction is not told what another connection listens on for it.
+        _ => format!("listen channel_{client}_0; select pg_notify('channel_{client}_0', '{}')", random.below(9)),
     })
 }
 

@@ -15,13 +15,14 @@ mod support;
 #[path = "../conversations/trace.rs"]
 mod trace;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use acts::{Act, Random};
+use acts::{Act, Kind, Random};
 use support::Address;
 use support::pooler::Qcp;
 use support::postgres::{SUPERUSER, postgres};
-use support::raw::{PATIENCE, PROTOCOL_3_0, RawClient, Received, message, startup};
+use support::raw::{PATIENCE, PROTOCOL_3_0, RawClient, Received, message, startup, untagged};
+use support::wait_until;
 
 const CLIENTS: usize = 6;
 const BACKENDS: usize = 3;
@@ -110,7 +111,7 @@ fn sessions(seed: u64) -> Vec<Session> {
 
 /// Leaves acts out as long as something still differs.
 fn shrink(places: &Places, mut sessions: Vec<Session>, seed: u64) -> Vec<Session> {
-    let until = Instant::now() + std::time::Duration::from_secs(number("SHRINK", 60));
+    let until = Instant::now() + Duration::from_secs(number("SHRINK", 60));
     for client in 0..sessions.len() {
         let mut size = sessions[client].acts.len();
         while size > 0 {
@@ -202,6 +203,7 @@ struct Client {
     connection: Option<RawClient>,
     greeting: Vec<String>,
     status: u8,
+    number: usize,
     address: Address,
     startup: Vec<(String, String)>,
 }
@@ -212,6 +214,7 @@ impl Client {
             connection: None,
             greeting: Vec::new(),
             status: b'I',
+            number: session.number,
             address: address.clone(),
             startup: session.startup.clone(),
         };
@@ -231,13 +234,60 @@ impl Client {
 
     /// Does it, and says what came of it.
     fn play(&mut self, act: &Act) -> Vec<String> {
-        if act.reconnects {
+        if act.kind == Kind::Leaves {
             self.leave();
             return self.log_in();
         }
         let Some(connection) = &mut self.connection else { return Vec::new() };
         connection.send(&act.bytes);
-        self.listen(act.readies)
+        match act.kind {
+            Kind::Cancels => self.cancel(),
+            Kind::Vanishes => {
+                let mut heard = self.listen(act.readies);
+                self.vanish();
+                heard.extend(self.log_in());
+                heard
+            }
+            Kind::Write | Kind::Leaves => self.listen(act.readies),
+        }
+    }
+
+    /// Asks again and again to cancel what is under way: a request that comes too early is without effect.
+    fn cancel(&mut self) -> Vec<String> {
+        const CANCEL_REQUEST: u32 = 80877102;
+        let connection = self.connection.as_mut().expect("the caller has looked");
+        let key = connection.key.clone();
+        for _ in 0..100 {
+            match connection.receive(Duration::from_millis(10)) {
+                Received::Quiet => {
+                    let mut other = RawClient::connect(&self.address);
+                    other.send(&untagged(CANCEL_REQUEST, &key));
+                    // Closed when the signal is sent.
+                    while let Received::Message(_) = other.receive(PATIENCE) {}
+                }
+                Received::Closed => return vec!["closed".to_owned()],
+                Received::Message(message) => {
+                    let first = trace::line(&message);
+                    let rest = self.listen(1);
+                    return first.into_iter().chain(rest).collect();
+                }
+            }
+        }
+        vec!["(not cancelled)".to_owned()]
+    }
+
+    /// Hangs up. What it held is free before it goes on, so that there is one right answer.
+    fn vanish(&mut self) {
+        self.connection = None;
+        self.status = b'I';
+        let keys = format!("between {} and {}", self.number * 1000, self.number * 1000 + 999);
+        let held = format!("select 1 from pg_locks where locktype = 'advisory' and objid {keys}");
+        if self.number < PINNED {
+            let mut direct = RawClient::login(&postgres().tcp(), SUPERUSER, DATABASE);
+            wait_until("a lost client's locks are free", PATIENCE, || {
+                direct.query(&held).expect("the server answers").is_empty()
+            });
+        }
     }
 
     fn leave(&mut self) {

@@ -270,7 +270,7 @@ fn states_are_spelled_the_same_in_both_forms() {
     for state in [C::Login, C::Idle, C::Waiting, C::Active, C::Dedicated, C::Closing] {
         check(state, state.name());
     }
-    for state in [B::Dialing, B::Login, B::Idle, B::Linked, B::Cleaning, B::Dedicated, B::Closing] {
+    for state in [B::Dialing, B::Login, B::Idle, B::Linked, B::Cleaning, B::Dedicated, B::Listening, B::Closing] {
         check(state, state.name());
     }
     for mode in [RelayMode::Session, RelayMode::Smart, RelayMode::Statement] {

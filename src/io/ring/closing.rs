@@ -5,7 +5,7 @@ use std::time::Duration;
 use io_uring::{opcode, types};
 
 use super::Ring;
-use super::connection::{Closing, Operation, user_data};
+use super::connection::{Closing, Operation, Receive, user_data};
 use crate::ids::ConnectionId;
 use crate::io::{Close, Transport};
 
@@ -24,6 +24,14 @@ impl Ring {
             self.closing.push(id);
         }
         self.finished_check(id);
+    }
+
+    /// At a tick: those that said farewell and have not closed by now are not waited for any longer.
+    pub(super) fn cancel_parting(&mut self) {
+        // The order is of no account, and neither list allocates.
+        while let Some(id) = self.parting.pop() {
+            self.closing.push(id);
+        }
     }
 
     /// Cancels what is still in flight of closing connections. Most often the peer's own end has come in the same turn,
@@ -65,8 +73,21 @@ impl Ring {
         if connection.closing != Closing::No {
             return;
         }
+        let has_room = self.parting.len() < self.parting.capacity();
+        if how == Close::Farewell
+            && has_room
+            && !connection.ended
+            && connection.receive == Receive::Armed
+            && connection.operations == 1
+        {
+            // Its end comes within this turn or the next and ends the receive, which need not be cancelled then.
+            connection.closing = Closing::Waiting;
+            connection.wanted = false;
+            self.parting.push(id);
+            return;
+        }
         let unsent = !connection.outbox.is_empty() && !connection.ended;
-        if how == Close::Now || !unsent {
+        if how != Close::Flushed || !unsent {
             self.begin_close(id);
             return;
         }
@@ -93,5 +114,55 @@ impl Ring {
                 self.begin_close(id);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::time::Duration;
+
+    use super::super::moving::tests::{connected, ring};
+    use super::*;
+    use crate::io::Event;
+
+    /// Ticks, one each `every`, until the slot is free.
+    fn ticks_until_closed(ring: &mut Ring, every: Duration) -> usize {
+        let mut ticks = 0;
+        for _ in 0..50 {
+            ring.wait(every).expect("the ring waits");
+            while let Some(event) = ring.next_event() {
+                assert!(matches!(event, Event::Tick), "nothing is heard of it");
+                ticks += 1;
+            }
+            if ring.connection_count() == 0 {
+                return ticks;
+            }
+        }
+        panic!("it is never closed");
+    }
+
+    #[test]
+    fn whoever_says_farewell_and_stays_is_closed_at_the_next_tick() {
+        let mut ring = ring();
+        let (id, mut peer) = connected(&mut ring);
+        ring.close(id, Close::Farewell);
+        assert!(ticks_until_closed(&mut ring, Duration::from_millis(20)) >= 1);
+        assert_eq!(peer.read(&mut [0; 1]).expect("it ends in an orderly way"), 0);
+    }
+
+    #[test]
+    fn whoever_says_farewell_and_goes_is_closed_with_that() {
+        let mut ring = ring();
+        let (id, peer) = connected(&mut ring);
+        // One is under way since the connect.
+        while ring.tick_at.is_some() {
+            std::thread::sleep(Duration::from_millis(1));
+            ring.submit().expect("the ring takes it");
+            while ring.next_event().is_some() {}
+        }
+        ring.close(id, Close::Farewell);
+        drop(peer);
+        assert_eq!(ticks_until_closed(&mut ring, Duration::from_secs(10)), 0);
     }
 }

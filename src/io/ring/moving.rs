@@ -121,7 +121,7 @@ impl Ring {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::Settings;
     use super::*;
     use crate::io::doorbell::Doorbell;
@@ -131,7 +131,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::time::Duration;
 
-    fn ring() -> Ring {
+    pub(in crate::io::ring) fn ring() -> Ring {
         let settings = Settings {
             arena: Arena::new(16384, 32).expect("memory is left"),
             connections_max: 8,
@@ -142,7 +142,7 @@ mod tests {
         Ring::new(settings, Doorbell::new().expect("descriptors are left")).expect("a ring can be made")
     }
 
-    fn next(ring: &mut Ring) -> Event {
+    pub(in crate::io::ring) fn next(ring: &mut Ring) -> Event {
         for _ in 0..200 {
             match ring.next_event() {
                 Some(Event::Tick | Event::Rung) => {}
@@ -154,7 +154,7 @@ mod tests {
     }
 
     /// A connection of `ring`'s and its peer.
-    fn connected(ring: &mut Ring) -> (ConnectionId, TcpStream) {
+    pub(in crate::io::ring) fn connected(ring: &mut Ring) -> (ConnectionId, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = SocketAddress::Tcp(listener.local_addr().expect("it is bound"));
         let id = ring.connect(&address).expect("a slot is free");

@@ -211,3 +211,71 @@ impl Ring {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::super::moving::tests::{connected, next, ring};
+    use super::*;
+    use crate::io::Transport;
+
+    /// A piece that says which one it is, all through.
+    fn piece(ring: &mut Ring, id: ConnectionId, number: u8) {
+        let bytes = ring.scratch().copy(&[number; 8192]).expect("a chunk is free");
+        ring.send(id, bytes);
+    }
+
+    #[test]
+    fn a_short_send_is_over_when_it_is_submitted() {
+        let mut ring = ring();
+        let (id, mut peer) = connected(&mut ring);
+        piece(&mut ring, id, 7);
+        assert_eq!(ring.queued(id), (8192, 1));
+        ring.submit().expect("the ring takes it");
+        assert_eq!(ring.queued(id), (0, 0), "it was made, and nothing that completes has been looked at");
+        assert!(ring.silent.is_empty());
+        let mut heard = [0; 8192];
+        peer.read_exact(&mut heard).expect("it is sent");
+        assert_eq!(heard, [7; 8192]);
+    }
+
+    #[test]
+    fn a_full_socket_gets_all_in_order_when_it_is_read() {
+        let mut ring = ring();
+        let (id, mut peer) = connected(&mut ring);
+        let mut sent = 0;
+        // A socket takes some megabytes at most.
+        while ring.queued(id).0 == 0 {
+            assert!(sent < 10_000, "it never fills");
+            piece(&mut ring, id, sent as u8);
+            sent += 1;
+            ring.submit().expect("the ring takes it");
+            while ring.next_event().is_some() {}
+        }
+        // Most often a part of the last one is through. More of them wait behind it, and one of them says when all is.
+        for _ in 0..2 {
+            piece(&mut ring, id, sent as u8);
+            sent += 1;
+        }
+        ring.notify_drained(id);
+        ring.submit().expect("the ring takes it");
+        let reader = std::thread::spawn(move || {
+            let mut heard = vec![0; sent * 8192];
+            peer.read_exact(&mut heard).expect("all is sent");
+            (heard, peer)
+        });
+        assert!(matches!(next(&mut ring), Event::Drained { connection } if connection == id));
+        let (heard, mut peer) = reader.join().expect("it reads");
+        for (number, piece) in heard.chunks(8192).enumerate() {
+            assert!(piece.iter().all(|byte| *byte == number as u8), "piece {number} of {sent}");
+        }
+        // And it is as quick as before again.
+        piece(&mut ring, id, 9);
+        ring.submit().expect("the ring takes it");
+        assert_eq!(ring.queued(id), (0, 0), "it was made, and nothing that completes has been looked at");
+        let mut heard = [0; 8192];
+        peer.read_exact(&mut heard).expect("it is sent");
+        assert_eq!(heard, [9; 8192]);
+    }
+}
