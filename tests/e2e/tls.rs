@@ -511,9 +511,7 @@ fn certificates_are_reloaded() {
     assert!(subject().contains("CN = qcp"));
     fs::copy(folder.path("foreign.key"), folder.path("qcp.key")).unwrap();
     qcp.signal(Signal::SIGHUP);
-    wait_until("it says yes", Duration::from_secs(5), || {
-        qcp.log().contains("reloaded the certificates")
-    });
+    wait_until("it says yes", Duration::from_secs(5), || qcp.log().contains("reloaded the certificates"));
     wait_until("the new one is shown", Duration::from_secs(5), || subject().contains("CN = foreign"));
     assert!(staying.finish().success().contains("in as postgres"));
 }
