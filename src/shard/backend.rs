@@ -570,8 +570,8 @@ impl<T: Transport> Shard<T> {
         }
         self.ask_for_place(id);
         // Where others have a part of the pool, their answers decide.
-        let homes = self.pools.get(id).homes;
-        if homes.count() == 1 && homes.has(self.settings.id) {
+        let pool = self.pools.get(id);
+        if pool.homes.count() == 1 && pool.homes.has(self.settings.id) && !pool.is_spread {
             self.despair(id);
         }
     }

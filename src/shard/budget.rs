@@ -83,6 +83,13 @@ pub struct Traveller {
 }
 
 impl Pool {
+    /// The shards that shard `own` asks: those that have a part of the pool, or all of them once clients live elsewhere,
+    /// which only a change of its size brings about; what the pool has may be there.
+    fn asked(&self, own: ShardId, shard_count: u16) -> impl Iterator<Item = ShardId> + '_ {
+        let everywhere = self.is_spread || !self.homes.has(own);
+        (0..shard_count).map(ShardId).filter(move |&shard| shard != own && (everywhere || self.homes.has(shard)))
+    }
+
     /// What another shard has said of its waiters. One claim for each shard: whoever is next when the longest waiter has
     /// been served need not ask again first.
     fn claim(&mut self, from: ShardId, since: Option<Instant>, can_open: bool, now: Instant) {
@@ -123,17 +130,19 @@ impl<T: Transport> Shard<T> {
     /// Asks the other shards. `since`: when the longest waiter came; without one a place alone is wanted, for a login.
     pub(super) fn ask_others(&mut self, id: PoolId, since: Option<Instant>) {
         let (now, own) = (self.io.now(), self.settings.id);
+        let shard_count = self.settings.shard_count;
         let pool = self.pools.get_mut(id);
-        let others = u32::from(pool.homes.count()) - u32::from(pool.homes.has(own));
+        let others = pool.asked(own, shard_count).count() as u32;
         if others == 0 || pool.ask_at.is_some_and(|at| now < at) {
             return;
         }
         pool.ask_at = Some(now + ASK_EVERY * others.div_ceil(2));
         pool.round += 1;
-        let (key, homes, round) = (pool.key.clone(), pool.homes, pool.round);
+        let round = pool.round;
         let can_open = since.is_none() || pool.part.refill() != Refill::Impossible;
-        for shard in homes.iter().filter(|&shard| shard != own) {
-            self.mailbox.send(shard, Mail::Ask { key: key.clone(), from: own, since, can_open, round });
+        let pool = self.pools.get(id);
+        for shard in pool.asked(own, shard_count) {
+            self.mailbox.send(shard, Mail::Ask { key: pool.key.clone(), from: own, since, can_open, round });
         }
     }
 
@@ -146,6 +155,7 @@ impl<T: Transport> Shard<T> {
         let Some(settings) = self.catalogue.pool(&key.database, &key.user) else { return };
         let Some(id) = self.pool_of(key.clone(), settings) else { return };
         let pool = self.pools.get_mut(id);
+        pool.is_spread |= !pool.homes.has(from);
         if can_open && pool.part.give_permit() {
             self.give(id, from, 1, None);
             return;
@@ -164,14 +174,14 @@ impl<T: Transport> Shard<T> {
     /// Another shard has no backend of the pool. When none has, and none can be opened, nobody need wait.
     pub(super) fn on_nothing(&mut self, key: &Key, from: ShardId, round: u32) {
         let Some(id) = self.pools.find(key) else { return };
-        let own = self.settings.id;
+        let (own, shard_count) = (self.settings.id, self.settings.shard_count);
         let pool = self.pools.get_mut(id);
         let heard = &mut pool.nothing[usize::from(from.0)];
         // In a row: an answer that is missing begins anew.
         *heard = if round <= heard.0 + 1 { (round, heard.1 + 1) } else { (round, 1) };
         let last = pool.round;
         let nothing = &pool.nothing;
-        let all = pool.homes.iter().filter(|&shard| shard != own).all(|shard| {
+        let all = pool.asked(own, shard_count).all(|shard| {
             let (round, times) = nothing[usize::from(shard.0)];
             times >= ROUNDS && round + ROUNDS >= last
         });

@@ -111,6 +111,8 @@ pub(super) struct Pool {
     pub borrowed: Box<[i32]>,
     /// The shards that have a part of it.
     pub homes: Homes,
+    /// Clients of it live on other shards too, and so may what they were given.
+    pub is_spread: bool,
     /// Other shards are asked for a place not before then.
     pub ask_at: Option<Instant>,
     /// How often they were asked.
@@ -193,6 +195,7 @@ impl Pools {
             last_values: false,
             borrowed: vec![0; shard_count as usize].into_boxed_slice(),
             homes,
+            is_spread: false,
             ask_at: None,
             round: 0,
             nothing: vec![(0, 0); shard_count as usize].into_boxed_slice(),

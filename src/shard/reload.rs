@@ -114,6 +114,7 @@ impl<T: Transport> Shard<T> {
         if resized {
             pool.generation = generation;
             pool.homes = homes;
+            pool.is_spread = false;
             pool.borrowed.fill(0);
             pool.claims.clear();
             pool.nothing.fill((0, 0));
