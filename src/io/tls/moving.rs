@@ -4,7 +4,7 @@
 //! first; what was not opened goes along as it came.
 
 use super::channel::Channel;
-use super::{Facts, Outbox, Session, State, Tls};
+use super::{Facts, Session, State, Tls};
 use crate::ids::ConnectionId;
 use crate::io::{Event, Group, Parcel, Transport};
 
@@ -75,20 +75,7 @@ impl<T: Transport> Tls<T> {
         let Layer { channel, facts, early } = *layer.downcast::<Layer>().expect("all shards have the same transport");
         let slot = self.sessions.get_mut(id.index as usize).expect("all shards have TLS if one has");
         assert!(slot.is_none(), "a slot's last connection was closed");
-        let fresh = Session {
-            facts,
-            early,
-            generation: id.generation,
-            state: State::Open(channel),
-            pending: Outbox::default(),
-            held: Outbox::default(),
-            dirty: false,
-            waiting: false,
-            ended: false,
-            mute: false,
-            leaving: false,
-        };
-        *slot = Some(Box::new(fresh));
+        *slot = Some(Box::new(Session::new(id.generation, State::Open(channel), facts, early)));
         self.count += 1;
         Some(id)
     }
