@@ -1,8 +1,9 @@
 //! TLS over a transport, as a transport: what is above sees plaintext, what is below sees records.
 //!
 //! rustls makes the handshakes (`handshake`, a step at a time: `shaking`) and says what the keys are; records are opened
-//! (`opening`) and sealed (`sealing`) here (`record`, `channel`) between chunks of the arena, with no allocation for each. What is sent to one peer in a turn goes into as few
-//! records as can be; a connection without TLS costs one look at a table, and nothing where nobody has TLS.
+//! (`opening`) and sealed (`sealing`) here (`record`, `channel`) between chunks of the arena, with no allocation for each.
+//! What is sent to one peer in a turn goes into as few records as can be; a connection without TLS costs one look at a
+//! table, and nothing where nobody has TLS.
 //!
 //! Handshakes compute for a tenth of a millisecond (ECDSA) to one (RSA), so one step is made per turn, and the others
 //! wait in a queue: a storm of them slows itself down, not the queries that run beside it.

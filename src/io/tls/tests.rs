@@ -13,6 +13,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use super::*;
+use crate::io::{Close, Group, Parcel, SocketAddress};
+use crate::memory::{Arena, Scratch};
 
 /// Certificates in a folder of their own.
 struct Files(PathBuf);
