@@ -36,11 +36,11 @@ mod reported;
 mod requests;
 mod statements;
 mod stats;
+mod tables;
 pub mod tally;
 pub mod tls;
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -48,20 +48,17 @@ use std::time::{Duration, Instant};
 use crate::auth::{
     self,
     limiter::Limiter,
-    outgoing::Outgoing,
     secrets::{Salts, Verifier},
 };
 use crate::control::report::metrics::Origin;
 use crate::ids::{BackendId, ClientId, ConnectionId, PoolId, ShardId};
-use crate::io::{Close, Event, SocketAddress, Transport};
-use crate::memory::{Block, Nodes, Outbox, Slab, Slice, Stash};
+use crate::io::{Close, Event, Transport};
+use crate::memory::{Nodes, Slab, Slice};
 use crate::pool::Waiters;
-use crate::protocol::{Direction, ErrorFields, Framer, TransactionStatus, Writer};
+use crate::protocol::{ErrorFields, TransactionStatus, Writer};
 use crate::session::RelayMode;
 use crate::session::fault::Fault;
-use crate::session::parameters::{VectorId, Vectors};
-use crate::session::pipeline::Pipeline;
-use crate::session::prepared::Prepared;
+use crate::session::parameters::Vectors;
 use crate::session::scanner::Scanner;
 use crate::session::suspects::Learned;
 
@@ -71,6 +68,7 @@ use pools::Pools;
 pub use pools::{ClientsMax, PoolSettings};
 pub use reload::Reload;
 use statements::Statements;
+use tables::{Backend, BackendState, Cancel, Client, ClientState, Discard, Owner, Purpose, SECRET_SIZE, Unnamed};
 pub use tls::TlsSettings;
 
 /// A server of the configuration.
@@ -138,202 +136,6 @@ pub struct Settings {
     pub tls: Arc<TlsSettings>,
     /// What the tables take, for `show memory`.
     pub memory_terms: Vec<crate::control::report::Term>,
-}
-
-/// Where a client is on its way.
-enum ClientState {
-    /// Nothing, or part of a startup packet, has come.
-    Startup,
-    /// Will live on another shard: its socket is being taken out.
-    Moving(Box<placement::Move>),
-    /// The startup packet is here.
-    Login(Box<login::Login>),
-    /// No request is under way.
-    Ready,
-    /// A request waits for a backend.
-    Waiting,
-    /// Has a backend.
-    Linked(BackendId),
-    /// Has a backend of its own to which everything is passed.
-    Piped(BackendId),
-}
-
-/// Requests of a client that are dropped because it was told an error.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Discard {
-    No,
-    /// The rest of the message under way.
-    Message,
-    /// All up to the Sync, which is answered here.
-    UntilSync,
-}
-
-struct Client {
-    connection: ConnectionId,
-    state: ClientState,
-    framer: Framer,
-    /// Part of a message, or a short request that waits.
-    stash: Stash,
-    /// Bytes that must be in the stash before it is looked at again; 0: it is a request that waits.
-    need: u32,
-    /// Received and not yet looked at: the server's side is full.
-    pending: Outbox,
-    paused: bool,
-    discard: Discard,
-    /// The message under way is not for the server.
-    dropping: bool,
-    pool: Option<PoolId>,
-    wanted: VectorId,
-    /// What it began with, and what its RESET goes back to.
-    startup: VectorId,
-    secret: [u8; SECRET_SIZE],
-    /// Its prepared statements' names, packed by `session::prepared`.
-    names: Option<Block>,
-    names_used: u32,
-    /// Speaks protocol 3.2, which has longer cancel keys.
-    long_key: bool,
-    /// Said Terminate while answers were due: it ends when it has them.
-    terminating: bool,
-    /// Where it listens for notifications, and what waits for it.
-    hears: Option<Box<listens::Hearing>>,
-    /// What its last Parse of the unnamed statement said, until that is bound.
-    unnamed: Stash,
-    /// Came over a Unix socket.
-    unix: bool,
-    /// What its PROXY header says, from whom one must come.
-    origin: proxied::Origin,
-    /// Where it is counted against limits.
-    seats: tally::Seats,
-    /// When the login ends at the latest; later, since when it is connected.
-    since: Instant,
-    /// When its login ended, or its last request that brought it a backend.
-    active: Instant,
-    /// Received and not yet counted for its pool.
-    bytes_in: u64,
-}
-
-/// Bytes of a cancel key beside the process id, where the protocol has room for them (3.2).
-const SECRET_SIZE: usize = 16;
-
-/// What a backend is doing.
-enum BackendState {
-    /// Its address is looked up.
-    Resolving,
-    /// The connection is being made.
-    Connecting,
-    /// Logging in: by itself, or by what `client` answers.
-    LoggingIn,
-    Idle,
-    /// Of a pool, asked for the secret of a user on this client's behalf.
-    LookingUp(ClientId),
-    Linked(ClientId),
-    /// Has no client; is being brought into a state in which it can be lent.
-    Cleaning(clean::Stage),
-    /// Of one client alone.
-    Piped(ClientId),
-    /// Listens for clients; where it stands in the table of listeners.
-    Listening(u32),
-    /// Clean, and on its way to another shard, whose clients wait.
-    Moving(ShardId),
-}
-
-/// What a backend was opened for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Purpose {
-    /// For the pool: it holds a place there.
-    Pool,
-    /// To check a login, beyond the pool's places.
-    Check,
-    /// For one client alone.
-    Dedicated,
-    /// Listens for the clients of its database, beyond the pool's places.
-    Listen,
-}
-
-struct Backend {
-    connection: Option<ConnectionId>,
-    state: BackendState,
-    purpose: Purpose,
-    pool: PoolId,
-    /// The client whose login it checks.
-    checks: Option<ClientId>,
-    framer: Framer,
-    /// Part of a message.
-    stash: Stash,
-    need: u32,
-    /// The message under way is not for the client.
-    dropping: bool,
-    paused: bool,
-    challenged: bool,
-    /// QCP's own login, where it is not relayed.
-    login: Option<Box<Outgoing>>,
-    pipeline: Pipeline,
-    has: VectorId,
-    prepared: Prepared,
-    /// Statements that the server has in a state of no use: closed before they are prepared again.
-    stale: Vec<u32>,
-    /// Settings of the client's startup packet may have been changed by a SET that the server does not report.
-    touched: bool,
-    /// What it is set to is not known any more: it is closed instead of lent.
-    tainted: bool,
-    unnamed: Unnamed,
-    process_id: u32,
-    key: u32,
-    /// Cancel connections under way for it.
-    cancels: u32,
-    /// Being drained for nobody: what it works on is cancelled once more then.
-    cancel_again: Option<Instant>,
-    /// The query under way lasts too long: which one (by when it began), since when, and when it was last cancelled.
-    late: Option<(Instant, Instant, Instant)>,
-    /// It is being asked whether it is there.
-    probing: bool,
-    /// When it was last asked that.
-    probed: Instant,
-    /// What the server reports during its login.
-    reported: Vec<(Box<str>, Box<str>)>,
-    addresses: Vec<SocketAddr>,
-    address: Option<SocketAddress>,
-    leg: tls::Leg,
-    deadline: Option<Instant>,
-    /// Since when its client has taken nothing of what is queued for it, and what it had taken by then.
-    stalled: Option<(Instant, u64)>,
-    born: Instant,
-    used: Instant,
-    /// When the query under way began, and its transaction.
-    asked: Instant,
-    begun: Instant,
-    /// Received and not yet counted for its pool.
-    bytes_out: u64,
-    /// When the client that has it got it.
-    lent_at: Instant,
-    /// The first error the server sent during its login, whole.
-    refusal: Option<Box<[u8]>>,
-    /// It could not be opened, by the server's fault: the next attempt waits.
-    blamed: bool,
-    /// Its last error ends the connection, and the client has seen it.
-    fatal: bool,
-    /// With `session_state: preserve`.
-    kept: preserve::Kept,
-}
-
-/// Whose unnamed statement a backend has.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Unnamed {
-    /// Nobody's that is still linked.
-    Others,
-    /// The linked client's, not yet bound, and too large to be remembered: the client keeps its backend.
-    Parsed,
-    /// The linked client's, not yet bound; the client remembers what it said.
-    Kept,
-    /// The linked client's.
-    Bound,
-}
-
-struct Cancel {
-    connection: ConnectionId,
-    backend: BackendId,
-    encryption: tls::Encryption,
-    deadline: Instant,
 }
 
 /// What was counted since the start.
@@ -441,35 +243,6 @@ const QUEUED_PIECES_MAX: usize = 64;
 const STASH_MAX: usize = 16 * 1024;
 /// Cancel connections under way at once; more wait for their clients to ask again.
 const CANCELS_MAX: usize = 64;
-
-/// Whom a connection belongs to, as the transport keeps it.
-enum Owner {
-    Client(ClientId),
-    Backend(BackendId),
-    Cancel(u32, u32),
-}
-
-impl Owner {
-    fn pack(&self) -> u64 {
-        let (kind, index, generation) = match *self {
-            Self::Client(id) => (1, id.index, id.generation),
-            Self::Backend(id) => (2, id.index, id.generation),
-            Self::Cancel(index, generation) => (3, index, generation),
-        };
-        kind << 56 | u64::from(generation) << 32 | u64::from(index)
-    }
-
-    #[inline]
-    fn unpack(packed: u64) -> Option<Self> {
-        let (index, generation) = (packed as u32, (packed >> 32) as u32 & 0xff_ffff);
-        match packed >> 56 {
-            1 => Some(Self::Client(ClientId { index, generation })),
-            2 => Some(Self::Backend(BackendId { index, generation })),
-            3 => Some(Self::Cancel(index, generation)),
-            _ => None,
-        }
-    }
-}
 
 impl<T: Transport> Shard<T> {
     /// Ready to accept. `population` is shared by all shards.
@@ -791,116 +564,6 @@ impl<T: Transport> Shard<T> {
 
     fn mode_of(&self, pool: PoolId) -> RelayMode {
         self.pools.get(pool).settings.mode
-    }
-}
-
-impl Backend {
-    /// Nothing is known of it but what it is for.
-    fn new(pool: PoolId, purpose: Purpose, statements_max: usize, now: Instant) -> Self {
-        Self {
-            connection: None,
-            state: BackendState::Resolving,
-            purpose,
-            pool,
-            checks: None,
-            framer: Framer::new(Direction::Backend),
-            stash: Stash::default(),
-            need: 0,
-            dropping: false,
-            paused: false,
-            challenged: false,
-            login: None,
-            pipeline: Pipeline::new(),
-            has: VectorId::NEUTRAL,
-            prepared: Prepared::new(statements_max),
-            stale: Vec::new(),
-            touched: false,
-            tainted: false,
-            unnamed: Unnamed::Others,
-            process_id: 0,
-            key: 0,
-            cancels: 0,
-            cancel_again: None,
-            late: None,
-            probing: false,
-            probed: now,
-            reported: Vec::new(),
-            addresses: Vec::new(),
-            address: None,
-            leg: tls::Leg::default(),
-            deadline: None,
-            stalled: None,
-            born: now,
-            used: now,
-            lent_at: now,
-            asked: now,
-            begun: now,
-            bytes_out: 0,
-            refusal: None,
-            blamed: false,
-            fatal: false,
-            kept: preserve::Kept::default(),
-        }
-    }
-
-    /// The server has this statement for certain. Without room to count it, it is closed before it is prepared again.
-    fn confirm(&mut self, number: u32) {
-        if !self.prepared.confirm(number) {
-            self.expect_stale(number);
-        }
-    }
-
-    /// The server may have this statement: it is closed before it is prepared again.
-    fn expect_stale(&mut self, number: u32) {
-        if !self.stale.contains(&number) {
-            self.stale.push(number);
-        }
-    }
-}
-
-impl Backend {
-    /// Has a statement closed before it is prepared again. Past `stale_max` of them the backend is closed instead of lent.
-    fn mark_stale(&mut self, number: u32, stale_max: usize) {
-        if self.stale.contains(&number) {
-            return;
-        }
-        if self.stale.len() < stale_max {
-            self.stale.push(number);
-        } else {
-            self.tainted = true;
-        }
-    }
-}
-
-impl Client {
-    fn new(connection: ConnectionId, unix: bool, now: Instant) -> Self {
-        Self {
-            connection,
-            state: ClientState::Startup,
-            framer: Framer::new(Direction::Frontend),
-            stash: Stash::default(),
-            need: 0,
-            pending: Outbox::default(),
-            paused: false,
-            discard: Discard::No,
-            dropping: false,
-            pool: None,
-            wanted: VectorId::NEUTRAL,
-            startup: VectorId::NEUTRAL,
-            secret: [0; SECRET_SIZE],
-            names: None,
-            names_used: 0,
-            long_key: false,
-            terminating: false,
-            hears: None,
-            unnamed: Stash::default(),
-            unix,
-            origin: proxied::Origin::Own,
-            seats: tally::Seats::default(),
-            since: now,
-            active: now,
-            bytes_in: 0,
-        }
     }
 }
 

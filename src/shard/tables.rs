@@ -1,0 +1,349 @@
+//! What a shard keeps of each connection: the entries of its tables, and in which states they are.
+//!
+//! Only `link` writes who has whom; see [`super`].
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::{clean, listens, login, placement, preserve, proxied, tally, tls};
+use crate::auth::outgoing::Outgoing;
+use crate::ids::{BackendId, ClientId, ConnectionId, PoolId, ShardId};
+use crate::io::SocketAddress;
+use crate::memory::{Block, Outbox, Stash};
+use crate::protocol::{Direction, Framer};
+use crate::session::parameters::VectorId;
+use crate::session::pipeline::Pipeline;
+use crate::session::prepared::Prepared;
+
+/// Where a client is on its way.
+pub(super) enum ClientState {
+    /// Nothing, or part of a startup packet, has come.
+    Startup,
+    /// Will live on another shard: its socket is being taken out.
+    Moving(Box<placement::Move>),
+    /// The startup packet is here.
+    Login(Box<login::Login>),
+    /// No request is under way.
+    Ready,
+    /// A request waits for a backend.
+    Waiting,
+    /// Has a backend.
+    Linked(BackendId),
+    /// Has a backend of its own to which everything is passed.
+    Piped(BackendId),
+}
+
+/// Requests of a client that are dropped because it was told an error.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Discard {
+    No,
+    /// The rest of the message under way.
+    Message,
+    /// All up to the Sync, which is answered here.
+    UntilSync,
+}
+
+pub(super) struct Client {
+    pub(super) connection: ConnectionId,
+    pub(super) state: ClientState,
+    pub(super) framer: Framer,
+    /// Part of a message, or a short request that waits.
+    pub(super) stash: Stash,
+    /// Bytes that must be in the stash before it is looked at again; 0: it is a request that waits.
+    pub(super) need: u32,
+    /// Received and not yet looked at: the server's side is full.
+    pub(super) pending: Outbox,
+    pub(super) paused: bool,
+    pub(super) discard: Discard,
+    /// The message under way is not for the server.
+    pub(super) dropping: bool,
+    pub(super) pool: Option<PoolId>,
+    pub(super) wanted: VectorId,
+    /// What it began with, and what its RESET goes back to.
+    pub(super) startup: VectorId,
+    pub(super) secret: [u8; SECRET_SIZE],
+    /// Its prepared statements' names, packed by `session::prepared`.
+    pub(super) names: Option<Block>,
+    pub(super) names_used: u32,
+    /// Speaks protocol 3.2, which has longer cancel keys.
+    pub(super) long_key: bool,
+    /// Said Terminate while answers were due: it ends when it has them.
+    pub(super) terminating: bool,
+    /// Where it listens for notifications, and what waits for it.
+    pub(super) hears: Option<Box<listens::Hearing>>,
+    /// What its last Parse of the unnamed statement said, until that is bound.
+    pub(super) unnamed: Stash,
+    /// Came over a Unix socket.
+    pub(super) unix: bool,
+    /// What its PROXY header says, from whom one must come.
+    pub(super) origin: proxied::Origin,
+    /// Where it is counted against limits.
+    pub(super) seats: tally::Seats,
+    /// When the login ends at the latest; later, since when it is connected.
+    pub(super) since: Instant,
+    /// When its login ended, or its last request that brought it a backend.
+    pub(super) active: Instant,
+    /// Received and not yet counted for its pool.
+    pub(super) bytes_in: u64,
+}
+
+/// Bytes of a cancel key beside the process id, where the protocol has room for them (3.2).
+pub(super) const SECRET_SIZE: usize = 16;
+
+/// What a backend is doing.
+pub(super) enum BackendState {
+    /// Its address is looked up.
+    Resolving,
+    /// The connection is being made.
+    Connecting,
+    /// Logging in: by itself, or by what `client` answers.
+    LoggingIn,
+    Idle,
+    /// Of a pool, asked for the secret of a user on this client's behalf.
+    LookingUp(ClientId),
+    Linked(ClientId),
+    /// Has no client; is being brought into a state in which it can be lent.
+    Cleaning(clean::Stage),
+    /// Of one client alone.
+    Piped(ClientId),
+    /// Listens for clients; where it stands in the table of listeners.
+    Listening(u32),
+    /// Clean, and on its way to another shard, whose clients wait.
+    Moving(ShardId),
+}
+
+/// What a backend was opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// For the pool: it holds a place there.
+    Pool,
+    /// To check a login, beyond the pool's places.
+    Check,
+    /// For one client alone.
+    Dedicated,
+    /// Listens for the clients of its database, beyond the pool's places.
+    Listen,
+}
+
+pub(super) struct Backend {
+    pub(super) connection: Option<ConnectionId>,
+    pub(super) state: BackendState,
+    pub(super) purpose: Purpose,
+    pub(super) pool: PoolId,
+    /// The client whose login it checks.
+    pub(super) checks: Option<ClientId>,
+    pub(super) framer: Framer,
+    /// Part of a message.
+    pub(super) stash: Stash,
+    pub(super) need: u32,
+    /// The message under way is not for the client.
+    pub(super) dropping: bool,
+    pub(super) paused: bool,
+    pub(super) challenged: bool,
+    /// QCP's own login, where it is not relayed.
+    pub(super) login: Option<Box<Outgoing>>,
+    pub(super) pipeline: Pipeline,
+    pub(super) has: VectorId,
+    pub(super) prepared: Prepared,
+    /// Statements that the server has in a state of no use: closed before they are prepared again.
+    pub(super) stale: Vec<u32>,
+    /// Settings of the client's startup packet may have been changed by a SET that the server does not report.
+    pub(super) touched: bool,
+    /// What it is set to is not known any more: it is closed instead of lent.
+    pub(super) tainted: bool,
+    pub(super) unnamed: Unnamed,
+    pub(super) process_id: u32,
+    pub(super) key: u32,
+    /// Cancel connections under way for it.
+    pub(super) cancels: u32,
+    /// Being drained for nobody: what it works on is cancelled once more then.
+    pub(super) cancel_again: Option<Instant>,
+    /// The query under way lasts too long: which one (by when it began), since when, and when it was last cancelled.
+    pub(super) late: Option<(Instant, Instant, Instant)>,
+    /// It is being asked whether it is there.
+    pub(super) probing: bool,
+    /// When it was last asked that.
+    pub(super) probed: Instant,
+    /// What the server reports during its login.
+    pub(super) reported: Vec<(Box<str>, Box<str>)>,
+    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) address: Option<SocketAddress>,
+    pub(super) leg: tls::Leg,
+    pub(super) deadline: Option<Instant>,
+    /// Since when its client has taken nothing of what is queued for it, and what it had taken by then.
+    pub(super) stalled: Option<(Instant, u64)>,
+    pub(super) born: Instant,
+    pub(super) used: Instant,
+    /// When the query under way began, and its transaction.
+    pub(super) asked: Instant,
+    pub(super) begun: Instant,
+    /// Received and not yet counted for its pool.
+    pub(super) bytes_out: u64,
+    /// When the client that has it got it.
+    pub(super) lent_at: Instant,
+    /// The first error the server sent during its login, whole.
+    pub(super) refusal: Option<Box<[u8]>>,
+    /// It could not be opened, by the server's fault: the next attempt waits.
+    pub(super) blamed: bool,
+    /// Its last error ends the connection, and the client has seen it.
+    pub(super) fatal: bool,
+    /// With `session_state: preserve`.
+    pub(super) kept: preserve::Kept,
+}
+
+/// Whose unnamed statement a backend has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unnamed {
+    /// Nobody's that is still linked.
+    Others,
+    /// The linked client's, not yet bound, and too large to be remembered: the client keeps its backend.
+    Parsed,
+    /// The linked client's, not yet bound; the client remembers what it said.
+    Kept,
+    /// The linked client's.
+    Bound,
+}
+
+pub(super) struct Cancel {
+    pub(super) connection: ConnectionId,
+    pub(super) backend: BackendId,
+    pub(super) encryption: tls::Encryption,
+    pub(super) deadline: Instant,
+}
+
+/// Whom a connection belongs to, as the transport keeps it.
+pub(super) enum Owner {
+    Client(ClientId),
+    Backend(BackendId),
+    Cancel(u32, u32),
+}
+
+impl Owner {
+    pub(super) fn pack(&self) -> u64 {
+        let (kind, index, generation) = match *self {
+            Self::Client(id) => (1, id.index, id.generation),
+            Self::Backend(id) => (2, id.index, id.generation),
+            Self::Cancel(index, generation) => (3, index, generation),
+        };
+        kind << 56 | u64::from(generation) << 32 | u64::from(index)
+    }
+
+    #[inline]
+    pub(super) fn unpack(packed: u64) -> Option<Self> {
+        let (index, generation) = (packed as u32, (packed >> 32) as u32 & 0xff_ffff);
+        match packed >> 56 {
+            1 => Some(Self::Client(ClientId { index, generation })),
+            2 => Some(Self::Backend(BackendId { index, generation })),
+            3 => Some(Self::Cancel(index, generation)),
+            _ => None,
+        }
+    }
+}
+
+impl Backend {
+    /// Nothing is known of it but what it is for.
+    pub(super) fn new(pool: PoolId, purpose: Purpose, statements_max: usize, now: Instant) -> Self {
+        Self {
+            connection: None,
+            state: BackendState::Resolving,
+            purpose,
+            pool,
+            checks: None,
+            framer: Framer::new(Direction::Backend),
+            stash: Stash::default(),
+            need: 0,
+            dropping: false,
+            paused: false,
+            challenged: false,
+            login: None,
+            pipeline: Pipeline::new(),
+            has: VectorId::NEUTRAL,
+            prepared: Prepared::new(statements_max),
+            stale: Vec::new(),
+            touched: false,
+            tainted: false,
+            unnamed: Unnamed::Others,
+            process_id: 0,
+            key: 0,
+            cancels: 0,
+            cancel_again: None,
+            late: None,
+            probing: false,
+            probed: now,
+            reported: Vec::new(),
+            addresses: Vec::new(),
+            address: None,
+            leg: tls::Leg::default(),
+            deadline: None,
+            stalled: None,
+            born: now,
+            used: now,
+            lent_at: now,
+            asked: now,
+            begun: now,
+            bytes_out: 0,
+            refusal: None,
+            blamed: false,
+            fatal: false,
+            kept: preserve::Kept::default(),
+        }
+    }
+
+    /// The server has this statement for certain. Without room to count it, it is closed before it is prepared again.
+    pub(super) fn confirm(&mut self, number: u32) {
+        if !self.prepared.confirm(number) {
+            self.expect_stale(number);
+        }
+    }
+
+    /// The server may have this statement: it is closed before it is prepared again.
+    pub(super) fn expect_stale(&mut self, number: u32) {
+        if !self.stale.contains(&number) {
+            self.stale.push(number);
+        }
+    }
+
+    /// Has a statement closed before it is prepared again. Past `stale_max` of them the backend is closed instead of lent.
+    pub(super) fn mark_stale(&mut self, number: u32, stale_max: usize) {
+        if self.stale.contains(&number) {
+            return;
+        }
+        if self.stale.len() < stale_max {
+            self.stale.push(number);
+        } else {
+            self.tainted = true;
+        }
+    }
+}
+
+impl Client {
+    pub(super) fn new(connection: ConnectionId, unix: bool, now: Instant) -> Self {
+        Self {
+            connection,
+            state: ClientState::Startup,
+            framer: Framer::new(Direction::Frontend),
+            stash: Stash::default(),
+            need: 0,
+            pending: Outbox::default(),
+            paused: false,
+            discard: Discard::No,
+            dropping: false,
+            pool: None,
+            wanted: VectorId::NEUTRAL,
+            startup: VectorId::NEUTRAL,
+            secret: [0; SECRET_SIZE],
+            names: None,
+            names_used: 0,
+            long_key: false,
+            terminating: false,
+            hears: None,
+            unnamed: Stash::default(),
+            unix,
+            origin: proxied::Origin::Own,
+            seats: tally::Seats::default(),
+            since: now,
+            active: now,
+            bytes_in: 0,
+        }
+    }
+}
