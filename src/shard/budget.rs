@@ -164,10 +164,15 @@ impl<T: Transport> Shard<T> {
         if let Some(backend) = pool.part.spare_idle() {
             pool.part.borrow_idle(backend);
             self.send_backend(backend, from);
-        } else if pool.part.open() == 0 {
-            self.mailbox.send(from, Mail::Nothing { key, from: self.settings.id, round });
-        } else {
+            return;
+        }
+        let has_none = pool.part.open() == 0;
+        // With places and no backend, those who wait here wait for the server to take logins again: then it is their turn.
+        if pool.part.permits() > 0 {
             pool.claim(from, Some(since), can_open, now);
+        }
+        if has_none {
+            self.mailbox.send(from, Mail::Nothing { key, from: self.settings.id, round });
         }
     }
 
