@@ -493,7 +493,7 @@ impl<T: Transport> Shard<T> {
         }
         let trouble = &mut self.pools.get_mut(pool).trouble;
         let since = trouble.as_ref().map_or(now, |trouble| trouble.since);
-        *trouble = Some(Trouble { why: why.to_owned(), since, refusal });
+        *trouble = Some(Trouble { why: why.to_owned(), since, tried: now, refusal });
     }
 
     /// The server has refused a login of our own, and nobody else's backend can serve those who wait.

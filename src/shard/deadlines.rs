@@ -268,12 +268,13 @@ impl<T: Transport> Shard<T> {
 
     /// Keeps `min_size`, and forgets pools that nobody uses.
     fn scan_pools(&mut self) {
+        let now = self.io.now();
         let mut from = 0;
         while let Some(id) = self.pools.next_used(from) {
             from = id.0 + 1;
             self.refill(id);
             self.return_places(id);
-            for (raw, made) in self.pools.remove_if_unused(id) {
+            for (raw, made) in self.pools.remove_if_unused(id, now) {
                 self.vectors.let_go(raw);
                 self.vectors.let_go(made);
             }

@@ -1,7 +1,7 @@
 //! The shard's table of pools: made when the first client asks for one, dropped when nobody uses it any more.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::auth::incoming::Derived;
 use crate::auth::settings::Rules;
@@ -50,6 +50,11 @@ pub struct ClientsMax {
     pub user: u32,
 }
 
+/// An unused pool without a server is forgotten after this: whoever sends clients by `/readyz` tries again then.
+const TROUBLE_KEPT: Duration = Duration::from_secs(30);
+/// With more pools than this, at once.
+const TROUBLES_KEPT: usize = 64;
+
 /// A pool is one server, database and user.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Key {
@@ -67,6 +72,8 @@ pub(super) struct Trouble {
     pub why: String,
     /// Since the first of them.
     pub since: Instant,
+    /// The last attempt.
+    pub tried: Instant,
     /// The server's own message, if it was the server that refused the last.
     pub refusal: Option<Box<[u8]>>,
 }
@@ -226,8 +233,14 @@ impl Pools {
     }
 
     /// Forgets a pool that nobody uses; returns the vectors it held.
-    pub(super) fn remove_if_unused(&mut self, id: PoolId) -> Vec<(VectorId, VectorId)> {
+    pub(super) fn remove_if_unused(&mut self, id: PoolId, now: Instant) -> Vec<(VectorId, VectorId)> {
         let pool = self.get(id);
+        // For a while it is known that its server cannot be reached, also when who asked for it has left. Not of many: names
+        // that anybody may make up would fill the table.
+        let few = self.slots.len() - self.vacant.len() <= TROUBLES_KEPT;
+        if few && pool.trouble.as_ref().is_some_and(|trouble| now < trouble.tried + TROUBLE_KEPT) {
+            return Vec::new();
+        }
         // What was lent must be remembered, or the pool would be made anew with a whole share.
         if pool.clients > 0 || pool.backends > 0 || pool.borrowed.iter().any(|&places| places != 0) {
             return Vec::new();
