@@ -1,6 +1,6 @@
 //! From PgBouncer's configuration to QCP's: `qcp --import-pgbouncer`.
 //!
-//! Each key of the INI file is given an [`Outcome`] by what PgBouncer's documentation says of it; then the real loader
+//! Each key of the INI file is given an outcome by what PgBouncer's documentation says of it; then the real loader
 //! reads the configuration that comes of it. What the loader refuses is taken out and said, so that two things hold
 //! whatever this version of QCP has: the configuration loads, and no key is dropped in silence.
 #![forbid(unsafe_code)]
