@@ -531,7 +531,9 @@ impl<T: Transport> Shard<T> {
         }
         let pool = backend.pool;
         if let Some(connection) = backend.connection {
-            if !matches!(backend.state, BackendState::Connecting) && how == Close::Flushed {
+            // What a dedicated client says is not looked at: a Terminate could become the end of half a message.
+            let speaks = !matches!(backend.state, BackendState::Connecting | BackendState::Piped(_));
+            if speaks && how == Close::Flushed {
                 self.write(connection, 8, |writer| writer.terminate().expect("the room was asked for"));
             }
             self.io.close(connection, how);
