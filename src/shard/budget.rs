@@ -167,7 +167,8 @@ impl<T: Transport> Shard<T> {
             return;
         }
         let has_none = pool.part.open() == 0;
-        // With places and no backend, those who wait here wait for the server to take logins again: then it is their turn.
+        // Without a backend too, if there are places: those who wait here then wait for the server to take logins again, and
+        // the others' turn comes with that.
         if pool.part.permits() > 0 {
             pool.claim(from, Some(since), can_open, now);
         }

@@ -13,7 +13,7 @@ use crate::ids::{BackendId, ClientId, ConnectionId, PoolId};
 use crate::io::tls::{Acceptor, Certificate, Connector, Secure};
 use crate::io::{Close, Transport};
 use crate::memory::Slice;
-use crate::protocol::startup;
+use crate::protocol::{startup, tag::backend};
 use crate::session::fault::Fault;
 
 use super::{BackendState, Server, Shard};
@@ -99,7 +99,7 @@ impl Reply {
             [startup::TLS_ACCEPTED] => Self::Encrypt,
             [startup::ENCRYPTION_REFUSED] => Self::Plaintext,
             // What the error says came before the server was known to be the one: it is not repeated (CVE-2024-10977).
-            [b'E', ..] => Self::Error,
+            [backend::ERROR_RESPONSE, ..] => Self::Error,
             _ => Self::Nonsense,
         }
     }
