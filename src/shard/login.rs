@@ -18,6 +18,7 @@ use crate::session::fault::Fault;
 use crate::session::parameters::{self, Setting, VectorId};
 use crate::session::pipeline::Expect;
 
+use super::console::Visit;
 use super::lookup::Lookup;
 use super::own_check::Sentence;
 use super::pools::{Key, PROVEN_MAX};
@@ -55,6 +56,28 @@ pub(super) struct Login {
     pub sentence: Option<Sentence>,
     /// QCP has let it in itself, before there was a backend of its own.
     pub admitted: bool,
+    /// It wants the console: there is no pool then, and no server.
+    pub visit: Option<Box<Visit>>,
+}
+
+impl Login {
+    /// Of a startup packet with these settings.
+    pub(super) fn new(raw: VectorId, stage: Stage) -> Self {
+        Self {
+            stage,
+            raw,
+            answers_due: 0,
+            unbound: false,
+            packet: None,
+            replication: false,
+            exchange: None,
+            lookup: None,
+            working: false,
+            sentence: None,
+            admitted: false,
+            visit: None,
+        }
+    }
 }
 
 /// What a login waits for.
@@ -109,6 +132,9 @@ impl<T: Transport> Shard<T> {
         self.check_encryption(id)?;
         let (user, database) = (text(startup.user())?, text(startup.database())?);
         self.check_certificate_name(id, user)?;
+        if self.try_begin_visit(id, startup, database, user) {
+            return Ok(None);
+        }
         let Some(settings) = self.catalogue.pool(database, user) else {
             return Err(Fault::UnknownDatabase(database.to_owned()));
         };
@@ -145,17 +171,9 @@ impl<T: Transport> Shard<T> {
         client.secret = secret;
         client.long_key = version == Version::V3_2;
         client.state = ClientState::Login(Box::new(Login {
-            stage: Stage::Answer,
-            raw,
-            answers_due: 0,
-            unbound: false,
             packet,
             replication: startup.replication() == Ok(Replication::Physical),
-            exchange: None,
-            lookup: None,
-            working: false,
-            sentence: None,
-            admitted: false,
+            ..Login::new(raw, Stage::Answer)
         }));
         let connection = client.connection;
         if version != startup.version || startup.protocol_options().next().is_some() {
@@ -178,7 +196,8 @@ impl<T: Transport> Shard<T> {
             | ClientState::Ready
             | ClientState::Waiting
             | ClientState::Linked(_)
-            | ClientState::Piped(_) => None,
+            | ClientState::Piped(_)
+            | ClientState::Console(_) => None,
         }
     }
 
@@ -408,6 +427,10 @@ impl<T: Transport> Shard<T> {
 
     /// The client is who it says. Its settings are tried where they are not known to be good.
     pub(super) fn admit(&mut self, id: ClientId) {
+        if self.login(id).is_some_and(|login| login.visit.is_some()) {
+            self.open_visit(id);
+            return;
+        }
         let Some(client) = self.client(id) else { return };
         let (connection, Some(pool)) = (client.connection, client.pool) else { return };
         self.write(connection, 16, |writer| writer.authentication_ok().expect("the room was asked for"));
@@ -508,6 +531,8 @@ impl<T: Transport> Shard<T> {
         let ClientState::Login(login) = std::mem::replace(&mut client.state, ClientState::Ready) else {
             unreachable!("only a login is completed")
         };
+        self.pools.get_mut(pool).totals.logins += 1;
+        let client = self.client(id).expect("looked up above");
         client.framer = Framer::new(Direction::Frontend);
         client.active = now;
         client.startup = wanted;
@@ -619,7 +644,7 @@ impl<T: Transport> Shard<T> {
     }
 
     /// A new secret, of the kernel's random numbers, which are fetched for many at a time.
-    fn next_secret(&mut self) -> [u8; SECRET_SIZE] {
+    pub(super) fn next_secret(&mut self) -> [u8; SECRET_SIZE] {
         if self.secrets.is_empty() {
             let mut fetched = [0; SECRET_SIZE * SECRETS_FETCHED];
             getrandom::fill(&mut fetched).expect("the kernel has random numbers");

@@ -15,6 +15,7 @@ mod cancel;
 pub mod census;
 mod clean;
 mod client;
+pub mod console;
 mod deadlines;
 mod link;
 mod listens;
@@ -94,6 +95,11 @@ impl std::fmt::Display for Server {
 pub trait Catalogue {
     /// `None`: the database is not served.
     fn pool(&self, database: &str, user: &str) -> Option<PoolSettings>;
+
+    /// How the console checks logins of a user, were it a database. `None`: there is no console.
+    fn console(&self, _user: &str) -> Option<auth::settings::Method> {
+        None
+    }
 }
 
 /// What one shard is told; the same for all but `id`.
@@ -175,6 +181,8 @@ pub struct Shard<T: Transport> {
     settings: Settings,
     catalogue: Rc<dyn Catalogue>,
     mailbox: Mailbox,
+    /// Who answers at the console, if there is one.
+    console: Option<console::Desk>,
     /// Clients of all shards.
     population: Arc<Population>,
     clients: Slab<Client>,
@@ -258,6 +266,7 @@ impl<T: Transport> Shard<T> {
         Self {
             catalogue,
             mailbox,
+            console: None,
             population,
             clients: Slab::new(clients_max),
             backends: Slab::new(settings.backends_max),
@@ -425,6 +434,10 @@ impl<T: Transport> Shard<T> {
             Mail::Succeeded(address) => self.on_success_elsewhere(address),
             Mail::Nothing { key, from, round } => self.on_nothing(&key, from, round),
             Mail::Give(given) => self.on_give(*given),
+            Mail::Told(client, told) => self.on_told(client, told),
+            Mail::KillClient(process_id, answer) => {
+                let _ = answer.send(self.kill_client(process_id));
+            }
         }
     }
 
@@ -437,6 +450,7 @@ impl<T: Transport> Shard<T> {
                 if self.client(id).is_some_and(|client| client.paused) {
                     self.resume_client(id);
                 }
+                self.send_to_visitor(id);
                 // It may have kept its backend only because it had not taken all of its answer.
                 if let Some(backend) = self.backend_of(id)
                     && self.backend(backend).is_some_and(|backend| backend.pipeline.is_whole())
@@ -480,7 +494,8 @@ impl<T: Transport> Shard<T> {
             | ClientState::Moving(_)
             | ClientState::Login(_)
             | ClientState::Ready
-            | ClientState::Waiting => None,
+            | ClientState::Waiting
+            | ClientState::Console(_) => None,
         }
     }
 
