@@ -159,11 +159,9 @@ fn rights_come_from_the_lists() {
         assert!(refused.contains("password"), "{refused}");
     }
     // Who loses the right loses it at once.
-    let (client, connection) = connect(&tcp, "stan", "secret of stan");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
     runtime.block_on(async {
-        let (client, connection) = (client.await, connection);
-        let _ = connection;
+        let client = connect(&tcp, "stan", "secret of stan").await;
         client.simple_query("SHOW STATE").await.expect("it may look");
         qcp.reload(&USERS.replace("stats_users: [stan], ", ""));
         let error = client.simple_query("SHOW STATE").await.expect_err("not any more");
@@ -171,16 +169,11 @@ fn rights_come_from_the_lists() {
     });
 }
 
-type Connecting = std::pin::Pin<Box<dyn Future<Output = tokio_postgres::Client>>>;
-
-fn connect(address: &Address, user: &str, password: &str) -> (Connecting, ()) {
+async fn connect(address: &Address, user: &str, password: &str) -> tokio_postgres::Client {
     let conninfo = format!("{} password='{password}'", address.conninfo(user, "pgbouncer"));
-    let connecting = async move {
-        let (client, connection) = tokio_postgres::connect(&conninfo, NoTls).await.expect("the login succeeds");
-        tokio::spawn(connection);
-        client
-    };
-    (Box::pin(connecting), ())
+    let (client, connection) = tokio_postgres::connect(&conninfo, NoTls).await.expect("the login succeeds");
+    tokio::spawn(connection);
+    client
 }
 
 #[test]
@@ -189,8 +182,7 @@ fn tokio_postgres_prepares_and_reads_binary() {
     let qcp = Qcp::start(USERS, 2);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
     runtime.block_on(async {
-        let (client, ()) = connect(&qcp.tcp(), "ann", "secret of ann");
-        let client = client.await;
+        let client = connect(&qcp.tcp(), "ann", "secret of ann").await;
         let lists = client.query("SHOW LISTS", &[]).await.expect("it is prepared and read");
         let used = lists.iter().find(|row| row.get::<_, &str>("list") == "used_clients").expect("a row");
         assert_eq!(used.get::<_, i32>("items"), 1);
