@@ -258,6 +258,38 @@ pub struct Ordered {
     pub idle: u64,
 }
 
+/// The answer to `check-login`: how the login went at one server.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LoginRow {
+    pub server: String,
+    /// As the server calls it.
+    pub database: String,
+    pub user: String,
+    pub outcome: LoginOutcome,
+    pub says: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoginOutcome {
+    Ok,
+    InvalidPassword,
+    Error,
+}
+
+/// The answer to `check-login`.
+pub fn show_logins(rows: &[LoginRow]) -> Reply {
+    let line = |LoginRow { server, database, user, outcome, says }: &LoginRow| {
+        let outcome = match outcome {
+            LoginOutcome::Ok => "ok",
+            LoginOutcome::InvalidPassword => "invalid password",
+            LoginOutcome::Error => "error",
+        };
+        format!("{server}: {outcome}: database {database}, user {user}: {says}\n")
+    };
+    Reply::new(&rows, rows.iter().map(line).collect())
+}
+
 /// The answer to `get`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct KeyRow {

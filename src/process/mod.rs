@@ -280,6 +280,15 @@ impl Desk {
             Command::Order(act, database) => self.order(*act, database.as_deref()),
             Command::Get(key) => self.get(key.as_deref()),
             Command::Set { key, value } => Ok(self.set(key, value)?.reply()),
+            Command::CheckLogin { database, user, password } => {
+                let (config, tls) = {
+                    let in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+                    (in_force.config.clone(), in_force.tls.clone())
+                };
+                let password = password.as_ref().map(|password| password.0.as_str());
+                let rows = check::check_login(&config, &tls, database, user, password)?;
+                Ok(report::show_logins(&rows))
+            }
             Command::Show(topic @ (Topic::Stats | Topic::Errors)) => Ok(report::show_counted(*topic, &self.counted()?)),
             Command::Show(topic) => {
                 let mut reports = self.reports()?;
