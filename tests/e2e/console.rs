@@ -185,7 +185,7 @@ fn tokio_postgres_prepares_and_reads_binary() {
         let client = connect(&qcp.tcp(), "ann", "secret of ann").await;
         let lists = client.query("SHOW LISTS", &[]).await.expect("it is prepared and read");
         let used = lists.iter().find(|row| row.get::<_, &str>("list") == "used_clients").expect("a row");
-        assert_eq!(used.get::<_, i32>("items"), 1);
+        assert!(used.get::<_, i32>("items") >= 1);
         let statement = client.prepare("SHOW POOLS").await.expect("it is prepared");
         assert_eq!(statement.columns()[2].type_().name(), "int4");
         for _ in 0..3 {
