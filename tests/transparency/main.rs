@@ -208,8 +208,22 @@ fn ask(query: &str) -> Vec<String> {
     })
 }
 
-/// What sessions leave in the database.
+/// Asks again and again, until there are no rows.
+fn wait_for_none(query: &str, what: &str) {
+    let begun = Instant::now();
+    while !ask(query).is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What sessions leave in the database, and in servers' processes that have not heard yet of their end.
 fn clean_up() {
+    let left = format!(
+        "select 1 from pg_locks where locktype = 'advisory' union all select 1 from pg_stat_activity \
+         where datname = '{DATABASE}' and state <> 'idle' and pid <> pg_backend_pid()"
+    );
+    wait_for_none(&left, "sessions that are over leave nothing");
     // Cheaper than TRUNCATE, which makes files.
     let statements: Vec<String> = (0..CLIENTS).map(|client| format!("DELETE FROM c{client}.t")).collect();
     ask(&statements.join("; "));
@@ -299,11 +313,7 @@ impl Client {
         let keys = format!("between {} and {}", self.number * 1000, self.number * 1000 + 999);
         let held = format!("select 1 from pg_locks where locktype = 'advisory' and objid {keys}");
         if self.number < PINNED {
-            let begun = Instant::now();
-            while !ask(&held).is_empty() {
-                assert!(begun.elapsed() < PATIENCE, "a lost client's locks are not free");
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            wait_for_none(&held, "a lost client's locks are free");
         }
     }
 
