@@ -196,8 +196,8 @@ pub fn act(random: &mut Random, client: usize, may_pin: bool) -> Act {
         40 => pipeline(&[&format!("set {name} to {}", literal(value)), &show(), "select 1/0", "select 1", &show()]),
         41 => pipeline(&["begin", &format!("set {name} to {}", literal(value)), "rollback", &show()]),
         42 => {
-            let text = "select pg_sleep(5)";
-            Act { text: format!("{text}, cancelled"), kind: Kind::Cancels, ..query(text) }
+            let text = format!("select pg_sleep(5) -- client {client}");
+            Act { text: format!("{text}, cancelled"), kind: Kind::Cancels, ..query(&text) }
         }
         43 => Act {
             text: "insert in a transaction and vanish".to_owned(),

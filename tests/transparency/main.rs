@@ -282,13 +282,20 @@ impl Client {
         }
     }
 
-    /// Asks again and again to cancel what is under way: a request that comes too early is without effect.
+    /// Asks to cancel what is under way, again and again from the moment on that it sleeps: before that the request may be
+    /// without effect, or come before the description of the rows.
     fn cancel(&mut self) -> Vec<String> {
         const CANCEL_REQUEST: u32 = 80877102;
         let connection = self.connection.as_mut().expect("the caller has looked");
         let key = connection.key.clone();
-        for _ in 0..100 {
-            match connection.receive(Duration::from_millis(10)) {
+        let sleeps = format!(
+            "select 1 from pg_stat_activity where wait_event = 'PgSleep' and query like '%client {}%'",
+            self.number
+        );
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            match connection.receive(Duration::from_millis(2)) {
+                Received::Quiet if ask(&sleeps).is_empty() => {}
                 Received::Quiet => {
                     let mut other = RawClient::connect(&self.address);
                     other.send(&untagged(CANCEL_REQUEST, &key));
