@@ -23,6 +23,8 @@ use super::relay::{Request, Verdict};
 pub(super) const MARK_CHECK: u32 = 6;
 /// Set in the mark of a query that is DEALLOCATE of the statement of this number.
 pub(super) const MARK_DEALLOCATE: u32 = 1 << 31;
+/// Mark of a query of the client's that may take prepared statements away.
+pub(super) const MARK_FORGETS: u32 = 1 << 30;
 /// Rows of the answer are read up to this size.
 pub(super) const ROW_SIZE_MAX: u32 = 16 * 1024;
 

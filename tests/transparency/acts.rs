@@ -120,7 +120,7 @@ pub fn act(random: &mut Random, client: usize, may_pin: bool) -> Act {
     let (name, values) = *random.pick(&SETTINGS);
     let value = *random.pick(values);
     let plain = value.replace("''", "'");
-    match random.below(46) {
+    match random.below(56) {
         0..=2 => query(&format!("set {name} to {}", literal(value))),
         3 => query(&format!("set local {name} = {}", literal(value))),
         4 => query(&format!("reset {name}")),
@@ -156,9 +156,7 @@ pub fn act(random: &mut Random, client: usize, may_pin: bool) -> Act {
         31 => query("discard all"),
         32 => {
             let name = *random.pick(&["s", "T"]);
-            let text = *random.pick(&["select count(*) from t", "select 1 + 1", "show work_mem"]);
-            // An error names one of a client's names for a text, and not always the one that was used.
-            let text = &*format!("{text} -- {name}");
+            let text = &*statement(random, name);
             extended(format!("parse {name}: {text}"), &[parse(name, text), bind(name, &[]), execute(), sync()])
         }
         33 => {
@@ -207,9 +205,44 @@ pub fn act(random: &mut Random, client: usize, may_pin: bool) -> Act {
             kind: Kind::Vanishes,
         }
         .after("begin"),
+        45..=46 => {
+            let (one, other) = (&*statement(random, "s"), &*statement(random, "T"));
+            let batches = [parse("s", one), sync(), parse("T", other), sync()];
+            extended(format!("parse s: {one} | parse T: {other}"), &batches)
+        }
+        47..=48 => extended("execute s | execute T".to_owned(), &execute_both()),
+        49 => pipeline(&["deallocate all", "execute s", "execute \"T\""]),
+        54 => {
+            let all = *random.pick(&["deallocate all", "discard all", "select 1"]);
+            let mut act = extended(format!("{all} | execute s | execute T"), &execute_both());
+            act.bytes = [query(all).bytes, act.bytes].concat();
+            act.readies += 1;
+            act
+        }
+        50 => {
+            let name = *random.pick(&["s", "T"]);
+            let deallocate = query(&format!("deallocate \"{name}\"")).bytes;
+            let mut act = extended(format!("deallocate {name} | execute s | execute T"), &execute_both());
+            act.bytes = [deallocate, act.bytes].concat();
+            act.readies += 1;
+            act
+        }
+        51 => query(&format!("set session authorization r{client}")),
+        52 => query("reset session authorization"),
+        53 => query(&format!("set local role r{client}")),
         44 => Act { text: "vanish".to_owned(), bytes: Vec::new(), readies: 0, kind: Kind::Vanishes },
         _ => Act { text: "leave and come back".to_owned(), bytes: Vec::new(), readies: 0, kind: Kind::Leaves },
     }
+}
+
+/// What a statement of this name is: an error names one of a client's names for a text, and not always the one that was
+/// used.
+fn statement(random: &mut Random, name: &str) -> String {
+    format!("{} -- {name}", random.pick(&["select count(*) from t", "select 1 + 1", "show work_mem"]))
+}
+
+fn execute_both() -> [Vec<u8>; 6] {
+    [bind("s", &[]), execute(), sync(), bind("T", &[]), execute(), sync()]
 }
 
 impl Act {
@@ -247,7 +280,7 @@ fn copy_in(random: &mut Random) -> Act {
 /// What keeps the client on its backend.
 fn pinning(random: &mut Random, client: usize) -> Act {
     let key = client * 1000 + random.below(3);
-    query(&match random.below(20) {
+    query(&match random.below(23) {
         0 => "create temp table if not exists mine (a int)".to_owned(),
         1 => "create temp table soon on commit drop as select 1 as a".to_owned(),
         2 => "insert into mine values (1)".to_owned(),
@@ -272,6 +305,10 @@ fn pinning(random: &mut Random, client: usize) -> Act {
         17 if random.chance(50) => "unlisten *".to_owned(),
         17 => format!("unlisten channel_{client}_{}", random.below(2)),
         18 => "discard temp".to_owned(),
+        // It ends what was begun: nobody waits for what it has locked.
+        19 => format!("commit; begin; prepare transaction 'g{client}'"),
+        20 => format!("{} prepared 'g{client}'", random.pick(&["commit", "rollback"])),
+        21 => format!("select count(*) from pg_prepared_xacts where gid = 'g{client}'"),
         // Who asks in a transaction is not told what another connection listens on for it.
         _ => format!("listen channel_{client}_0; select pg_notify('channel_{client}_0', '{}')", random.below(9)),
     })
@@ -282,7 +319,7 @@ fn pinning(random: &mut Random, client: usize) -> Act {
 fn show() -> String {
     let values: Vec<String> =
         SETTINGS.iter().map(|(name, _)| format!("coalesce(current_setting('{name}', true), '')")).collect();
-    format!("select {}, current_setting('search_path'), current_user", values.join(", "))
+    format!("select {}, current_setting('search_path'), current_user, session_user", values.join(", "))
 }
 
 fn literal(value: &str) -> String {

@@ -224,6 +224,9 @@ fn clean_up() {
          where datname = '{DATABASE}' and state <> 'idle' and pid <> pg_backend_pid()"
     );
     wait_for_none(&left, "sessions that are over leave nothing");
+    for prepared in ask("select gid from pg_prepared_xacts") {
+        ask(&format!("rollback prepared '{prepared}'"));
+    }
     // Cheaper than TRUNCATE, which makes files.
     let statements: Vec<String> = (0..CLIENTS).map(|client| format!("DELETE FROM c{client}.t")).collect();
     ask(&statements.join("; "));
