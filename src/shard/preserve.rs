@@ -67,6 +67,8 @@ pub(super) struct Kept {
     pub real: bool,
     /// It must, before the text under way goes there.
     pub wants_real: bool,
+    /// A request that may change on what it listens is, or will be, under way: what comes behind it waits.
+    pub unsettled: bool,
     /// What the client has said UNLISTEN of in its transaction; `None`: of all.
     pub unlistened: Vec<Option<Box<[u8]>>>,
 }
@@ -142,6 +144,7 @@ impl Kept {
         self.resets = false;
         self.real = false;
         self.wants_real = false;
+        self.unsettled = false;
         self.unlistened.clear();
     }
 }

@@ -311,6 +311,15 @@ impl<T: Transport> Shard<T> {
             *run = request.at;
             return self.pause_for_answers(id, backend);
         }
+        if link.kept.unsettled && !link.pipeline.is_unsynced() {
+            // On what the client listens is found out before its next batch.
+            link.kept.unsettled = link.pipeline.is_undecided();
+            if link.kept.unsettled {
+                self.flush_run(id, bytes, *run, request.at);
+                *run = request.at;
+                return self.pause_for_answers(id, backend);
+            }
+        }
         if link.pipeline.is_skipping() && !matches!(tag, tag::SYNC) {
             // "reads and discards messages until a Sync is reached": so they need not go there.
             return Verdict::Drop;

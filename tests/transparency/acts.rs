@@ -22,6 +22,8 @@ pub enum Kind {
     Leaves,
     /// It hangs up behind what it wrote, and logs in anew.
     Vanishes,
+    /// Before it writes, the tester itself has notified its first channel.
+    IsTold,
 }
 
 /// Numbers from a seed (splitmix64).
@@ -277,10 +279,15 @@ fn copy_in(random: &mut Random) -> Act {
     act
 }
 
+/// A channel on which only this client listens.
+pub fn first_channel(client: usize) -> String {
+    format!("channel_{client}_0")
+}
+
 /// What keeps the client on its backend.
 fn pinning(random: &mut Random, client: usize) -> Act {
     let key = client * 1000 + random.below(3);
-    query(&match random.below(23) {
+    query(&match random.below(29) {
         0 => "create temp table if not exists mine (a int)".to_owned(),
         1 => "create temp table soon on commit drop as select 1 as a".to_owned(),
         2 => "insert into mine values (1)".to_owned(),
@@ -305,6 +312,16 @@ fn pinning(random: &mut Random, client: usize) -> Act {
         17 if random.chance(50) => "unlisten *".to_owned(),
         17 => format!("unlisten channel_{client}_{}", random.below(2)),
         18 => "discard temp".to_owned(),
+        // Where a transaction is open, it hears of that at its end.
+        22..=23 => {
+            return Act { kind: Kind::IsTold, ..query(random.pick::<&str>(&["select 'told'", "commit"])) };
+        }
+        24..=25 => format!("listen channel_{client}_{}", random.below(2)),
+        26 => {
+            let channel = format!("channel_{client}_{}", random.below(2));
+            return pipeline(&[&format!("unlisten {channel}"), &format!("notify {channel}, 'unheard'"), "select 1"]);
+        }
+        27 => format!("unlisten channel_{client}_0"),
         // It ends what was begun: nobody waits for what it has locked.
         19 => format!("commit; begin; prepare transaction 'g{client}'"),
         20 => format!("{} prepared 'g{client}'", random.pick(&["commit", "rollback"])),

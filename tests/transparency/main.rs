@@ -18,7 +18,7 @@ mod trace;
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
-use acts::{Act, Kind, Random};
+use acts::{Act, Kind, Random, first_channel};
 use support::Address;
 use support::pooler::Qcp;
 use support::postgres::{SUPERUSER, postgres};
@@ -272,6 +272,9 @@ impl Client {
             return self.log_in();
         }
         let Some(connection) = &mut self.connection else { return Vec::new() };
+        if act.kind == Kind::IsTold {
+            ask(&format!("notify {}", first_channel(self.number)));
+        }
         connection.send(&act.bytes);
         match act.kind {
             Kind::Cancels => self.cancel(),
@@ -280,6 +283,12 @@ impl Client {
                 self.vanish();
                 heard.extend(self.log_in());
                 heard
+            }
+            Kind::IsTold => {
+                // It comes before the answer or behind it, but before its ReadyForQuery.
+                let (told, rest): (Vec<String>, Vec<String>) =
+                    self.listen(act.readies).into_iter().partition(|line| line.starts_with("Notification"));
+                told.into_iter().chain(rest).collect()
             }
             Kind::Write | Kind::Leaves => self.listen(act.readies),
         }

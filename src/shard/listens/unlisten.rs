@@ -91,6 +91,7 @@ impl<T: Transport> Shard<T> {
             return;
         }
         link.kept.wants_real = true;
+        link.kept.unsettled = true;
         let inside =
             link.pipeline.is_busy() || link.pipeline.is_unsynced() || link.pipeline.status() != TransactionStatus::Idle;
         if inside
