@@ -89,7 +89,6 @@ struct Attempt<'a> {
     /// Whether there is somebody who could answer a server's challenge.
     can_answer: bool,
     timeout: Duration,
-    config: &'a Config,
     tls: &'a TlsSettings,
 }
 
@@ -110,7 +109,7 @@ pub fn check(config: &Config) -> ExitCode {
         pool.rules.method == Method::Server || pool.rules.credentials.as_ref().is_some_and(knows)
     });
     let timeout = config.reconnect.connect_timeout;
-    let attempt = Attempt { user: &user, can_answer, timeout, config, tls: &tls };
+    let attempt = Attempt { user: &user, can_answer, timeout, tls: &tls };
 
     let destinations = config.destinations(&database);
     let mut all_well = true;
@@ -130,10 +129,14 @@ pub fn check(config: &Config) -> ExitCode {
 }
 
 /// One login for each database, as long as the server answers.
-fn check_server<'a>(server: &'a ServerAddress, databases: Vec<&'a str>, attempt: Attempt<'a>) -> Vec<Finding<'a>> {
+fn check_server<'a>(
+    server: &'a ServerAddress,
+    databases: Vec<(&'a str, usize)>,
+    attempt: Attempt<'a>,
+) -> Vec<Finding<'a>> {
     let mut findings = Vec::new();
-    for database in databases {
-        let outcome = log_in(server, database, attempt);
+    for (database, tls) in databases {
+        let outcome = log_in(server, database, &attempt.tls.servers[tls], attempt);
         let goes_on = outcome.as_ref().err().is_none_or(Failure::is_of_the_login);
         findings.push(Finding { server, user: attempt.user, database, outcome });
         if !goes_on {
@@ -143,8 +146,7 @@ fn check_server<'a>(server: &'a ServerAddress, databases: Vec<&'a str>, attempt:
     findings
 }
 
-fn log_in(server: &ServerAddress, database: &str, attempt: Attempt<'_>) -> Result<Welcome, Failure> {
-    let tls = &attempt.tls.servers[attempt.config.tls_there(database)];
+fn log_in(server: &ServerAddress, database: &str, tls: &ServerTls, attempt: Attempt<'_>) -> Result<Welcome, Failure> {
     let refused = |outcome: &Result<Welcome, Failure>| {
         matches!(outcome, Err(Failure::Refused(_) | Failure::NoTls(_) | Failure::Closed))
     };

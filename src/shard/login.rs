@@ -121,6 +121,8 @@ impl<T: Transport> Shard<T> {
         let server_user = rules.credentials.as_ref().and_then(|credentials| credentials.user.as_deref());
         let packet = dedicated.then(|| own_packet(startup, server_user, &settings.server_database));
         let arrived = server.is_some();
+        // What the shard that sent it went by may have changed meanwhile.
+        let server = server.filter(|server| settings.servers.contains(server));
         let server = server.unwrap_or_else(|| settings.servers[self.choose_server(&settings)].clone());
         let key = Key { server, database: database.into(), user: user.into() };
         // A client with a backend of its own has nothing of the pool's.

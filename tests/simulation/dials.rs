@@ -304,7 +304,7 @@ impl Catalogue for Everything {
             mode: dials.mode,
             preserve: None,
             dedicated: dials.dedicated,
-            tls: 0,
+            tls: vec![0; dials.servers],
             rules: Rules { method: if dials.trust { Method::Trust } else { Method::Server }, credentials: None },
             clients_max: ClientsMax::default(),
             timeouts: Default::default(),
