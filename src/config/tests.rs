@@ -374,6 +374,30 @@ fn every_server_that_clients_get_to_is_a_destination() {
     check("databases_only: true\ndatabases: {y: {servers: [b]}}", &[("b:5432", &["y"])]);
 }
 
+#[test]
+fn a_password_for_the_server_may_come_from_the_environment() {
+    // Cargo sets this one for every test.
+    let config = parse("auth: {method: trust, server_password_env: CARGO_PKG_NAME}");
+    let credentials = config.pool("a", "b").expect("served").rules.credentials.expect("there is a password");
+    let secret = credentials.secret.as_deref().expect("there is a password");
+    assert_eq!(secret.password(), Some(env!("CARGO_PKG_NAME").as_bytes()));
+}
+
+#[test]
+fn a_verifier_of_too_few_rounds_is_warned_of() {
+    let with = |iterations: u32| {
+        let secret = format!(
+            "SCRAM-SHA-256${iterations}:c2FsdHkgc2FsdCBvZiAxNg==$CCIJZZzXnv9mwyWjT7P0Aux0CacTzV/A6NmCUTRFd6k=:\
+             POdC+EK2bxEI6n2OLGyrEy+/EXaMxt+oyS9ZjpZctmk="
+        );
+        let text = format!("auth: {{method: scram-sha-256, users: {{joe: '{secret}'}}}}");
+        let (_, warnings) = Config::parse("qcp.yaml", &text).expect("valid");
+        warnings.iter().map(Warning::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(with(4095), ["qcp.yaml:1: auth.users: joe: its SCRAM secret has fewer than 4096 iterations"]);
+    assert!(with(4096).is_empty());
+}
+
 /// Texts that are nearly configurations: keys and values of ours in any order and nesting.
 fn nearly_a_configuration() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![

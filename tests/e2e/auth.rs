@@ -575,6 +575,32 @@ fn a_server_with_many_iterations_stalls_nobody() {
     assert!(worst < Duration::from_millis(100), "a query waited {worst:?} for somebody's login");
 }
 
+/// QCP as a client, of another QCP that knows its user by a verifier of so many rounds.
+#[test]
+fn a_server_may_ask_for_few_rounds_with_a_warning_and_for_too_many_not_at_all() {
+    // Of "pencil"; 1,000 and 1,000,001 rounds.
+    let verifiers = [
+        "SCRAM-SHA-256$1000:c2FsdHkgc2FsdCBvZiAxNg==$CCIJZZzXnv9mwyWjT7P0Aux0CacTzV/A6NmCUTRFd6k=:\
+         POdC+EK2bxEI6n2OLGyrEy+/EXaMxt+oyS9ZjpZctmk=",
+        "SCRAM-SHA-256$1000001:c2FsdHkgc2FsdCBvZiAxNg==$nhvBMoD5F+llXtQc3OJMPQ3NBpGdmQLtvEN8lApUxfM=:\
+         aaxnhC7VsC8Mc0DCdq/kPnRLSDcmd97dFarxeOWjRBE=",
+    ];
+    for (verifier, is_in) in verifiers.iter().zip([true, false]) {
+        let users = format!("users: {{postgres: '{verifier}'}}, server_user: postgres");
+        let server = Qcp::start(&format!("auth: {{method: scram-sha-256, {users}}}\n"), 1);
+        let yaml = "auth: {method: trust, server_user: postgres, server_password: pencil}\n";
+        let qcp = Setup::new(yaml).server(&format!("127.0.0.1:{}", server.tcp().port)).start();
+        let said = login(&qcp.tcp(), "anybody", "postgres", "");
+        if is_in {
+            assert_eq!(said, Ok("postgres|postgres".to_owned()));
+            assert!(qcp.log().contains("the server's SCRAM secret has only 1000 iterations"), "{}", qcp.log());
+        } else {
+            assert!(said.is_err());
+            assert!(qcp.log().contains("auth.scram_iterations_max"), "{}", qcp.log());
+        }
+    }
+}
+
 #[test]
 fn nowhere_to_go_is_said_after_the_check() {
     let nowhere = free_port();
@@ -613,6 +639,31 @@ fn secrets_are_asked_for_at_the_server() {
         check_outcomes(&qcp, self::role("md5"), &database, false, mode);
         assert!(!qcp.log().contains("SCRAM-SHA-256$"), "a secret is in the log");
     }
+}
+
+#[test]
+fn a_lookup_that_takes_long_keeps_nobody_waiting() {
+    postgres().create_database("auth_query_slow");
+    let (asked_for, listed) = (role("scram-sha-256"), role("md5"));
+    let query = "SELECT rolname, rolpassword FROM (SELECT pg_sleep(6)) slept, pg_authid WHERE rolname = $1";
+    let qcp = Qcp::start(
+        &format!(
+            "auth: {{method: scram-sha-256, query: '{query}', query_user: postgres, users: {{{}: '{}'}}}}\n",
+            listed.name, listed.password
+        ),
+        1,
+    );
+    let is_asked = || postgres().count_activity("query LIKE '%pg_sleep(6)%' AND state = 'active'") > 0;
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| login(&qcp.tcp(), asked_for.name, "auth_query_slow", asked_for.password));
+        wait_until("the server is asked", Duration::from_secs(5), is_asked);
+        for _ in 0..5 {
+            let said = login(&qcp.tcp(), listed.name, "auth_query_slow", listed.password);
+            assert_eq!(said, Ok(format!("{}|auth_query_slow", listed.name)));
+        }
+        assert!(is_asked(), "they were in before the answer came");
+        assert_eq!(waits.join().expect("no panic"), Ok(format!("{}|auth_query_slow", asked_for.name)));
+    });
 }
 
 #[test]

@@ -199,6 +199,40 @@ fn the_name_chooses_the_certificate() {
     }
 }
 
+/// A ticket of one shard is good at all of them, and after a reload.
+#[test]
+fn tickets_are_good_at_every_shard() {
+    let folder = Folder::with_certificates();
+    let yaml = folder.client_tls("require", "") + "auth: {method: trust}\n";
+    let qcp = Qcp::start(&yaml, 2);
+    let ticket = folder.path("ticket");
+    // In and out again: with QCP's answer comes TLS 1.3's ticket, and then the end.
+    let login = startup(PROTOCOL_3_0, &[("user", SUPERUSER), ("database", "postgres")]);
+    let bytes = [login, message(b'X', b"")].concat();
+    let handshake = |version: &str, keep: &str| {
+        let connect = format!("127.0.0.1:{}", qcp.tcp().port);
+        let program = Program::new("timeout").args(["-s", "INT", "5", "openssl", "s_client", "-connect", &connect]);
+        let program = program.args(["-starttls", "postgres", "-ign_eof", version, keep, &ticket]);
+        let said = program.input(bytes.clone()).finish().stdout;
+        (said.contains("New, TLSv1"), said.contains("Reused, TLSv1"))
+    };
+    for version in ["-tls1_2", "-tls1_3"] {
+        assert_eq!(handshake(version, "-sess_out"), (true, false), "{version}");
+        // The kernel deals connections out over the shards' sockets.
+        for count in 0..8 {
+            assert_eq!(handshake(version, "-sess_in"), (false, true), "{version} {count}");
+        }
+        qcp.reload(&yaml);
+        assert_eq!(handshake(version, "-sess_in"), (false, true), "{version} after a reload");
+    }
+    // Of another QCP it is worth nothing.
+    let other = Qcp::start(&yaml, 1);
+    let connect = format!("127.0.0.1:{}", other.tcp().port);
+    let program = Program::new("timeout").args(["-s", "INT", "5", "openssl", "s_client", "-connect", &connect]);
+    let program = program.args(["-starttls", "postgres", "-ign_eof", "-sess_in", &ticket]);
+    assert!(program.input(bytes.clone()).finish().stdout.contains("New, TLSv1"));
+}
+
 /// A startup packet and a query, in one write behind the handshake: nothing of it is lost. Directly and by SSLRequest.
 #[test]
 fn openssl_speaks_directly_and_by_request() {
