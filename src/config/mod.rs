@@ -27,6 +27,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
 pub use address::{Listen, SERVER_PORT_DEFAULT, ServerAddress};
 pub use changes::{Change, Known};
 pub use problem::{Error, KeyPath, Problem, Segment, Warning};
@@ -185,7 +187,8 @@ impl Config {
     pub fn load(path: &Path) -> Result<(Config, Vec<Warning>), Error> {
         let name = path.display().to_string();
         match std::fs::read_to_string(path) {
-            Ok(text) => Config::parse(&name, &text),
+            // Secrets may stand in it.
+            Ok(text) => Config::parse(&name, &Zeroizing::new(text)),
             Err(error) => {
                 let problem = Problem::Unreadable(error.to_string());
                 Err(Error { file: name, line: None, key: KeyPath::default(), problem })

@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use super::address::{Listen, ListenAddress, ServerAddress};
 use super::file::{self, File};
@@ -55,7 +56,7 @@ const POOL: pool::Settings = pool::Settings {
 #[derive(Clone)]
 pub(super) struct Source {
     name: String,
-    text: String,
+    text: Zeroizing<String>,
     /// Values of keys instead of what the text says.
     over: Vec<(String, String)>,
 }
@@ -79,7 +80,7 @@ impl Source {
     }
 
     pub(super) fn new(name: &str, text: &str) -> Source {
-        Source { name: name.to_owned(), text: text.to_owned(), over: Vec::new() }
+        Source { name: name.to_owned(), text: Zeroizing::new(text.to_owned()), over: Vec::new() }
     }
 
     pub(super) fn with(mut self, over: Vec<(String, String)>) -> Source {

@@ -303,6 +303,8 @@ impl<T: Transport> Shard<T> {
     }
 
     fn take_login_bytes(&mut self, id: ClientId, bytes: Slice) {
+        // A password, perhaps in plain text.
+        bytes.hold_secret();
         let Some(Login { stage, .. }) = self.login(id) else { return };
         if *stage == Stage::Here {
             self.on_clients_answer(id, bytes);
@@ -394,7 +396,7 @@ impl<T: Transport> Shard<T> {
         let held = if client.stash.is_empty() {
             client.pending.pop(&mut self.nodes)
         } else {
-            let taken = client.stash.take(self.io.scratch());
+            let taken = client.stash.take_secret(self.io.scratch());
             if taken.is_none() {
                 self.fail(id, &Fault::NoMemory);
                 return;

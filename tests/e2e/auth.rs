@@ -9,7 +9,7 @@ use super::support::pooler::{Qcp, Setup};
 use super::support::postgres::{ROLES, Role, SUPERUSER, postgres};
 use super::support::programs::psql;
 use super::support::raw::{PATIENCE, PROTOCOL_3_0, RawClient, Received, error_field, message, startup};
-use super::support::{Address, free_port, wait_until};
+use super::support::{Address, free_port, proc, wait_until};
 
 const ASK: &str = "SELECT current_user, current_database()";
 
@@ -533,6 +533,60 @@ fn a_password_is_in_no_log_and_no_error() {
     assert!(!qcp.log().contains("xyzzy"), "{}", qcp.log());
     let said = Setup::new("auth: {method: trust, server_password: [xyzzy-4]}\n").refused();
     assert!(!said.contains("xyzzy"), "{said}");
+}
+
+/// A password is nowhere in QCP's memory when the login is over: neither in what was received nor in what was sent.
+#[test]
+fn nothing_is_left_of_a_password() {
+    const RIGHT: &[u8] = b"in the clear";
+    const WRONG: &[u8] = b"wrong, and typed by hand";
+    let verifier = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:\
+                    wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
+    for auth in [
+        // Relayed.
+        "method: server".to_owned(),
+        "method: server, failed_logins_max: 0}\ndedicated_databases: [postgres]\nlimits: {login_timeout: 60s"
+            .to_owned(),
+        // Checked here: by a hash, and by a verifier.
+        format!("method: password, users: {{password_user: '{}'}}", md5_of("password_user", RIGHT)),
+        format!("method: password, users: {{password_user: '{verifier}'}}, server_user: postgres"),
+    ] {
+        let qcp = Qcp::start(&format!("auth: {{{auth}}}\n"), 1);
+        for password in [WRONG, RIGHT] {
+            for pieces in [1, 2] {
+                let mut client = RawClient::connect(&qcp.tcp());
+                client.send(&startup(PROTOCOL_3_0, &[("user", "password_user"), ("database", "postgres")]));
+                let Received::Message(question) = client.receive(PATIENCE) else { panic!("no question") };
+                assert_eq!(question.tag, b'R');
+                let answer = message(b'p', &[password, b"\0"].concat());
+                let size = answer.len().div_ceil(pieces);
+                for piece in answer.chunks(size) {
+                    client.send(piece);
+                    std::thread::sleep(Duration::from_millis(30));
+                }
+                client.receive_until_ready();
+                // What stands behind the half that is cut off tells less than all of it.
+                let end = &password[password.len() - 8..];
+                wait_until("nothing is left of it", Duration::from_secs(5), || {
+                    proc::count_in_memory(qcp.pid(), end) == 0
+                });
+            }
+        }
+    }
+    // One that QCP logs in with is there as often after that as before.
+    let file = Scrap::new("left", "in the clear\n");
+    let auth = format!("method: trust, server_user: password_user, server_password_file: '{}'", file.path());
+    let qcp = Qcp::start(&format!("auth: {{{auth}}}\n"), 1);
+    let before = proc::count_in_memory(qcp.pid(), RIGHT);
+    assert!(before > 0, "it is looked for where it is");
+    assert!(login(&qcp.tcp(), "anybody", "postgres", "").is_ok());
+    wait_until("no more of it", Duration::from_secs(5), || proc::count_in_memory(qcp.pid(), RIGHT) <= before);
+}
+
+/// As PostgreSQL keeps it.
+fn md5_of(user: &str, password: &[u8]) -> String {
+    let statement = format!("SELECT 'md5' || md5('{}{user}')", String::from_utf8_lossy(password));
+    postgres().execute("postgres", &statement).trim().to_owned()
 }
 
 #[test]
