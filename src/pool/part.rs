@@ -2,7 +2,8 @@
 //!
 //! Invariant: `idle + lent + opening <= permits`, where *lent* counts every open backend that is not idle (linked to
 //! a client, or being cleaned). A part that a reload made smaller is above that for a while ([`Part::excess`]): nothing
-//! is lent again or opened then. [`Part`] is the only writer of these numbers. Owned by one shard.
+//! is lent again or opened then. Or it owes places ([`Part::debt`]): it had lent to other shards what is none of its own
+//! any more, and takes back as many before it has one. [`Part`] is the only writer of these numbers. Owned by one shard.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,10 @@ use crate::ids::{BackendId, ClientId};
 pub struct Part {
     /// As configured, for all shards together.
     pub settings: Settings,
-    permits: u32,
+    /// Below 0: places that it owes.
+    permits: i32,
+    /// Since when.
+    owes_since: Option<Instant>,
     /// Last in, first out: the one used last is warm.
     idle: Vec<BackendId>,
     lent: u32,
@@ -103,7 +107,8 @@ impl Part {
     pub fn new(settings: Settings, permits: u32, backoff: Backoff) -> Self {
         Self {
             settings,
-            permits,
+            permits: permits as i32,
+            owes_since: None,
             idle: Vec::with_capacity(permits as usize),
             lent: 0,
             opening: 0,
@@ -159,7 +164,7 @@ impl Part {
         let wanted = (self.queue.len() as u32).max(minimum.saturating_sub(self.open())) > self.opening;
         wanted
             && !self.paused
-            && self.open() < self.permits
+            && self.has_unused()
             && self.opening < OPENING_MAX
             && self.refill != Refill::Impossible
             && self.backoff.allows(now)
@@ -167,7 +172,7 @@ impl Part {
 
     /// Takes a place for a backend that is being opened; `false` when there is none.
     pub fn begin_open(&mut self) -> bool {
-        if self.open() >= self.permits {
+        if !self.has_unused() {
             return false;
         }
         self.opening += 1;
@@ -225,15 +230,22 @@ impl Part {
         waiters.remove(&mut self.queue, client)
     }
 
-    /// Whether those who wait need what this shard does not have: a place, or, where none can be opened, a backend.
+    /// Whether those who wait need what this shard does not have: a place, or, where none can be opened, a backend. Or it
+    /// owes places.
     pub fn wants_more(&self) -> bool {
-        let can_open = self.open() < self.permits && self.refill != Refill::Impossible;
-        !self.paused && self.queue.len() as u32 > self.opening && !can_open
+        let can_open = self.has_unused() && self.refill != Refill::Impossible;
+        self.debt() > 0 || !self.paused && self.queue.len() as u32 > self.opening && !can_open
+    }
+
+    /// Since when that is so: since the longest waiter came, or since it owes.
+    pub fn wants_since(&self, waiters: &Waiters) -> Option<Instant> {
+        let waits = self.first_waiter(waiters).map(|(_, since)| since);
+        waits.into_iter().chain(self.owes_since).min()
     }
 
     /// Gives a place away that nobody here uses or waits for; `false` when there is none.
     pub fn give_permit(&mut self) -> bool {
-        let unused = self.queue.is_empty() && self.open() < self.permits;
+        let unused = self.queue.is_empty() && self.has_unused();
         if unused {
             self.permits -= 1;
         }
@@ -260,7 +272,7 @@ impl Part {
 
     /// Whether a place has no backend.
     pub fn has_unused(&self) -> bool {
-        self.open() < self.permits
+        self.open() < self.permits()
     }
 
     /// Gives a place without a backend away although clients may wait here: another shard's have waited longer.
@@ -271,21 +283,26 @@ impl Part {
 
     /// Places that another shard gave.
     pub fn add_permits(&mut self, count: u32) {
-        self.permits += count;
+        self.change_permits(count as i32, None);
     }
 
-    /// The configuration has changed. `permits`: this shard's share of a new size; what was lent to other shards and
-    /// borrowed from them is forgotten by all.
-    pub fn reconfigure(&mut self, settings: Settings, (min, max): (Duration, Duration), permits: Option<u32>) {
+    /// The configuration has changed. `more`: by how much this shard's share has grown; what was lent to other shards and
+    /// borrowed from them stays so.
+    pub fn reconfigure(&mut self, settings: Settings, (min, max): (Duration, Duration), more: i32, now: Instant) {
         self.settings = settings;
         self.backoff.min = min;
         self.backoff.max = max;
-        self.permits = permits.unwrap_or(self.permits);
+        self.change_permits(more, Some(now));
+    }
+
+    fn change_permits(&mut self, more: i32, now: Option<Instant>) {
+        self.permits += more;
+        self.owes_since = if self.permits < 0 { self.owes_since.or(now) } else { None };
     }
 
     /// Backends above what this part may have, since it was made smaller: they are closed as they become free.
     pub fn excess(&self) -> u32 {
-        self.open().saturating_sub(self.permits)
+        self.open().saturating_sub(self.permits())
     }
 
     /// What a login told about opening more.
@@ -320,7 +337,12 @@ impl Part {
 
     /// Places of this part.
     pub fn permits(&self) -> u32 {
-        self.permits
+        self.permits.max(0) as u32
+    }
+
+    /// Places that it has to take back before it has one.
+    pub fn debt(&self) -> u32 {
+        self.permits.min(0).unsigned_abs()
     }
 
     /// Clients waiting.
@@ -329,7 +351,7 @@ impl Part {
     }
 
     fn check(&self) {
-        assert!(self.open() <= self.permits, "no pool exceeds its size");
+        assert!(self.open() <= self.permits(), "no pool exceeds its size");
     }
 }
 
@@ -407,6 +429,24 @@ mod tests {
         part.add_permits(1);
         part.checkout(&mut waiters, client(2), now, 0);
         assert!(part.wants_more(), "a place is there, and nothing can be opened");
+    }
+
+    #[test]
+    fn what_was_lent_and_is_none_of_its_own_any_more_is_owed() {
+        let (mut part, mut waiters, now) = (part(2), Waiters::new(4), Instant::now());
+        let backoff = (Duration::from_millis(100), Duration::from_secs(5));
+        assert!(part.give_permit() && part.give_permit());
+        part.reconfigure(part.settings.clone(), backoff, -1, now);
+        assert_eq!((part.permits(), part.debt(), part.excess()), (0, 1, 0));
+        assert!(part.wants_more() && part.wants_since(&waiters) == Some(now), "though nobody waits");
+        let later = now + Duration::from_secs(1);
+        part.checkout(&mut waiters, client(0), later, 0);
+        assert_eq!(part.wants_since(&waiters), Some(now));
+        part.add_permits(1);
+        assert_eq!((part.permits(), part.debt()), (0, 0));
+        assert!(!part.may_open(later, 0) && part.wants_since(&waiters) == Some(later), "that one paid the debt");
+        part.add_permits(1);
+        assert!(part.may_open(later, 0) && !part.wants_more());
     }
 
     #[test]

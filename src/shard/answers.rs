@@ -120,13 +120,14 @@ impl<T: Transport> Shard<T> {
         self.end_query(id);
         self.finish_reset(id);
         let Some(backend) = self.backend(id) else { return Pass::Gone };
-        let (pool, status, busy) = (backend.pool, backend.pipeline.status(), backend.pipeline.is_busy());
-        let statement_mode = self.mode_of(pool) == RelayMode::Statement;
+        let (status, busy) = (backend.pipeline.status(), backend.pipeline.is_busy());
+        let statement_mode = backend.mode == RelayMode::Statement;
         if status == TransactionStatus::Idle {
             self.apply_unlistened(id);
         }
         let backend = self.backends.get(id.index, id.generation).expect("looked up above");
-        let asks = backend.kept.resets || (backend.kept.hears || backend.kept.notified) && self.says_notified(pool);
+        let asks =
+            backend.kept.resets || (backend.kept.hears || backend.kept.notified) && self.says_notified(backend.mode);
         if asks && self.holds_ready(id) {
             return Pass::Nobody;
         }
@@ -344,9 +345,7 @@ impl<T: Transport> Shard<T> {
         let Ok(command) = reader::command_complete(message) else { return };
         if matches!(command, b"SET" | b"RESET" | b"DISCARD ALL") {
             let has = self.backends.get(id.index, id.generation).map(|backend| backend.has);
-            let pool = self.backends.get(id.index, id.generation).map(|backend| backend.pool);
-            let asks = pool.is_some_and(|pool| self.preserves(pool));
-            let untracked = !asks && has.is_some_and(|has| self.vectors.has_untracked(has));
+            let untracked = !self.keeps_session(id) && has.is_some_and(|has| self.vectors.has_untracked(has));
             if let Some(backend) = self.backend(id) {
                 backend.touched |= untracked;
             }

@@ -16,7 +16,7 @@ use crate::session::parameters::Setting;
 use super::clean::Stage;
 use super::mailbox::Mail;
 use super::pools::{Key, Pool, PoolSettings};
-use super::{Backend, BackendState, Owner, Purpose, Running, Shard, placement};
+use super::{Backend, BackendState, Owner, Purpose, Running, Shard, placement, reload};
 
 /// A shard asks again after this, for each two other shards of the pool: so the messages of all together stay few.
 const ASK_EVERY: Duration = Duration::from_millis(5);
@@ -108,11 +108,10 @@ impl<T: Transport> Shard<T> {
         let homes = placement::homes(&key, settings.pool.size, shard_count);
         let permits = homes.share(settings.pool.size, id);
         let (min, max) = self.settings.backoff;
-        let (paused, generation) = (self.orders.pauses(&key.database), self.generation);
+        let paused = self.orders.pauses(&key.database);
         let backoff = Backoff::new(min, max);
         let made = self.pools.insert(key, settings, homes, permits, backoff, shard_count)?;
         let pool = self.pools.get_mut(made);
-        pool.generation = generation;
         pool.part.pause(paused);
         Some(made)
     }
@@ -123,7 +122,7 @@ impl<T: Transport> Shard<T> {
         if !part.wants_more() {
             return;
         }
-        let since = part.first_waiter(&self.waiters).map(|(_, since)| since);
+        let since = part.wants_since(&self.waiters);
         self.ask_others(id, since);
     }
 
@@ -139,7 +138,7 @@ impl<T: Transport> Shard<T> {
         pool.ask_at = Some(now + ASK_EVERY * others.div_ceil(2));
         pool.round += 1;
         let round = pool.round;
-        let can_open = since.is_none() || pool.part.refill() != Refill::Impossible;
+        let can_open = since.is_none() || pool.part.refill() != Refill::Impossible || pool.part.debt() > 0;
         let pool = self.pools.get(id);
         for shard in pool.asked(own, shard_count) {
             self.mailbox.send(shard, Mail::Ask { key: pool.key.clone(), from: own, since, can_open, round });
@@ -152,7 +151,9 @@ impl<T: Transport> Shard<T> {
             return;
         }
         let now = self.io.now();
-        let Some(settings) = self.catalogue.pool(&key.database, &key.user) else { return };
+        let settings = self.catalogue.pool(&key.database, &key.user);
+        // It may not have seen a reload that this shard has seen.
+        let Some(settings) = settings.filter(|settings| settings.servers.contains(&key.server)) else { return };
         let Some(id) = self.pool_of(key.clone(), settings) else { return };
         let pool = self.pools.get_mut(id);
         pool.is_spread |= !pool.homes.has(from);
@@ -295,12 +296,17 @@ impl<T: Transport> Shard<T> {
             return;
         }
         let Given { key, from, places, generation, backend, since, can_open } = given;
-        // Places of before the size changed: all shards have counted anew since then.
-        if self.pools.find(&key).is_some_and(|id| generation < self.pools.get(id).generation) {
-            return;
+        let settings = self.catalogue.pool(&key.database, &key.user);
+        // Of before the last reload (a sender is never further behind: the next waits until all shards have had this one):
+        // if the pool was retired by it, its places went with it.
+        if generation < self.generation {
+            let before = self.catalogue_before.as_ref().and_then(|before| before.pool(&key.database, &key.user));
+            let is_same = |(old, new): (&PoolSettings, &PoolSettings)| reload::serves(&key.server, old, new);
+            if !before.as_ref().zip(settings.as_ref()).is_some_and(is_same) {
+                return;
+            }
         }
         let now = self.io.now();
-        let settings = self.catalogue.pool(&key.database, &key.user);
         let Some(id) = settings.and_then(|settings| self.pool_of(key, settings)) else {
             // Only a changed configuration or a full table brings this about; the pool is smaller from here on.
             log::error!("a place of a pool was given to a shard that cannot have the pool");
@@ -386,7 +392,7 @@ impl<T: Transport> Shard<T> {
         let Self { pools, waiters, .. } = self;
         let pool = pools.get_mut(id);
         pool.borrowed[to.0 as usize] -= places as i32;
-        let since = pool.part.first_waiter(waiters).filter(|_| pool.part.wants_more()).map(|(_, since)| since);
+        let since = pool.part.wants_since(waiters).filter(|_| pool.part.wants_more());
         let can_open = pool.part.refill() != Refill::Impossible;
         let (key, from, generation) = (pool.key.clone(), self.settings.id, self.generation);
         let given = Given { key, from, places, generation, backend, since, can_open };

@@ -28,6 +28,8 @@ pub struct Census {
     pub statements: usize,
     /// Links broken and panics caught.
     pub broken: u64,
+    /// Configurations that were taken over.
+    pub generation: u32,
 }
 
 /// A shard's part of one pool, counted.
@@ -43,10 +45,18 @@ pub struct PoolCensus {
     pub shares: Vec<u32>,
     /// This part's places.
     pub permits: u32,
+    /// Places that it owes.
+    pub debt: u32,
     /// Places taken, as the part counts them.
     pub open: u32,
     /// Backends in the table that hold a place.
     pub counted: u32,
+    /// Backends that wait for work.
+    pub idle: usize,
+    /// It lends nothing any more, and goes with its last link.
+    pub retired: bool,
+    /// It lends nothing now.
+    pub paused: bool,
     /// Clients in the queue.
     pub waiting: usize,
     /// Those who wait need what is at other shards.
@@ -69,6 +79,7 @@ impl<T: Transport> Shard<T> {
             nodes_used: self.settings.nodes_count - self.nodes.free_count(),
             statements: self.statements.count(),
             broken: self.counters.broken + self.counters.panics,
+            generation: self.generation,
             ..Census::default()
         };
         for (index, generation, client) in self.clients.iter() {
@@ -114,8 +125,12 @@ impl<T: Transport> Shard<T> {
                 size: pool.settings.pool.size,
                 shares: shards().map(|shard| pool.homes.share(pool.settings.pool.size, shard)).collect(),
                 permits: pool.part.permits(),
+                debt: pool.part.debt(),
                 open: pool.part.open(),
                 counted: of_pool.filter(|(_, _, backend)| backend.purpose == Purpose::Pool).count() as u32,
+                idle: pool.part.idle().len(),
+                retired: pool.retired,
+                paused: pool.part.is_paused(),
                 waiting: pool.part.waiting(),
                 wants_more: pool.part.wants_more(),
                 asked: pool.round,

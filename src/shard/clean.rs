@@ -122,8 +122,8 @@ impl<T: Transport> Shard<T> {
         if backend.pipeline.is_busy() || backend.cancels > 0 || !backend.framer.at_boundary() {
             return;
         }
-        let (status, pool, must_reset) = (backend.pipeline.status(), backend.pool, backend.kept.must_reset);
-        let reset = self.mode_of(pool) == RelayMode::Session || must_reset;
+        let status = backend.pipeline.status();
+        let reset = backend.mode == RelayMode::Session || backend.kept.must_reset;
         let (next, sql, mark): (_, &[u8], _) = match stage {
             Stage::Draining if status != TransactionStatus::Idle => (Stage::RollingBack, b"ROLLBACK", MARK_ROLLBACK),
             Stage::Draining | Stage::RollingBack if reset => (Stage::Resetting, RESET_QUERY, MARK_RESET),

@@ -26,7 +26,8 @@ impl<T: Transport> Shard<T> {
         while let Some(pool) = self.pools.next_used(from) {
             from = pool.0 + 1;
             self.expire_waiters(pool);
-            if self.pools.get(pool).part.waiting() > 0 {
+            let part = &self.pools.get(pool).part;
+            if part.waiting() > 0 || part.debt() > 0 {
                 self.refill(pool);
             }
         }

@@ -14,9 +14,13 @@ use super::{BackendState, ClientState, Purpose, Shard, Unnamed};
 pub(super) const MARK_REPLAY: u32 = 2;
 
 impl<T: Transport> Shard<T> {
-    /// The client needs a backend: it has one when this returns, or it waits. Errors: there is none to be had, and the
+    /// The client needs a backend: it has one when this returns, or it waits, or it is gone and knows why. Errors: there is none to be had, and the
     /// client has to be told.
     pub(super) fn checkout(&mut self, id: ClientId) -> Result<(), Fault> {
+        // A retired pool lends nothing: who was logging in when it became one belongs to another by now.
+        if self.has_retired && !self.rehome(id) {
+            return Ok(());
+        }
         let now = self.io.now();
         let own = self.settings.id;
         let Some(pool) = self.client(id).and_then(|client| client.pool) else { return Ok(()) };
@@ -104,8 +108,10 @@ impl<T: Transport> Shard<T> {
     /// Says on the backend's side whom it serves.
     pub(super) fn join(&mut self, id: ClientId, backend: BackendId) {
         let now = self.io.now();
+        let mode = self.client(id).expect("the caller has looked it up").mode;
         let backend = self.backend(backend).expect("the caller has looked it up");
         assert!(backend.pipeline.is_whole(), "only a whole backend is lent");
+        backend.mode = mode;
         backend.lent_at = now;
         assert!(backend.cancels == 0, "a late cancel must not hit the next client's query");
         assert!(
@@ -124,7 +130,7 @@ impl<T: Transport> Shard<T> {
         let backend = self.backends.get(id.index, id.generation).expect("the caller has looked it up");
         let BackendState::Linked(client_id) = backend.state else { return };
         let client = self.clients.get(client_id.index, client_id.generation).expect("a linked client is there");
-        let mode = self.mode_of(backend.pool);
+        let mode = backend.mode;
         let kept = mode == RelayMode::Session && self.running == super::Running::Yes;
         let connection = backend.connection.expect("a linked backend is connected");
         let whole = backend.pipeline.is_whole() // answered, Idle, synced, no COPY, nothing uncertain

@@ -883,9 +883,9 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    /// Whether LISTEN of this pool's clients may be shared at all.
-    pub(super) fn says_notified(&self, pool: PoolId) -> bool {
-        self.pools.get(pool).settings.mode != RelayMode::Session && !self.listeners.is_empty()
+    /// Whether somebody listens who may have to hear of what a client of this mode notifies.
+    pub(super) fn says_notified(&self, mode: RelayMode) -> bool {
+        mode != RelayMode::Session && !self.listeners.is_empty()
     }
 }
 

@@ -131,6 +131,7 @@ impl<T: Transport> Shard<T> {
             }
         }
         let raw = self.vectors.intern(wishes.unwrap_or_default()).map_err(|_| Fault::NoRoom("clients' settings"))?;
+        let mode = settings.mode;
         let Some(pool) = self.pool_of(key, settings) else {
             self.vectors.let_go(raw);
             return Err(Fault::NoRoom("pools"));
@@ -142,6 +143,7 @@ impl<T: Transport> Shard<T> {
         let secret = self.next_secret();
         let client = self.client(id).expect("the caller has looked it up");
         client.pool = Some(pool);
+        client.mode = mode;
         client.secret = secret;
         client.long_key = version == Version::V3_2;
         client.state = ClientState::Login(Box::new(Login {

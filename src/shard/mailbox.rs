@@ -115,3 +115,56 @@ impl Mailbox {
         self.peers.get(to.0 as usize).is_some_and(|peer| peer.send(mail))
     }
 }
+
+/// Which messages shards of this thread have read: what the simulation has reached. Not in what is shipped.
+#[cfg(debug_assertions)]
+pub mod reached {
+    use std::cell::Cell;
+
+    use super::Mail;
+
+    /// Every kind of message.
+    pub const KINDS: [&str; 12] = [
+        "Quit",
+        "Reload",
+        "Order",
+        "Report",
+        "Metrics",
+        "Cancel",
+        "Failed",
+        "Succeeded",
+        "Client",
+        "Ask",
+        "Nothing",
+        "Give",
+    ];
+
+    thread_local! {
+        static SEEN: Cell<[u64; KINDS.len()]> = const { Cell::new([0; KINDS.len()]) };
+    }
+
+    pub(in crate::shard) fn note(mail: &Mail) {
+        let kind = match mail {
+            Mail::Quit(_) => 0,
+            Mail::Reload(..) => 1,
+            Mail::Order(..) => 2,
+            Mail::Report(_) => 3,
+            Mail::Metrics(_) => 4,
+            Mail::Cancel { .. } => 5,
+            Mail::Failed(_) => 6,
+            Mail::Succeeded(_) => 7,
+            Mail::Client(_) => 8,
+            Mail::Ask { .. } => 9,
+            Mail::Nothing { .. } => 10,
+            Mail::Give(_) => 11,
+        };
+        let mut seen = SEEN.get();
+        seen[kind] += 1;
+        SEEN.set(seen);
+    }
+
+    /// How often each kind was read since the last call.
+    pub fn take() -> impl Iterator<Item = (&'static str, u64)> {
+        KINDS.into_iter().zip(SEEN.take())
+    }
+}

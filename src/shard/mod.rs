@@ -52,12 +52,11 @@ use crate::auth::{
     secrets::{Salts, Verifier},
 };
 use crate::control::report::metrics::Origin;
-use crate::ids::{BackendId, ClientId, ConnectionId, PoolId, ShardId};
+use crate::ids::{BackendId, ClientId, ConnectionId, ShardId};
 use crate::io::{Close, Event, Transport};
 use crate::memory::{Nodes, Slab, Slice};
 use crate::pool::Waiters;
 use crate::protocol::{ErrorFields, TransactionStatus, Writer};
-use crate::session::RelayMode;
 use crate::session::fault::Fault;
 use crate::session::parameters::Vectors;
 use crate::session::scanner::Scanner;
@@ -175,6 +174,8 @@ pub struct Shard<T: Transport> {
     pub io: T,
     settings: Settings,
     catalogue: Rc<dyn Catalogue>,
+    /// The one before the last reload: other shards may go by it still.
+    catalogue_before: Option<Rc<dyn Catalogue>>,
     mailbox: Mailbox,
     /// Clients of all shards.
     population: Arc<Population>,
@@ -258,6 +259,7 @@ impl<T: Transport> Shard<T> {
         let clients_max = settings.clients_max as usize;
         Self {
             catalogue,
+            catalogue_before: None,
             mailbox,
             population,
             clients: Slab::new(clients_max),
@@ -402,6 +404,8 @@ impl<T: Transport> Shard<T> {
     }
 
     fn on_one_mail(&mut self, mail: Mail) {
+        #[cfg(debug_assertions)]
+        mailbox::reached::note(&mail);
         match mail {
             Mail::Quit(within) => self.drain(within),
             Mail::Report(answer) => {
@@ -561,10 +565,6 @@ impl<T: Transport> Shard<T> {
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         self.random
-    }
-
-    fn mode_of(&self, pool: PoolId) -> RelayMode {
-        self.pools.get(pool).settings.mode
     }
 }
 

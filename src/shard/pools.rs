@@ -95,8 +95,6 @@ pub(super) struct Pool {
     pub part: Part,
     /// A reload has put another in its place, or none: it lends nothing any more, and goes with its last link.
     pub retired: bool,
-    /// The shard's generation of settings that its places are of.
-    pub generation: u32,
     /// What the server reports at login, in its order; empty until a backend has logged in.
     pub parameters: Vec<(Box<str>, Box<str>)>,
     /// The server lets this user in without a challenge; believed until then.
@@ -195,7 +193,6 @@ impl Pools {
             part: Part::new(settings.pool.clone(), permits, backoff),
             settings,
             retired: false,
-            generation: 0,
             parameters: Vec::new(),
             trusted_until: None,
             asking: false,

@@ -4,7 +4,7 @@
 //!
 //! Invariant: a backend is not lent to another client while something is suspected or pinned.
 
-use crate::ids::{BackendId, ClientId, PoolId};
+use crate::ids::{BackendId, ClientId};
 use crate::io::Transport;
 use crate::memory::Slice;
 use crate::protocol::{HEAD_SIZE, TransactionStatus, reader};
@@ -145,13 +145,6 @@ impl Kept {
 }
 
 impl<T: Transport> Shard<T> {
-    /// Whether the sessions of this pool's clients are kept.
-    #[inline]
-    pub(super) fn preserves(&self, pool: PoolId) -> bool {
-        let settings = &self.pools.get(pool).settings;
-        settings.preserve.is_some() && settings.mode != RelayMode::Session
-    }
-
     /// A simple query of the client's is about to go to the server. `Some`: it has been dealt with.
     pub(super) fn note_query(
         &mut self,
@@ -202,9 +195,11 @@ impl<T: Transport> Shard<T> {
     }
 
     /// Whether the linked client's session is kept.
+    #[inline]
     pub(super) fn keeps_session(&self, backend: BackendId) -> bool {
         let link = self.backends.get(backend.index, backend.generation);
-        link.is_some_and(|link| self.preserves(link.pool))
+        let keeps = |link: &super::Backend| self.pools.get(link.pool).settings.preserve.is_some();
+        link.is_some_and(|link| link.mode != RelayMode::Session && keeps(link))
     }
 
     /// Of the settings that the linked client has. Where they are in doubt it is one that nobody else has.

@@ -116,7 +116,7 @@ impl<T: Transport> Shard<T> {
         let mut run = 0;
         loop {
             let Some(client) = self.clients.get_mut(id.index, id.generation) else { return };
-            let mode = client.pool.map_or(RelayMode::Smart, |pool| self.pools.get(pool).settings.mode);
+            let mode = client.mode;
             let before = client.framer;
             // Where there is no room to keep what is half here, it goes on as it comes.
             let arena = self.io.arena();
@@ -319,9 +319,8 @@ impl<T: Transport> Shard<T> {
                 // "a simple Query message also destroys the unnamed statement" (Extended Query).
                 link.unnamed = Unnamed::Others;
                 self.counters.queries += 1;
-                let pool = link.pool;
                 self.client(id).expect("looked up above").unnamed.clear();
-                if self.preserves(pool)
+                if self.keeps_session(backend)
                     && let Some(verdict) = self.note_query(id, backend, request, bytes, run)
                 {
                     return verdict;
@@ -331,17 +330,12 @@ impl<T: Transport> Shard<T> {
             tag::SYNC => self.counters.queries += 1,
             tag::FUNCTION_CALL => {
                 self.counters.queries += 1;
-                let pool = link.pool;
-                if self.preserves(pool) {
+                if self.keeps_session(backend) {
                     self.suspect(backend, Effects::OPAQUE);
                 }
             }
-            tag::PARSE | tag::BIND | tag::DESCRIBE | tag::CLOSE => {
-                let pool = link.pool;
-                let mode = self.mode_of(pool);
-                if mode != RelayMode::Session {
-                    return self.on_statement_request(id, backend, request, bytes, run);
-                }
+            tag::PARSE | tag::BIND | tag::DESCRIBE | tag::CLOSE if link.mode != RelayMode::Session => {
+                return self.on_statement_request(id, backend, request, bytes, run);
             }
             _ => {}
         }

@@ -2,12 +2,13 @@
 //! is not served any more.
 //!
 //! A pool whose size or times changed goes on with the new ones; backends above its size are closed as they become free.
-//! Where what a backend *is* changed (its server, its database there, QCP's login, what clients may leave in it), the pool
+//! A changed `relay_mode` holds for clients that come from now on: what there is of a client's session is where its own mode
+//! keeps it. Where what a backend *is* changed (its server, its database there, QCP's login, what clients may leave in it), the pool
 //! is *retired*: it lends nothing any more and goes with its last link, and its clients belong to another of the same name
 //! from their next request on.
 //!
-//! Invariant: places are counted anew by every shard when a pool's size changed, so a place that was on its way then counts
-//! for nobody (`generation`).
+//! Invariant: a pool's places over all shards, less what some owe, are its size before and after: each shard adds by how much
+//! its own share has grown, so what is on its way counts on. Places of a retired pool count for nobody.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use crate::session::fault::Fault;
 
 use super::placement;
 use super::pools::{Key, PoolSettings};
-use super::{BackendState, Catalogue, ClientState, Shard, TlsSettings};
+use super::{BackendState, Catalogue, ClientState, Server, Shard, TlsSettings};
 
 /// What a reload changes at once: this and no half of it.
 pub struct Reload {
@@ -54,7 +55,7 @@ impl<T: Transport> Shard<T> {
     pub(super) fn on_reload(&mut self, reload: Reload) {
         self.generation += 1;
         let catalogue: Box<dyn Catalogue> = reload.catalogue;
-        self.catalogue = Rc::from(catalogue);
+        self.catalogue_before = Some(std::mem::replace(&mut self.catalogue, Rc::from(catalogue)));
         if self.settings.auth.limiter != reload.auth.limiter {
             self.limiter = Limiter::new(reload.auth.limiter);
         }
@@ -91,7 +92,7 @@ impl<T: Transport> Shard<T> {
     }
 
     fn reconfigure(&mut self, id: PoolId) {
-        let (own, shard_count, generation) = (self.settings.id, self.settings.shard_count, self.generation);
+        let (own, shard_count, now) = (self.settings.id, self.settings.shard_count, self.io.now());
         let pool = self.pools.get(id);
         if pool.retired {
             // It opens nothing any more; this only has to be there.
@@ -99,7 +100,7 @@ impl<T: Transport> Shard<T> {
             return;
         }
         let new = self.catalogue.pool(&pool.key.database, &pool.key.user);
-        let Some(new) = new.filter(|new| serves(pool, new)) else {
+        let Some(new) = new.filter(|new| serves(&pool.key.server, &pool.settings, new)) else {
             self.pools.get_mut(id).settings.tls.fill(0);
             self.pools.retire(id);
             self.has_retired = true;
@@ -107,16 +108,14 @@ impl<T: Transport> Shard<T> {
             return;
         };
         let homes = placement::homes(&pool.key, new.pool.size, shard_count);
-        let resized = new.pool.size != pool.settings.pool.size;
+        let (old_size, size) = (pool.settings.pool.size, new.pool.size);
         let pool = self.pools.get_mut(id);
-        let permits = resized.then(|| homes.share(new.pool.size, own));
-        pool.part.reconfigure(new.pool.clone(), self.settings.backoff, permits);
-        if resized {
-            pool.generation = generation;
+        let more = homes.share(size, own) as i32 - pool.homes.share(old_size, own) as i32;
+        pool.part.reconfigure(new.pool.clone(), self.settings.backoff, more, now);
+        if size != old_size {
             pool.homes = homes;
-            pool.is_spread = false;
-            pool.borrowed.fill(0);
-            pool.claims.clear();
+            // What a shard has that is no home now is asked of it.
+            pool.is_spread = true;
             pool.nothing.fill((0, 0));
             pool.ask_at = None;
         }
@@ -232,12 +231,11 @@ impl<T: Transport> Shard<T> {
     }
 }
 
-/// Whether a pool's backends are what they would be under new settings, too.
-fn serves(pool: &super::pools::Pool, new: &PoolSettings) -> bool {
-    let old = &pool.settings;
-    new.servers.contains(&pool.key.server)
+/// Whether the backends of a pool at this server are what they would be under new settings, too.
+pub(super) fn serves(server: &Server, old: &PoolSettings, new: &PoolSettings) -> bool {
+    old.servers.contains(server)
+        && new.servers.contains(server)
         && new.server_database == old.server_database
-        && new.mode == old.mode
         && new.preserve == old.preserve
         && new.rules.credentials == old.rules.credentials
 }

@@ -149,7 +149,7 @@ impl<T: Transport> Shard<T> {
         let message = &bytes[request.at..request.at + request.available];
         let Some(client) = self.client(id) else { return false };
         let (connection, wanted, Some(pool)) = (client.connection, client.wanted, client.pool) else { return false };
-        if self.mode_of(pool) == RelayMode::Session || request.available < request.size as usize {
+        if client.mode == RelayMode::Session || request.available < request.size as usize {
             return false;
         }
         match request.tag {

@@ -11,6 +11,7 @@ use crate::ids::{BackendId, ClientId, ConnectionId, PoolId, ShardId};
 use crate::io::SocketAddress;
 use crate::memory::{Block, Outbox, Stash};
 use crate::protocol::{Direction, Framer};
+use crate::session::RelayMode;
 use crate::session::parameters::VectorId;
 use crate::session::pipeline::Pipeline;
 use crate::session::prepared::Prepared;
@@ -58,6 +59,8 @@ pub(super) struct Client {
     /// The message under way is not for the server.
     pub(super) dropping: bool,
     pub(super) pool: Option<PoolId>,
+    /// Its pool's when it came: what it has of a session is kept as that mode keeps it, so a reload does not change it.
+    pub(super) mode: RelayMode,
     pub(super) wanted: VectorId,
     /// What it began with, and what its RESET goes back to.
     pub(super) startup: VectorId,
@@ -130,6 +133,8 @@ pub(super) struct Backend {
     pub(super) state: BackendState,
     pub(super) purpose: Purpose,
     pub(super) pool: PoolId,
+    /// That of the client that has it, or had it last.
+    pub(super) mode: RelayMode,
     /// The client whose login it checks.
     pub(super) checks: Option<ClientId>,
     pub(super) framer: Framer,
@@ -248,6 +253,7 @@ impl Backend {
             state: BackendState::Resolving,
             purpose,
             pool,
+            mode: RelayMode::Smart,
             checks: None,
             framer: Framer::new(Direction::Backend),
             stash: Stash::default(),
@@ -329,6 +335,7 @@ impl Client {
             discard: Discard::No,
             dropping: false,
             pool: None,
+            mode: RelayMode::Smart,
             wanted: VectorId::NEUTRAL,
             startup: VectorId::NEUTRAL,
             secret: [0; SECRET_SIZE],

@@ -2,30 +2,49 @@
 
 use std::collections::BTreeMap;
 
-/// Beginnings of what is noted: "client moved" is a `Mail::Client`, "backend moved" a `Mail::Give` with a backend. The transitions are noted only where debug assertions are on.
+#[cfg(debug_assertions)]
+use qcp::shard::mailbox::reached;
+
+/// Beginnings of what is noted: "backend moved" is a `Mail::Give` with a backend. Transitions and messages are noted only
+/// where debug assertions are on.
 const REQUIRED: &[&str] = &[
     "backend moved",
     "bytes after a stop",
     "cancel ended a query",
     "client moved",
+    "clients wait in a paused pool",
     "client vanished in COPY",
     "connect hangs",
     "connect refused",
     "fatal: 08006 no server connection",
     "fatal: 08006 the server connection was lost",
     "fatal: 28P01",
+    "fatal: 28000",
+    "fatal: 3D000",
     "fatal: 57P01 qcp is shutting down",
+    "fatal: 57P01 terminating connection to",
+    "fatal: 57P03 database",
     "fault: all server connections",
     "fault: canceling statement",
     "fault: no server connection of pool",
     "login refused",
     "logs in with a request",
-    "mail: Ask",
-    "mail: Cancel",
-    "mail: Give",
-    "mail: Nothing",
-    "mail: Quit",
     "no chunk left to receive into",
+    "order: Disable",
+    "order: Drain",
+    "order: Enable",
+    "order: Kill",
+    "order: Pause",
+    "order: Reconnect",
+    "order: Resume",
+    "places are owed",
+    "pool retired",
+    "reload: another mode",
+    "reload: fewer databases",
+    "reload: fewer servers",
+    "reload: larger",
+    "reload: recycle",
+    "reload: smaller",
     "server connection died",
 ];
 
@@ -64,9 +83,12 @@ impl Coverage {
         }
     }
 
-    /// Transitions of the pipelines on this thread since the last call.
+    /// Transitions of the pipelines, and messages of the shards, on this thread since the last call.
     #[cfg(debug_assertions)]
-    pub fn take_transitions(&mut self) {
+    pub fn take_reached(&mut self) {
+        for (kind, count) in reached::take().filter(|(_, count)| *count > 0) {
+            *self.0.entry(format!("mail: {kind}")).or_default() += count;
+        }
         for (expect, tag, count) in qcp::session::pipeline::reached::take() {
             *self.0.entry(format!("pipeline: {expect:?} {}", char::from(tag))).or_default() += count;
         }
@@ -78,7 +100,8 @@ impl Coverage {
         #[cfg(debug_assertions)]
         let transitions = TRANSITIONS
             .iter()
-            .flat_map(|(expect, tags)| tags.chars().map(move |tag| format!("pipeline: {expect} {tag}")));
+            .flat_map(|(expect, tags)| tags.chars().map(move |tag| format!("pipeline: {expect} {tag}")))
+            .chain(reached::KINDS.iter().map(|kind| format!("mail: {kind}")));
         #[cfg(not(debug_assertions))]
         let transitions = std::iter::empty();
         REQUIRED.iter().map(|what| (*what).to_owned()).chain(transitions).filter(is_missing).collect()

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use qcp::auth::secrets::{Secret, Users};
 use qcp::auth::settings::{Method, Rules};
+use qcp::auth::{self, limiter};
 use qcp::pool::{Schedule, Settings};
 use qcp::session::RelayMode;
 use qcp::shard::{Catalogue, ClientsMax, PoolSettings, Server};
@@ -30,9 +32,13 @@ pub struct Dials {
     pub dedicated: bool,
     /// The pooler checks no logins; otherwise the server does.
     pub trust: bool,
+    /// The pooler checks passwords itself.
+    pub checks: bool,
     /// The server asks for a password.
     pub password: bool,
     pub wrong_password: u32,
+    /// Failed logins of one address before it is refused.
+    pub failures_max: u32,
     pub chunk_size: usize,
     pub chunks: usize,
     pub statements_max: usize,
@@ -62,6 +68,9 @@ pub struct Dials {
     pub outages: u32,
     pub refusals: u32,
     pub stalls: u32,
+    /// An administrator changes the configuration, gives orders.
+    pub reloads: u32,
+    pub orders: u32,
     /// The end comes while clients are at work.
     pub early_end: bool,
     pub unix: bool,
@@ -91,8 +100,10 @@ impl Dials {
             mode: RelayMode::Smart,
             dedicated: false,
             trust: false,
+            checks: false,
             password: false,
             wrong_password: dial(300),
+            failures_max: 1 + dial(8),
             chunk_size: 0,
             chunks: 0,
             statements_max: 1 + dial(6) as usize,
@@ -119,6 +130,8 @@ impl Dials {
             outages: if faults { outages } else { 0 },
             refusals: if faults { refusals } else { 0 },
             stalls,
+            reloads: dial(300),
+            orders: dial(300),
             early_end: dial(8) == 8,
             unix: false,
             names: false,
@@ -137,6 +150,7 @@ impl Dials {
         dials.dedicated = random.below(16) == 0;
         dials.trust = random.below(2) == 0;
         dials.password = !dials.trust && random.below(2) == 0;
+        dials.checks = !dials.trust && random.below(3) == 0;
         dials.chunk_size = *random.one_of(&[4096, 8192, 16384]);
         dials.chunks = *random.one_of(&[24, 64, 64, 128]);
         dials.latency_us = *random.one_of(&[20, 200, 2000, 20_000]);
@@ -154,6 +168,8 @@ impl Dials {
         ("unix", 0),
         ("names", 0),
         ("dedicated", 0),
+        ("reloads", 0),
+        ("orders", 0),
         ("deaths", 0),
         ("outages", 0),
         ("refusals", 0),
@@ -174,6 +190,7 @@ impl Dials {
         ("copy", 0),
         ("large", 0),
         ("wrong_password", 0),
+        ("checks", 0),
         ("password", 0),
         ("databases", 1),
         ("users", 1),
@@ -195,6 +212,8 @@ impl Dials {
             "unix" => u64::from(self.unix),
             "names" => u64::from(self.names),
             "dedicated" => u64::from(self.dedicated),
+            "reloads" => u64::from(self.reloads),
+            "orders" => u64::from(self.orders),
             "deaths" => u64::from(self.deaths),
             "outages" => u64::from(self.outages),
             "refusals" => u64::from(self.refusals),
@@ -215,6 +234,7 @@ impl Dials {
             "copy" => u64::from(self.copy),
             "large" => u64::from(self.large),
             "wrong_password" => u64::from(self.wrong_password),
+            "checks" => u64::from(self.checks),
             "password" => u64::from(self.password),
             "databases" => self.databases as u64,
             "users" => self.users as u64,
@@ -237,6 +257,8 @@ impl Dials {
             "unix" => self.unix = value != 0,
             "names" => self.names = value != 0,
             "dedicated" => self.dedicated = value != 0,
+            "reloads" => self.reloads = value as u32,
+            "orders" => self.orders = value as u32,
             "deaths" => self.deaths = value as u32,
             "outages" => self.outages = value as u32,
             "refusals" => self.refusals = value as u32,
@@ -257,6 +279,7 @@ impl Dials {
             "copy" => self.copy = value as u32,
             "large" => self.large = value as u32,
             "wrong_password" => self.wrong_password = value as u32,
+            "checks" => self.checks = value != 0,
             "password" => self.password = value != 0,
             "databases" => self.databases = value as usize,
             "users" => self.users = value as usize,
@@ -276,18 +299,44 @@ impl Dials {
         self.deaths > 0 || self.outages > 0 || self.refusals > 0
     }
 
+    fn method(&self) -> Method {
+        match (self.trust, self.checks) {
+            (true, _) => Method::Trust,
+            (false, true) => Method::Password,
+            (false, false) => Method::Server,
+        }
+    }
+
+    /// Whether a client with a wrong password is turned away.
+    pub fn asks_password(&self) -> bool {
+        !self.trust && (self.password || self.checks)
+    }
+
+    /// What the pooler knows of its users.
+    pub fn auth(&self) -> auth::settings::Settings {
+        let mut users = Users::default();
+        if self.checks {
+            for number in 0..self.users {
+                users.insert(&format!("user{number}"), Secret::from_text("right"));
+            }
+        }
+        let limiter = limiter::Settings { failures_max: self.failures_max, ..auth::settings::LIMITER };
+        auth::settings::Settings { users, limiter, ..Default::default() }
+    }
+
     pub fn queue_timeout(&self) -> Duration {
         Duration::from_millis(self.queue_timeout_ms)
     }
 }
 
-/// Serves every database by the same settings.
+/// Serves the first databases, each by the same settings.
 pub struct Everything(pub Dials);
 
 impl Catalogue for Everything {
     fn pool(&self, database: &str, _user: &str) -> Option<PoolSettings> {
         let dials = &self.0;
-        if database == "nowhere" {
+        let number: usize = database.strip_prefix("db")?.parse().ok()?;
+        if number >= dials.databases {
             return None;
         }
         let server = |index: usize| {
@@ -305,7 +354,7 @@ impl Catalogue for Everything {
             preserve: None,
             dedicated: dials.dedicated,
             tls: vec![0; dials.servers],
-            rules: Rules { method: if dials.trust { Method::Trust } else { Method::Server }, credentials: None },
+            rules: Rules { method: dials.method(), credentials: None },
             clients_max: ClientsMax::default(),
             timeouts: Default::default(),
             pool: Settings {

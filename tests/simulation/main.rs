@@ -94,7 +94,7 @@ fn seeds() {
         count as f64 / took
     );
     #[cfg(debug_assertions)]
-    coverage.take_transitions();
+    coverage.take_reached();
     coverage.print();
     // A few seeds need not reach everything.
     if count >= ENOUGH {

@@ -556,8 +556,10 @@ impl Transport for Pipes {
         format!("{connection:?}")
     }
 
-    fn address(&self, _connection: ConnectionId) -> Option<std::net::IpAddr> {
-        None
+    /// Some come by a Unix socket, and many from few addresses.
+    fn address(&self, connection: ConnectionId) -> Option<std::net::IpAddr> {
+        let last = (self.peer_of(connection)? % 5) as u8;
+        (last > 0).then(|| [10, 0, 0, last].into())
     }
 
     fn peer_user(&self, _connection: ConnectionId) -> Option<String> {

@@ -10,6 +10,7 @@ macro_rules! trace {
     };
 }
 
+mod administrator;
 mod clients;
 mod oracles;
 mod pipes;
@@ -28,6 +29,7 @@ use qcp::ids::{ClientId, ConnectionId, ShardId};
 use qcp::io::doorbell::Doorbell;
 use qcp::io::{Errno, Event, SocketAddress};
 use qcp::memory::Arena;
+use qcp::session::RelayMode;
 use qcp::shard::census::{Census, PoolCensus};
 use qcp::shard::mailbox::{Address, mailboxes};
 use qcp::shard::{Mail, Population, Settings, Shard};
@@ -40,6 +42,7 @@ use super::server::{Arrived, Manner, ServerConnection, Stage};
 use super::shrink::Keep;
 use super::transport::{NOBODY, Pipes, Roads, Wire, Wish, locked};
 use super::wire::{self, Mark};
+use administrator::Administrator;
 use plan::{Action, Plan};
 
 /// What a connection of a shard leads to.
@@ -93,6 +96,7 @@ pub struct World {
     /// Until when each server takes no connection, and how it does so.
     down_until: [u64; 2],
     hangs: bool,
+    administrator: Administrator,
     quitting: Option<u64>,
     pub steps: u64,
     pub requests: u64,
@@ -113,6 +117,9 @@ const CLIENT_STALL_TIMEOUT: Duration = Duration::from_secs(40);
 const PATIENCE: u64 = 60 * SECOND;
 /// A shard whose clients wait has asked the others several times by then.
 const FOREIGN: u64 = 60 * MILLI;
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const CLIENTS_MAX: u32 = 64;
 const NODES: usize = 4096;
 const CHECKS: u32 = 2;
 
@@ -134,15 +141,15 @@ impl World {
             let settings = Settings {
                 id: ShardId(index as u16),
                 shard_count: dials.shards as u16,
-                clients_max: 64,
+                clients_max: CLIENTS_MAX,
                 backends_max: 64,
                 nodes_count: NODES,
                 login_timeout: LOGIN_TIMEOUT,
                 client_stall_timeout: CLIENT_STALL_TIMEOUT,
                 connect_timeout: CONNECT_TIMEOUT,
-                cancel_timeout: Duration::from_secs(10),
-                backoff: (Duration::from_millis(100), Duration::from_secs(5)),
-                auth: Arc::default(),
+                cancel_timeout: CANCEL_TIMEOUT,
+                backoff: BACKOFF,
+                auth: Arc::new(dials.auth()),
                 salts: Salts::new([1; 32]),
                 check_connections: CHECKS,
                 settings_bytes: 64 << 10,
@@ -187,6 +194,7 @@ impl World {
             executed: BTreeSet::new(),
             down_until: [0; 2],
             hangs: false,
+            administrator: Administrator::new(&dials),
             quitting: None,
             steps: 0,
             requests: 0,
@@ -203,6 +211,9 @@ impl World {
         }
         if world.dials.outages > 0 {
             world.plan(50 * MILLI, Action::Outage);
+        }
+        if world.dials.reloads > 0 || world.dials.orders > 0 {
+            world.plan(5 * MILLI, Action::Administrate);
         }
         if world.dials.early_end {
             let at = world.random.between(20 * MILLI, SECOND);
@@ -304,10 +315,11 @@ impl World {
                 }
             }
             Action::Outage => self.outage(),
+            Action::Administrate => self.administrate(),
+            Action::Order(order) => self.order(order),
             Action::Quit => {
                 self.quitting.get_or_insert(self.now);
                 trace!(self, "QUIT");
-                self.coverage.note("mail: Quit");
                 for address in &self.addresses {
                     address.send(Mail::Quit(Duration::from_secs(2)));
                 }
@@ -328,10 +340,15 @@ impl World {
         let Core { shard, .. } = &mut self.cores[core];
         shard.io.set_now(now);
         shard.on_event(event);
+        while shard.has_work() {
+            shard.work();
+        }
         shard.io.end_turn();
         self.cores[core].stopped = self.cores[core].shard.is_stopped();
         self.grant(core);
         self.look_for_mail();
+        self.look_at_pending();
+        self.look_at_reports();
         self.look_at(core);
         self.look_at_permits();
     }

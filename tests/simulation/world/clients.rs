@@ -177,7 +177,7 @@ impl World {
         packet.extend_from_slice(&process_id.to_be_bytes());
         packet.extend_from_slice(&key);
         trace!(self, "client {index}: cancels by shard {core}");
-        self.coverage.note(if process_id >> 24 == core as u32 { "cancel" } else { "mail: Cancel" });
+        self.coverage.note("cancel");
         let peer = self.new_peer(Peer::Canceller);
         let (connection, event) = self.cores[core].shard.io.accept(peer);
         self.feed(core, event);
@@ -218,8 +218,12 @@ impl World {
         self.coverage.note(&format!("fatal: {} {}", fields.code, without_numbers(&fields.text)));
         let one = &self.applications[index];
         let excused = match &*fields.code {
-            "57P01" => self.quitting.is_some() || self.dials.has_faults(),
-            "28P01" => self.dials.password && one.has_wrong_password() || self.dials.refusals > 0,
+            "57P01" => self.quitting.is_some() || self.dials.has_faults() || self.administrator.has_dismissed,
+            "57P03" if self.administrator.has_refused && fields.text.contains("is disabled") => true,
+            "3D000" => self.administrator.has_unserved,
+            "28P01" => self.dials.asks_password() && one.has_wrong_password() || self.dials.refusals > 0,
+            // Others of its address may have had wrong ones.
+            "28000" => self.dials.asks_password() && self.dials.wrong_password > 0 || self.dials.refusals > 0,
             "22023" => one.has_bad_settings(),
             // The server asks a password that nobody keeps, so a lost backend cannot be had again.
             "08006" if self.dials.password => true,

@@ -24,7 +24,9 @@ impl World {
         });
         let checks = if self.dials.trust { 0 } else { CHECKS as usize * self.cores.len() };
         // Settings that only a startup packet can give make a client dedicated; the simulation has none.
-        let most = self.dials.pool_size as usize + checks;
+        // Of a pool that was replaced, or made smaller, some may still be at work.
+        let administrator = &self.administrator;
+        let most = administrator.size_most as usize * (1 + administrator.replaced as usize) + checks;
         let count = same.count();
         assert!(count <= most, "{count} backends of {}/{}, at most {most}", server.database, server.user);
     }
@@ -35,7 +37,7 @@ impl World {
         assert_eq!(census.broken, 0, "a link broke, or a panic was caught");
         assert_eq!(census.clients_links, census.backends_links, "a backend has one client, and that client it");
         for pool in &census.pools {
-            assert!(pool.open <= pool.permits, "{pool:?}");
+            self.look_at_excess(core, pool, census.generation);
             assert_eq!(pool.open, pool.counted, "{pool:?}");
             assert_eq!(pool.waiting, pool.queue.len(), "{pool:?}");
         }
@@ -46,13 +48,34 @@ impl World {
         self.cores[core].last = census;
     }
 
-    /// Who waits longest in a shard's queue is served first.
+    /// A pool has no more backends than places. Made smaller or retired, it may have those that are lent; smaller, it has
+    /// no more of them from then on.
+    fn look_at_excess(&self, core: usize, pool: &PoolCensus, generation: u32) {
+        if pool.retired {
+            assert!(pool.idle == 0 && pool.queue.is_empty(), "{pool:?}");
+            return;
+        }
+        if pool.open <= pool.permits {
+            return;
+        }
+        assert!(pool.idle == 0 && generation > 0, "{pool:?}");
+        // With the reload others may have come from other shards.
+        let last = &self.cores[core].last;
+        let before = last.pools.iter().find(|before| is_same(before, pool)).map_or(0, |before| before.open);
+        assert!(last.generation < generation || pool.open <= before, "{pool:?}, before it had {before}");
+    }
+
+    /// Who waits longest in a shard's queue is served first, and nobody while the pool is paused.
     pub(super) fn look_at_order(&mut self, core: usize, census: &Census) {
         for before in &self.cores[core].last.pools {
-            let same = |pool: &&PoolCensus| (&pool.name, &pool.server) == (&before.name, &before.server);
-            let Some(after) = census.pools.iter().find(same) else { continue };
-            if after.permits > before.permits {
-                self.coverage.note("mail: Give");
+            let Some(after) = census.pools.iter().find(|pool| is_same(pool, before)) else { continue };
+            if before.paused && after.paused {
+                let linked = |(client, _): &&_| census.clients_links.iter().any(|(linked, _)| linked == client);
+                let served = before.queue.iter().find(linked);
+                assert!(served.is_none(), "{served:?} is served by a paused pool: {before:?}");
+                if !after.queue.is_empty() {
+                    self.coverage.note("clients wait in a paused pool");
+                }
             }
             for (client, since) in &before.queue {
                 let served = census.clients_links.iter().any(|(linked, _)| linked == client);
@@ -67,8 +90,13 @@ impl World {
     /// Notes when a place of a pool was given away or came.
     fn note_places(&mut self, core: usize, census: &Census) {
         for after in &census.pools {
-            let same = |pool: &&PoolCensus| (&pool.name, &pool.server) == (&after.name, &after.server);
-            let before = self.cores[core].last.pools.iter().find(same);
+            if after.retired {
+                self.coverage.note("pool retired");
+            }
+            if after.debt > 0 {
+                self.coverage.note("places are owed");
+            }
+            let before = self.cores[core].last.pools.iter().find(|before| is_same(before, after));
             if before.is_some_and(|before| before.permits != after.permits) {
                 self.places_moved_at.insert((after.name.clone(), after.server.clone()), self.now);
             }
@@ -79,12 +107,6 @@ impl World {
     fn note_wanting(&mut self, core: usize, census: &Census) {
         let mut wanting = Vec::new();
         for pool in &census.pools {
-            if pool.asked > 0 {
-                self.coverage.note("mail: Ask");
-            }
-            if pool.nothing > 0 {
-                self.coverage.note("mail: Nothing");
-            }
             let Some(first) = pool.queue.iter().min_by_key(|(_, since)| since) else { continue };
             if !pool.wants_more {
                 continue;
@@ -100,6 +122,11 @@ impl World {
     fn look_at_foreign_order(&self, core: usize, census: &Census) {
         // Time enough for a few questions; and what has just moved may explain anything.
         if self.now < self.moved_at + FOREIGN || !locked(&self.roads).is_empty() {
+            return;
+        }
+        // So may a pool that goes on, or is another now.
+        let changed_at = self.administrator.changed_at;
+        if !self.administrator.is_settled() || changed_at.is_some_and(|at| self.now < at + FOREIGN) {
             return;
         }
         let now = self.base + Duration::from_micros(self.now);
@@ -132,25 +159,29 @@ impl World {
 
     /// A pool's places over all shards are never more than its size, and its size when no message is under way.
     pub(super) fn look_at_permits(&self) {
+        if !self.administrator.is_settled() {
+            return;
+        }
         let in_messages = self.cores.iter().any(|core| core.ring_planned);
         // Each shard is counted after all that it does, so this is how they are now.
         let parts: Vec<&Census> = self.cores.iter().map(|core| &core.last).collect();
-        let mut names: Vec<_> =
-            parts.iter().flat_map(|part| &part.pools).map(|pool| (&pool.name, &pool.server)).collect();
+        let pools = parts.iter().flat_map(|part| &part.pools).filter(|pool| !pool.retired);
+        let mut names: Vec<_> = pools.map(|pool| (&pool.name, &pool.server)).collect();
         names.sort();
         names.dedup();
         for (name, server) in names {
-            let size = self.dials.pool_size;
-            let part_of =
-                |part: &Census| part.pools.iter().position(|pool| &pool.name == name && &pool.server == server);
+            let size = self.administrator.served.pool_size;
+            let part_of = |part: &Census| {
+                part.pools.iter().position(|pool| !pool.retired && (&pool.name, &pool.server) == (name, server))
+            };
             let shares = parts.iter().find_map(|part| Some(part.pools[part_of(part)?].shares.clone()));
             let shares = shares.expect("the name comes from one of them");
             assert_eq!(shares.iter().sum::<u32>(), size, "shares of {name} at {server}");
             let places = parts.iter().zip(&shares).map(|(part, share)| {
                 // A shard that has not made its part yet will make it with its share.
-                part_of(part).map_or(*share, |at| part.pools[at].permits)
+                part_of(part).map_or(*share as i32, |at| part.pools[at].permits as i32 - part.pools[at].debt as i32)
             });
-            let places: u32 = places.sum();
+            let (places, size): (i32, i32) = (places.sum(), size as i32);
             assert!(places <= size, "{places} places of {name} at {server}");
             assert!(places == size || in_messages, "{places} places of {name} at {server}");
         }
@@ -159,7 +190,7 @@ impl World {
     /// Every waiter is served or told by its deadline, and nobody waits for ever.
     pub(super) fn look_at_waits(&mut self) {
         // A quiet shard looks at its clock ten times a second.
-        let limit = self.dials.queue_timeout() + Duration::from_millis(105);
+        let limit = self.administrator.queue_timeout(self.now) + Duration::from_millis(105);
         for core in &self.cores {
             for pool in &core.last.pools {
                 let Some((_, since)) = pool.queue.iter().min_by_key(|(_, since)| since) else { continue };
@@ -206,4 +237,9 @@ impl World {
             assert!(self.quitting.is_some() || one.stage == application::Stage::Gone);
         }
     }
+}
+
+/// Whether these are one pool; one that is retired is none any more.
+fn is_same(one: &PoolCensus, other: &PoolCensus) -> bool {
+    !one.retired && !other.retired && (&one.name, &one.server) == (&other.name, &other.server)
 }

@@ -99,12 +99,10 @@ impl World {
                 let half = one.hears_half();
                 one.stage = application::Stage::Gone;
                 trace!(self, "client {index}: closed by the pooler");
-                let excused = told || self.dials.has_faults() || self.quitting.is_some();
-                assert!(excused, "client {index} was closed without a word");
-                assert!(
-                    !half || self.dials.has_faults() || self.quitting.is_some(),
-                    "client {index} got half a message"
-                );
+                // In the middle of a message nothing can be told any more.
+                let cut = self.dials.has_faults() || self.quitting.is_some() || self.administrator.has_dismissed;
+                assert!(told || cut, "client {index} was closed without a word");
+                assert!(!half || cut, "client {index} got half a message");
             }
             Peer::Server(index) => {
                 self.servers[index].left = true;

@@ -2,6 +2,7 @@
 
 use qcp::ids::ConnectionId;
 use qcp::io::SocketAddress;
+use qcp::shard::orders::Order;
 
 pub enum Action {
     /// The application connects, or does the next thing.
@@ -23,6 +24,10 @@ pub enum Action {
     Process(usize),
     Alarm(usize, u64),
     Outage,
+    /// The administrator does something, or does not.
+    Administrate,
+    /// Takes an order back.
+    Order(Order),
     Quit,
 }
 
