@@ -4,6 +4,9 @@
 use super::secrets::Secret;
 use super::settings::{Method, Settings};
 
+/// What the console is called, as a database.
+pub const DATABASES: [&str; 2] = ["qcp", "pgbouncer"];
+
 /// What somebody may do at the console.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Right {

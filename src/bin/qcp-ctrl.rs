@@ -10,8 +10,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 use qcp::config::{self, Config, control_sockets};
 use qcp::control::client::{Connection, Failure};
-use qcp::control::command::{Act, Command, CommandFault, Topic};
-use qcp::control::report::{Draining, Ordered};
+use qcp::control::command::{Act, Command, CommandFault, Password, Topic};
+use qcp::control::report::{Draining, LoginOutcome, LoginRow, Ordered};
 use qcp::control::wire::Reply;
 use serde::Deserialize;
 
@@ -38,6 +38,8 @@ const OUTPUT_EXIT_CODE: i32 = 1;
 const USAGE_EXIT_CODE: u8 = 2;
 /// To connect, and again for the answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+/// For servers to be logged in to, within reconnect.connect_timeout each.
+const LOGIN_PATIENCE: Duration = Duration::from_secs(60);
 /// For the process to end once its drain is over.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -134,6 +136,21 @@ enum Request {
         value: String,
     },
 
+    /// Log in to the servers of a database as a user, from the running pooler, and say how that went
+    ///
+    /// With the password of the environment's PGPASSWORD, if there is one; else as QCP itself would log in. One line for
+    /// each server: ok, invalid password, or what else is wrong. Exits 0 only if all are ok.
+    CheckLogin {
+        /// As clients name it
+        database: String,
+
+        user: String,
+
+        /// Print JSON, for a script
+        #[arg(long)]
+        json: bool,
+    },
+
     /// List what the pooler has at this moment, over all its cores
     #[command(arg_required_else_help = true)]
     Show {
@@ -213,6 +230,16 @@ fn run(candidates: &[PathBuf], request: &Request) -> Result<(), Failure> {
         Request::Set { key, value } => {
             let command = Command::Set { key: key.clone(), value: value.clone() };
             print(&ask(command)?, false);
+        }
+        Request::CheckLogin { database, user, json } => {
+            let password = std::env::var("PGPASSWORD").ok().filter(|password| !password.is_empty()).map(Password);
+            let command = Command::CheckLogin { database: database.clone(), user: user.clone(), password };
+            let reply = Connection::open(candidates, ANSWER_PATIENCE)?.ask(command, LOGIN_PATIENCE)?;
+            print(&reply, *json);
+            let rows = Vec::<LoginRow>::deserialize(&reply.value).unwrap_or_default();
+            if rows.iter().any(|row| row.outcome != LoginOutcome::Ok) {
+                return Err(Failure::Refused("not every login went well".to_owned()));
+            }
         }
         Request::Status { json } => print(&ask(Command::Status)?, *json),
         Request::Reopen => print(&ask(Command::Reopen)?, false),

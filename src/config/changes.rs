@@ -157,7 +157,7 @@ fn set(node: &mut Node, path: &[&str], value: Node) {
     set(&mut entries[at].1, rest, value);
 }
 
-fn is_at_start(key: &str) -> bool {
+pub(super) fn is_at_start(key: &str) -> bool {
     AT_START.iter().any(|at| key.strip_prefix(at).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
 }
 

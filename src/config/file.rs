@@ -15,7 +15,7 @@ use serde::de::{self, Deserializer, MapAccess, Unexpected, Visitor};
 use super::address::{ListenAddress, ServerAddress};
 use super::problem::{KeyPath, Segment};
 use super::tls::{Negotiation, TlsMode, TlsVersion};
-use super::values::{Count, FromText, Hidden, Name, OneOrMany, Parsed, Size, Wait};
+use super::values::{Count, FromText, Hidden, Name, OneOrMany, Parsed, Size, Switch, Wait};
 use super::{LogFormat, LogOutput, SessionState};
 use crate::auth::hba::Network;
 use crate::auth::settings::Method;
@@ -49,6 +49,7 @@ pub(super) struct File {
     pub dedicated_users: Option<Vec<Name>>,
     pub control: Control,
     pub metrics: Metrics,
+    pub console: Option<Parsed<Switch>>,
     pub shutdown_timeout: Option<Parsed<Wait<0>>>,
 }
 
@@ -316,7 +317,6 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
             "route",
             "slow_query",
             "queue_notice",
-            "console",
         ],
         ["pool"] | ["databases" | "users", _, "pool"] => {
             &["reserve_size", "reserve_timeout", "max_backends", "reset_query", "max_statements"]

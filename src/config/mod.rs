@@ -9,6 +9,7 @@ mod access;
 mod address;
 mod changes;
 mod file;
+mod pgbouncer;
 mod problem;
 mod resolve;
 mod sizes;
@@ -31,6 +32,7 @@ use zeroize::Zeroizing;
 
 pub use address::{Listen, SERVER_PORT_DEFAULT, ServerAddress};
 pub use changes::{Change, Known};
+pub use pgbouncer::from_pgbouncer;
 pub use problem::{Error, KeyPath, Problem, Segment, Warning};
 pub use sizes::{format_duration, format_size, parse_duration, parse_size};
 pub use tls::{ClientTls, Negotiation, ServerTls, TLS_CHUNK_SIZE_MIN, TlsAllowed, TlsMode, TlsVersion};
@@ -65,6 +67,8 @@ pub struct Config {
     pub control_socket: Option<PathBuf>,
     /// Where Prometheus finds the metrics; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// Whether the databases `qcp` and `pgbouncer` are the console.
+    pub console: bool,
     /// How long `quit` waits for transactions to end; zero is not at all.
     pub shutdown_timeout: Duration,
 
@@ -247,6 +251,29 @@ impl Config {
                 self.users.get(user).map_or(0, Override::clients_max),
             ),
         })
+    }
+
+    /// How a user's login at the console would be checked if it were a database of the servers'. `None`: there is no
+    /// console.
+    pub fn console_method(&self, user: &str) -> Option<auth::settings::Method> {
+        let everyone = self.everyone.clone();
+        let settings = self.users.get(user).map_or(everyone.clone(), |changes| changes.over(everyone));
+        self.console.then_some(settings.rules.method)
+    }
+
+    /// The databases that are listed, by name, `*` left out.
+    pub fn database_names(&self) -> impl Iterator<Item = &str> {
+        self.databases.keys().map(String::as_str)
+    }
+
+    /// The users that are listed, by name: in `users` and with secrets.
+    pub fn user_names(&self) -> impl Iterator<Item = &str> {
+        self.users.keys().map(String::as_str).chain(self.auth.settings.users.iter().map(|(name, _)| name))
+    }
+
+    /// What is said of a user alone: its pools' size, its mode, and how many clients it may have.
+    pub fn user_settings(&self, user: &str) -> (Option<u32>, Option<RelayMode>, u32) {
+        self.users.get(user).map_or((None, None, 0), Override::of_user)
     }
 
     /// Each `tls` for servers with its path: the one for all first.

@@ -16,10 +16,10 @@ use super::file::{self, File};
 use super::problem::{Error, KeyPath, Problem, Warning};
 use super::sizes::{format_duration, format_size};
 use super::tls::{self, TLS_CHUNK_SIZE_MIN};
-use super::values::{FromText, Name, OneOrMany, Parsed, Size, Wait};
+use super::values::{FromText, Name, OneOrMany, Parsed, Size, Switch, Wait};
 use super::yaml::{self, Fault};
 use super::{Arena, Config, Database, Log, LogOutput, Place, Reconnect, SERVER_PORT_DEFAULT, SessionState, access};
-use crate::auth::settings::Rules;
+use crate::auth::{self, settings::Rules};
 use crate::pool;
 use crate::session::timeouts::Timeouts;
 use crate::session::{RelayMode, Transparency};
@@ -161,6 +161,12 @@ impl Override {
         self.limits.max_clients.map_or(0, |count| count.0)
     }
 
+    /// What an entry of `users` says, for people: the size of pools, the mode, how many clients.
+    pub(super) fn of_user(&self) -> (Option<u32>, Option<RelayMode>, u32) {
+        let mode = self.relay_mode.as_ref().map(|mode| mode.0);
+        (self.pool.size.map(|count| count.0), mode, self.clients_max())
+    }
+
     fn sets_any_size(&self) -> bool {
         self.pool.size.is_some() || self.pool.min_size.is_some()
     }
@@ -230,6 +236,7 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         server_tls,
         control_socket: file.control.socket.map(|path| path.0),
         metrics: file.metrics.address.map(|address| address.0),
+        console: file.console.is_none_or(|console| console.0 == Switch::On),
         shutdown_timeout: file.shutdown_timeout.map_or(SHUTDOWN_TIMEOUT, |wait| wait.0.0),
         servers: servers.unwrap_or_else(|| {
             let address = ServerAddress::Tcp { host: Ipv4Addr::LOCALHOST.to_string(), port: SERVER_PORT_DEFAULT };
@@ -259,6 +266,13 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         let allowed = format!("at least {TLS_CHUNK_SIZE_MIN} (bytes) with tls: a chunk has to hold a whole record");
         let problem = Problem::value(config.arena.chunk_size, allowed);
         return Err(config.source.error(KeyPath::of(["arena", "chunk_size"]), problem));
+    }
+    for name in auth::console::DATABASES {
+        if config.console && config.databases.contains_key(name) {
+            let problem =
+                Problem::value(format!("{name:?}"), "another name: this is the console's, unless console: off");
+            return Err(config.source.error(KeyPath::of(["databases", name]), problem));
+        }
     }
     check_min_sizes(&config)?;
     access::check(&config, &mut warnings)?;

@@ -96,6 +96,17 @@ impl Word for Method {
     ];
 }
 
+/// Whether something is there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Switch {
+    On,
+    Off,
+}
+
+impl Word for Switch {
+    const WORDS: &'static [(&'static str, Self)] = &[("on", Switch::On), ("off", Switch::Off)];
+}
+
 impl Word for LogFormat {
     const WORDS: &'static [(&'static str, Self)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 }

@@ -30,6 +30,23 @@ pub enum Command {
         key: String,
         value: String,
     },
+    /// Log in to the servers of a database; without a password, as QCP itself does it.
+    CheckLogin {
+        database: String,
+        user: String,
+        password: Option<Password>,
+    },
+}
+
+/// A password on its way; no log shows it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Password(pub String);
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -68,6 +85,7 @@ pub enum CommandFault {
     TopicUnknown(String),
     TooMuch { command: Command, word: String },
     DatabaseMissing(Act),
+    LoginMissing,
     ValueMissing,
 }
 
@@ -97,6 +115,13 @@ impl Command {
             "get" => match rest.split_first() {
                 Some((key, rest)) => (Command::Get(Some((*key).to_owned())), rest),
                 None => (Command::Get(None), rest),
+            },
+            "check-login" => match rest {
+                [database, user, rest @ ..] => {
+                    let (database, user) = ((*database).to_owned(), (*user).to_owned());
+                    (Command::CheckLogin { database, user, password: None }, rest)
+                }
+                _ => return Err(CommandFault::LoginMissing),
             },
             // `set key value`, `set key = value`, `set key=value`
             "set" => {
@@ -141,6 +166,7 @@ impl fmt::Display for Command {
             Command::Get(None) => f.write_str("get"),
             Command::Get(Some(key)) => write!(f, "get {key}"),
             Command::Set { key, value } => write!(f, "set {key} {value}"),
+            Command::CheckLogin { database, user, .. } => write!(f, "check-login {database} {user}"),
         }
     }
 }
@@ -208,7 +234,7 @@ impl FromStr for Topic {
 impl fmt::Display for CommandFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const COMMANDS: &str = "quit [--now], status, reopen, reload [--recycle], pause [DB], resume [DB], drain DB, \
-                                kill DB, disable DB, enable DB, reconnect [DB], get [KEY], set KEY VALUE, show TOPIC";
+                                kill DB, disable DB, enable DB, reconnect [DB], get [KEY], set KEY VALUE, check-login DB USER, show TOPIC";
         let topics = Topic::ALL.map(Topic::name).join(", ");
         match self {
             CommandFault::Missing => write!(f, "no command; allowed are: {COMMANDS}"),
@@ -221,6 +247,7 @@ impl fmt::Display for CommandFault {
                 write!(f, "quit does not take {word:?}; allowed is: quit [--now]")
             }
             CommandFault::DatabaseMissing(act) => write!(f, "{} which database?", act.name()),
+            CommandFault::LoginMissing => f.write_str("check the login at which database, and as which user?"),
             CommandFault::ValueMissing => f.write_str("set which key to what? for example: set pool.size 30"),
             CommandFault::TooMuch { command, word } => write!(f, "{command} takes nothing more, found {word:?}"),
         }
@@ -248,7 +275,8 @@ mod tests {
         let named = Act::ALL.map(|act| Command::Order(act, Some("DB".to_owned())));
         let unnamed = Act::ALL.into_iter().filter(|act| !act.needs_database()).map(|act| Command::Order(act, None));
         let set = Command::Set { key: "POOL.SIZE".to_owned(), value: "3".to_owned() };
-        let get = [Command::Get(None), Command::Get(Some("POOL.SIZE".to_owned())), set];
+        let login = Command::CheckLogin { database: "DB".to_owned(), user: "JOE".to_owned(), password: None };
+        let get = [Command::Get(None), Command::Get(Some("POOL.SIZE".to_owned())), set, login];
         let reload = [Command::Reload { recycle: false }, Command::Reload { recycle: true }];
         reload.into_iter().chain(named).chain(unnamed).chain(get).collect()
     }

@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod command;
+pub mod console;
 pub mod report;
 pub mod socket;
 pub mod table;

@@ -15,6 +15,9 @@ use super::command::Topic;
 use super::table::{self, left, right};
 use super::wire::Reply;
 
+/// What a client at the console is told that it is connected to: in PgBouncer's way, by which programs know a console.
+pub const CONSOLE_VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/qcp");
+
 /// What one shard says when it is asked for a topic. Lists that the topic does not need stay empty.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct ShardReport {
@@ -27,6 +30,9 @@ pub struct ShardReport {
     pub pools: Vec<PoolRow>,
     pub memory: MemoryReport,
     pub counters: Counters,
+    /// Databases that are paused, and those that let nobody in, by an administrator's order; `*` is all of them.
+    pub paused: Vec<String>,
+    pub disabled: Vec<String>,
 }
 
 /// Always filled in, whatever was asked for.
@@ -64,6 +70,12 @@ pub struct ClientRow {
     pub pinned: Vec<String>,
     /// For how long.
     pub pinned_s: u64,
+    /// Since its last request, or its login.
+    pub quiet_s: u64,
+    /// Whether its connection is encrypted.
+    pub tls: bool,
+    /// Named ones.
+    pub prepared_statements: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -74,6 +86,8 @@ pub enum ClientState {
     Waiting,
     Active,
     Dedicated,
+    /// At the console, which has no backend.
+    Console,
     Closing,
 }
 
@@ -91,6 +105,11 @@ pub struct BackendRow {
     pub idle_s: u64,
     /// [`ClientRow::id`] of the client that it is linked to.
     pub client: Option<u64>,
+    /// It is to be replaced as soon as it is free.
+    pub close_needed: bool,
+    /// Whether its connection is encrypted.
+    pub tls: bool,
+    pub prepared_statements: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -237,6 +256,38 @@ pub struct Ordered {
     pub backends: u64,
     /// Of them.
     pub idle: u64,
+}
+
+/// The answer to `check-login`: how the login went at one server.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LoginRow {
+    pub server: String,
+    /// As the server calls it.
+    pub database: String,
+    pub user: String,
+    pub outcome: LoginOutcome,
+    pub says: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoginOutcome {
+    Ok,
+    InvalidPassword,
+    Error,
+}
+
+/// The answer to `check-login`.
+pub fn show_logins(rows: &[LoginRow]) -> Reply {
+    let line = |LoginRow { server, database, user, outcome, says }: &LoginRow| {
+        let outcome = match outcome {
+            LoginOutcome::Ok => "ok",
+            LoginOutcome::InvalidPassword => "invalid password",
+            LoginOutcome::Error => "error",
+        };
+        format!("{server}: {outcome}: database {database}, user {user}: {says}\n")
+    };
+    Reply::new(&rows, rows.iter().map(line).collect())
 }
 
 /// The answer to `get`.
@@ -568,6 +619,7 @@ impl ClientState {
             ClientState::Waiting => "waiting",
             ClientState::Active => "active",
             ClientState::Dedicated => "dedicated",
+            ClientState::Console => "console",
             ClientState::Closing => "closing",
         }
     }

@@ -312,7 +312,8 @@ fn receive_command(stream: &UnixStream, peer: &Peer) -> Result<Command, String> 
         | Command::Reload { .. }
         | Command::Order(..)
         | Command::Get(_)
-        | Command::Set { .. } => Ok(command),
+        | Command::Set { .. }
+        | Command::CheckLogin { .. } => Ok(command),
     }
 }
 

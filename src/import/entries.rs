@@ -140,6 +140,13 @@ impl Importer<'_> {
         if name == "pgbouncer" {
             return self.add(entry, &label, Outcome::decide("the name belongs to the console, in PgBouncer as well"));
         }
+        if name == "qcp" {
+            return self.add(
+                entry,
+                &label,
+                Outcome::decide("the name belongs to QCP's console: console: off frees it"),
+            );
+        }
         let path: &[&str] = if others { &["servers"] } else { &["databases", name, "servers"] };
         let servers = match self.servers(&pairs) {
             Ok(servers) => Outcome::to(path.iter().copied(), Value::List(servers)),

@@ -140,7 +140,7 @@ impl Importer<'_> {
             "admin_users" | "stats_users" if value.is_empty() => Outcome::same("nobody"),
             "admin_users" | "stats_users" => {
                 let users = Value::List(list(value).map(str::to_owned).collect());
-                Outcome::to(["auth", key], users).otherwise("use qcp-ctrl; only root and the user who runs qcp may")
+                Outcome::to(["auth", key], users).otherwise("only root and the user who runs qcp may")
             }
 
             // TLS.

@@ -188,6 +188,11 @@ pub trait Transport {
     /// The name of the user of this machine who runs the peer. `None`: not over a Unix socket, or nobody by a name.
     fn peer_user(&self, connection: ConnectionId) -> Option<String>;
 
+    /// Whether the peer came over a Unix socket, and is run by root or by the user who runs this process.
+    fn is_run_by_owner(&self, _connection: ConnectionId) -> bool {
+        false
+    }
+
     /// Accepts no more clients.
     fn stop_listening(&mut self);
 

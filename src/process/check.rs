@@ -18,8 +18,13 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
+use crate::auth::channel::Channel;
+use crate::auth::outgoing::{self, Outgoing};
+use crate::auth::scram::{Binding, NONCE_SIZE};
+use crate::auth::secrets::Secret;
 use crate::auth::settings::{Credentials, Method};
 use crate::config::{Config, ServerAddress, format_duration};
+use crate::control::report::{LoginOutcome, LoginRow};
 use crate::io::Errno;
 use crate::io::tls::Blocking;
 use crate::protocol::error::field;
@@ -27,7 +32,7 @@ use crate::protocol::reader::{self, Authentication};
 use crate::protocol::startup::{self, Version};
 use crate::protocol::tag::backend as tag;
 use crate::protocol::writer::Full;
-use crate::protocol::{Direction, Framer, Malformed, Step, Writer};
+use crate::protocol::{Direction, Framer, Malformed, SqlState, Step, Writer};
 use crate::shard::tls::{ServerMode, ServerTls, TlsSettings};
 
 /// The user to log in as, and the database that stands for those the file does not name, where `PGUSER` and
@@ -68,8 +73,13 @@ enum Failure {
     NameTooLong,
     /// No TLS, and why not.
     NoTls(String),
-    /// In the server's own words.
-    Refused(String),
+    /// In the server's own words, and whether they are about who logs in.
+    Refused {
+        words: String,
+        is_password: bool,
+    },
+    /// QCP does not go on with the login.
+    NoAnswer(String),
     /// It asks for something by this method, and `auth` has nobody who could answer.
     NobodyToAnswer(String),
 }
@@ -88,7 +98,10 @@ struct Attempt<'a> {
     user: &'a str,
     /// Whether there is somebody who could answer a server's challenge.
     can_answer: bool,
+    /// With what it is answered, where the whole login is to be made.
+    secret: Option<&'a Secret>,
     timeout: Duration,
+    config: &'a Config,
     tls: &'a TlsSettings,
 }
 
@@ -109,7 +122,7 @@ pub fn check(config: &Config) -> ExitCode {
         pool.rules.method == Method::Server || pool.rules.credentials.as_ref().is_some_and(knows)
     });
     let timeout = config.reconnect.connect_timeout;
-    let attempt = Attempt { user: &user, can_answer, timeout, tls: &tls };
+    let attempt = Attempt { user: &user, can_answer, secret: None, timeout, config, tls: &tls };
 
     let destinations = config.destinations(&database);
     let mut all_well = true;
@@ -126,6 +139,64 @@ pub fn check(config: &Config) -> ExitCode {
         }
     });
     if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Logs in to each server of a database as a user: with this password, or with what QCP itself would log in with.
+pub(super) fn check_login(
+    config: &Config,
+    tls: &TlsSettings,
+    database: &str,
+    user: &str,
+    password: Option<&str>,
+) -> Result<Vec<LoginRow>, String> {
+    let Some(pool) = config.pool(database, user) else {
+        return Err(format!("database {database:?} is not served"));
+    };
+    let given = password.map(Secret::from_text);
+    let own = pool.rules.credentials.as_deref().filter(|_| given.is_none());
+    let secret = given.as_ref().or_else(|| own.and_then(|own| own.secret.as_deref()));
+    let user = own.and_then(|own| own.user.as_deref()).unwrap_or(user);
+    let timeout = config.reconnect.connect_timeout;
+    let attempt = Attempt { user, can_answer: false, secret, timeout, config, tls };
+    let row = |server: &ServerAddress, way: usize| {
+        let (outcome, says) = match log_in(server, &pool.server_database, &tls.servers[way], attempt) {
+            Ok(welcome @ Welcome::In { .. }) if secret.is_none() => (LoginOutcome::Ok, welcome.to_string()),
+            Ok(Welcome::In { version, is_standby }) => {
+                let role = if is_standby { "standby" } else { "primary" };
+                (LoginOutcome::Ok, format!("PostgreSQL {version}, {role}"))
+            }
+            Ok(welcome @ Welcome::Asks { .. }) => (LoginOutcome::Error, welcome.to_string()),
+            Err(Failure::NobodyToAnswer(method)) => {
+                (LoginOutcome::Error, format!("it asks for {method}: give the user's password as PGPASSWORD"))
+            }
+            Err(failure @ Failure::Refused { is_password: true, .. }) => {
+                (LoginOutcome::InvalidPassword, failure.to_string())
+            }
+            Err(failure) => (LoginOutcome::Error, failure.to_string()),
+        };
+        LoginRow {
+            server: server.to_string(),
+            database: pool.server_database.clone(),
+            user: user.to_owned(),
+            outcome,
+            says,
+        }
+    };
+    // Side by side, so that several dead ones do not add up.
+    thread::scope(|scope| {
+        let threads: Vec<_> = pool
+            .servers
+            .iter()
+            .zip(&pool.tls)
+            .map(|(server, &way)| {
+                let row = &row;
+                scope.spawn(move || row(server, way))
+            })
+            .collect();
+        let join =
+            |thread: thread::ScopedJoinHandle<'_, LoginRow>| thread.join().map_err(|_| "a check panicked".to_owned());
+        threads.into_iter().map(join).collect()
+    })
 }
 
 /// One login for each database, as long as the server answers.
@@ -148,7 +219,7 @@ fn check_server<'a>(
 
 fn log_in(server: &ServerAddress, database: &str, tls: &ServerTls, attempt: Attempt<'_>) -> Result<Welcome, Failure> {
     let refused = |outcome: &Result<Welcome, Failure>| {
-        matches!(outcome, Err(Failure::Refused(_) | Failure::NoTls(_) | Failure::Closed))
+        matches!(outcome, Err(Failure::Refused { .. } | Failure::NoTls(_) | Failure::Closed))
     };
     let ways = match (server, tls.mode) {
         (ServerAddress::Unix { .. }, _) | (_, ServerMode::Disable) => [false, false],
@@ -174,7 +245,9 @@ fn log_in_by(
         let parameters = [(&b"user"[..], attempt.user.as_bytes()), (b"database", database.as_bytes())];
         writer.startup_message(Version::V3_0, parameters)
     })?;
-    if let Some((method, offers)) = conversation.first_word()? {
+    if let Some(secret) = attempt.secret {
+        conversation.log_in_with(attempt.user, secret, attempt.config.auth.settings.scram_iterations_max)?;
+    } else if let Some((method, offers)) = conversation.first_word()? {
         let binds = offers && attempt.tls.client.acceptor.is_some();
         return if attempt.can_answer {
             Ok(Welcome::Asks { method, binds })
@@ -300,6 +373,37 @@ impl Conversation {
         }
     }
 
+    /// The whole exchange, to the end of the server's questions.
+    fn log_in_with(&mut self, user: &str, secret: &Secret, iterations_max: u32) -> Result<(), Failure> {
+        let credentials = outgoing::Credentials { user, secret: Some(secret), derived: None };
+        let mut login = Outgoing::new(Binding::default(), iterations_max);
+        let mut nonce = [0; NONCE_SIZE];
+        getrandom::fill(&mut nonce).map_err(|error| Failure::NoAnswer(error.to_string()))?;
+        loop {
+            let (tag, message) = self.next()?;
+            match tag {
+                tag::NEGOTIATE_PROTOCOL_VERSION | tag::NOTICE_RESPONSE => continue,
+                tag::AUTHENTICATION => {}
+                _ => return Err(Failure::Unexpected(tag)),
+            }
+            let what = reader::authentication(&message).map_err(Failure::Malformed)?;
+            let mut room = zeroize::Zeroizing::new([0; REQUEST_SIZE_MAX]);
+            let mut writer = Writer::new(&mut room[..]);
+            let step = login.on_message(&what, credentials, &Channel::default(), &nonce, &mut writer);
+            let mut step = step.map_err(|Full| Failure::NameTooLong)?;
+            while step == outgoing::Step::Work {
+                step = login.work(u32::MAX, &mut writer).map_err(|Full| Failure::NameTooLong)?;
+            }
+            let sent = self.socket.write_all(writer.written());
+            sent.map_err(|error| Failure::from_io(&error, true, self.timeout))?;
+            match step {
+                outgoing::Step::Going | outgoing::Step::Work => {}
+                outgoing::Step::In(_) => return Ok(()),
+                outgoing::Step::Failed(failed) => return Err(Failure::NoAnswer(failed.to_string())),
+            }
+        }
+    }
+
     /// The server's version, from what it says between the login and ReadyForQuery.
     fn greeting(&mut self) -> Result<String, Failure> {
         let mut version = "of an unknown version".to_owned();
@@ -343,7 +447,10 @@ impl Conversation {
                 Step::Message { tag, available, .. } => {
                     let message: Vec<u8> = self.received.drain(..available).collect();
                     if tag == tag::ERROR_RESPONSE {
-                        return Err(Failure::Refused(words(&message)));
+                        let code = reader::fields(&message).code();
+                        let is_password =
+                            matches!(code, Some(SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION));
+                        return Err(Failure::Refused { words: words(&message), is_password });
                     }
                     return Ok((tag, message));
                 }
@@ -458,7 +565,11 @@ impl Failure {
     /// Whether another login at the same server may do better.
     fn is_of_the_login(&self) -> bool {
         match self {
-            Failure::Refused(_) | Failure::NoTls(_) | Failure::NobodyToAnswer(_) | Failure::NameTooLong => true,
+            Failure::Refused { .. }
+            | Failure::NoAnswer(_)
+            | Failure::NoTls(_)
+            | Failure::NobodyToAnswer(_)
+            | Failure::NameTooLong => true,
             Failure::HostNotFound(_)
             | Failure::Unreachable(_)
             | Failure::TimedOut { .. }
@@ -521,7 +632,8 @@ impl fmt::Display for Failure {
             Failure::MessageTooLong(size) => write!(f, "a message of {size} bytes: is it PostgreSQL?"),
             Failure::NameTooLong => f.write_str("the name of the user or of the database is too long"),
             Failure::NoTls(why) => write!(f, "no TLS: {why}"),
-            Failure::Refused(words) => f.write_str(words),
+            Failure::Refused { words, .. } => f.write_str(words),
+            Failure::NoAnswer(why) => f.write_str(why),
             Failure::NobodyToAnswer(method) => {
                 write!(f, "asks for {method}, and with auth: {{method: trust}} there is nobody to answer")
             }

@@ -7,6 +7,7 @@ pub mod log;
 mod metrics;
 
 mod check;
+mod console;
 mod reload;
 mod shards;
 mod tls;
@@ -127,6 +128,7 @@ pub fn run(config: Config, cores: usize, loader: Loader) -> Result<(), Error> {
     let population = Arc::new(Population::new(cores, config.max_clients as usize));
     let mut handles = Vec::new();
     let (ended, ends) = mpsc::channel();
+    let (at_console, visitors) = mpsc::channel();
     let parts = listening.shards.into_iter().zip(doorbells).zip(boxes);
     for (at, ((listeners, doorbell), mailbox)) in parts.enumerate() {
         let start = shards::Start {
@@ -139,6 +141,7 @@ pub fn run(config: Config, cores: usize, loader: Loader) -> Result<(), Error> {
             mailbox,
             salts: salts.clone(),
             population: population.clone(),
+            console: at_console.clone(),
             ended: ended.clone(),
         };
         handles.push(shards::start(start).map_err(Error::Shard)?);
@@ -155,6 +158,8 @@ pub fn run(config: Config, cores: usize, loader: Loader) -> Result<(), Error> {
         counted: Arc::default(),
     };
     wait_for_signals(signals, desk.clone())?;
+    drop(at_console);
+    console::start(desk.clone(), visitors).map_err(|error| Error::Io("the console thread cannot be started", error))?;
     if let Some(listener) = scraped {
         let served = metrics::serve(listener, desk.clone());
         served.map_err(|error| Error::Io("the metrics thread cannot be started", error))?;
@@ -275,6 +280,15 @@ impl Desk {
             Command::Order(act, database) => self.order(*act, database.as_deref()),
             Command::Get(key) => self.get(key.as_deref()),
             Command::Set { key, value } => Ok(self.set(key, value)?.reply()),
+            Command::CheckLogin { database, user, password } => {
+                let (config, tls) = {
+                    let in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+                    (in_force.config.clone(), in_force.tls.clone())
+                };
+                let password = password.as_ref().map(|password| password.0.as_str());
+                let rows = check::check_login(&config, &tls, database, user, password)?;
+                Ok(report::show_logins(&rows))
+            }
             Command::Show(topic @ (Topic::Stats | Topic::Errors)) => Ok(report::show_counted(*topic, &self.counted()?)),
             Command::Show(topic) => {
                 let mut reports = self.reports()?;

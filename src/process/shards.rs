@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 
 use crate::auth::secrets::Salts;
+use crate::auth::settings::Method;
 use crate::config::sums::Sums;
 use crate::config::{Config, Listen, ServerAddress};
 use crate::ids::{ConnectionId, ShardId};
@@ -45,6 +46,8 @@ pub(super) struct Start {
     /// Of this process, for the users that nobody knows.
     pub salts: Salts,
     pub population: Arc<Population>,
+    /// Where clients of the console are answered.
+    pub console: shard::console::Desk,
     /// Told once, when the shard has ended, however that came about.
     pub ended: Sender<io::Result<()>>,
 }
@@ -72,6 +75,10 @@ pub(super) fn check_connections(config: &Config, cores: usize) -> u32 {
 }
 
 impl Catalogue for Settings {
+    fn console(&self, user: &str) -> Option<Method> {
+        self.0.console_method(user)
+    }
+
     fn pool(&self, database: &str, user: &str) -> Option<PoolSettings> {
         let found = self.0.pool(database, user)?;
         let server = |address: &ServerAddress| match address {
@@ -205,7 +212,7 @@ fn connection_of(event: &Event) -> Option<ConnectionId> {
 }
 
 fn build(start: Start) -> io::Result<Shard<Tls<Ring>>> {
-    let Start { id, cores, config, tls, listeners, doorbell, mailbox, population, salts, ended: _ } = start;
+    let Start { id, cores, config, tls, listeners, doorbell, mailbox, population, salts, console, ended: _ } = start;
     let sums = Sums::new(&config, cores);
     let settings = ring::Settings {
         arena: Arena::new(config.arena.chunk_size, sums.chunks)?,
@@ -243,7 +250,9 @@ fn build(start: Start) -> io::Result<Shard<Tls<Ring>>> {
         tls,
         memory_terms: sums.terms(),
     };
-    Ok(Shard::new(ring, settings, Rc::new(Settings(config)), mailbox, population))
+    let mut shard = Shard::new(ring, settings, Rc::new(Settings(config)), mailbox, population);
+    shard.set_console(console);
+    Ok(shard)
 }
 
 /// Prepared statements kept on one backend.

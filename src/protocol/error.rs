@@ -58,6 +58,7 @@ impl std::error::Error for Malformed {}
 pub struct SqlState([u8; 5]);
 
 impl SqlState {
+    pub const SUCCESSFUL_COMPLETION: SqlState = SqlState(*b"00000");
     pub const PROTOCOL_VIOLATION: SqlState = SqlState(*b"08P01");
     pub const CONNECTION_DOES_NOT_EXIST: SqlState = SqlState(*b"08003");
     pub const CONNECTION_FAILURE: SqlState = SqlState(*b"08006");
@@ -69,6 +70,7 @@ impl SqlState {
     pub const IDLE_IN_TRANSACTION_TIMEOUT: SqlState = SqlState(*b"25P03");
     pub const TRANSACTION_TIMEOUT: SqlState = SqlState(*b"25P04");
     pub const INVALID_STATEMENT_NAME: SqlState = SqlState(*b"26000");
+    pub const INVALID_CURSOR_NAME: SqlState = SqlState(*b"34000");
     pub const INVALID_AUTHORIZATION: SqlState = SqlState(*b"28000");
     pub const INVALID_PASSWORD: SqlState = SqlState(*b"28P01");
     pub const INVALID_CATALOG_NAME: SqlState = SqlState(*b"3D000");

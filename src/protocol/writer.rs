@@ -399,18 +399,31 @@ impl Writer<'_> {
         })
     }
 
-    /// Columns of text, as the admin console has them.
+    /// Columns of text.
     pub fn row_description(&mut self, columns: &[&[u8]]) -> Result<(), Full> {
+        self.describe_columns(columns.len(), columns.iter().map(|name| (*name, TEXT_OID, TEXT_TYPE_SIZE, false)))
+    }
+
+    /// Columns by name, type id, the type's size, and whether their values come in binary.
+    pub fn typed_row_description(&mut self, columns: &[(&[u8], u32, i16, bool)]) -> Result<(), Full> {
+        self.describe_columns(columns.len(), columns.iter().copied())
+    }
+
+    fn describe_columns<'n>(
+        &mut self,
+        count: usize,
+        mut columns: impl Iterator<Item = (&'n [u8], u32, i16, bool)>,
+    ) -> Result<(), Full> {
         self.message(backend::ROW_DESCRIPTION, |w| {
-            w.put_count(columns.len())?;
-            columns.iter().try_for_each(|name| {
+            w.put_count(count)?;
+            columns.try_for_each(|(name, type_id, type_size, binary)| {
                 w.put_string(name)?;
                 w.put(&0u32.to_be_bytes())?; // of no table
                 w.put(&0u16.to_be_bytes())?; // nor a column of one
-                w.put(&TEXT_OID.to_be_bytes())?;
-                w.put(&TEXT_TYPE_SIZE.to_be_bytes())?;
+                w.put(&type_id.to_be_bytes())?;
+                w.put(&type_size.to_be_bytes())?;
                 w.put(&(-1i32).to_be_bytes())?; // no type modifier
-                w.put(&0u16.to_be_bytes()) // as text
+                w.put(&u16::from(binary).to_be_bytes())
             })
         })
     }

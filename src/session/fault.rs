@@ -17,6 +17,10 @@ pub enum Fault {
     Malformed(Malformed),
     /// A startup packet that PostgreSQL would not take either.
     Startup(Refused),
+    /// No right at the console.
+    NotForConsole(String),
+    /// Too many are at the console of this shard.
+    TooManyVisits(usize),
     /// Something else than an answer while a login is under way.
     Unexpected(u8),
     /// A password after the login.
@@ -194,6 +198,19 @@ impl Fault {
             Self::Unexpected(tag) => {
                 let text = format!("expected password response, got message type {tag}");
                 answer(Fatal, SqlState::PROTOCOL_VIOLATION, text, Info)
+            }
+            Self::NotForConsole(user) => hint(
+                answer(
+                    Fatal,
+                    SqlState::INVALID_AUTHORIZATION,
+                    format!("user \"{user}\" may not use the console"),
+                    Info,
+                ),
+                "Who may is listed in auth.admin_users and auth.stats_users; over the Unix socket also who runs qcp.",
+            ),
+            Self::TooManyVisits(limit) => {
+                let text = format!("sorry, too many clients at the console already ({limit} are allowed)");
+                answer(Fatal, SqlState::TOO_MANY_CONNECTIONS, text, Info)
             }
             Self::LoginTimeout => {
                 let text = "canceling authentication due to timeout".to_owned();

@@ -57,6 +57,16 @@ pub struct Found {
     at: usize,
 }
 
+/// How many names are packed in these bytes.
+pub fn count_names(mut packed: &[u8]) -> usize {
+    let mut count = 0;
+    while let Some(&size) = packed.get(1) {
+        packed = packed.get(HEAD + usize::from(size)..).unwrap_or_default();
+        count += 1;
+    }
+    count
+}
+
 impl<'a> Names<'a> {
     /// Looks at `used` bytes of `room`.
     pub fn new(room: &'a mut [u8], used: usize) -> Self {

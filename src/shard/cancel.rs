@@ -34,7 +34,11 @@ impl<T: Transport> Shard<T> {
                 }
             }
             ClientState::Piped(backend) => self.cancel_query(backend),
-            ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_) | ClientState::Ready => {}
+            ClientState::Startup
+            | ClientState::Moving(_)
+            | ClientState::Login(_)
+            | ClientState::Ready
+            | ClientState::Console(_) => {}
         }
     }
 

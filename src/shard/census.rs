@@ -91,7 +91,11 @@ impl<T: Transport> Shard<T> {
                         census.clients_links.push((id, backend));
                     }
                 }
-                ClientState::Startup | ClientState::Moving(_) | ClientState::Ready | ClientState::Waiting => {}
+                ClientState::Startup
+                | ClientState::Moving(_)
+                | ClientState::Ready
+                | ClientState::Waiting
+                | ClientState::Console(_) => {}
             }
         }
         for (index, generation, backend) in self.backends.iter() {
@@ -112,7 +116,8 @@ impl<T: Transport> Shard<T> {
                 | ClientState::Moving(_)
                 | ClientState::Ready
                 | ClientState::Linked(_)
-                | ClientState::Piped(_) => false,
+                | ClientState::Piped(_)
+                | ClientState::Console(_) => false,
             };
             let waiting = self.clients.iter().filter(|(_, _, client)| client.pool == Some(id) && waits(&client.state));
             let queue = waiting.filter_map(|(index, generation, _)| {

@@ -36,6 +36,7 @@ impl<T: Transport> Shard<T> {
             ClientState::Moving(_) => {}
             ClientState::Login(_) => self.on_login_bytes(id, bytes),
             ClientState::Piped(backend) => self.pipe_request(id, backend, bytes),
+            ClientState::Console(_) => self.on_visitor_bytes(id, bytes),
         }
     }
 
@@ -268,7 +269,8 @@ impl<T: Transport> Shard<T> {
             | ClientState::Ready
             | ClientState::Waiting
             | ClientState::Linked(_)
-            | ClientState::Piped(_) => self.population.unsettle(self.settings.id),
+            | ClientState::Piped(_)
+            | ClientState::Console(_) => self.population.unsettle(self.settings.id),
         }
         let mid_message = !client.framer.at_boundary();
         client.pending.clear(&mut self.nodes);
@@ -296,6 +298,7 @@ impl<T: Transport> Shard<T> {
                 }
                 self.drop_login(&login);
             }
+            ClientState::Console(_) => self.end_visit(id),
             ClientState::Startup | ClientState::Moving(_) | ClientState::Ready | ClientState::Waiting => {}
         }
         self.check_queue.retain(|&waiting| waiting != id);

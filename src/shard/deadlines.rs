@@ -304,7 +304,8 @@ impl<T: Transport> Shard<T> {
                 | ClientState::Moving(_)
                 | ClientState::Login(_)
                 | ClientState::Ready
-                | ClientState::Waiting => true,
+                | ClientState::Waiting
+                | ClientState::Console(_) => true,
                 ClientState::Piped(_) => false,
                 // In Session mode a client keeps its backend; it goes when nothing is under way.
                 ClientState::Linked(backend) => self.backend(backend).is_none_or(|backend| backend.pipeline.is_whole()),

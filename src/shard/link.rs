@@ -72,7 +72,13 @@ impl<T: Transport> Shard<T> {
                 self.on_login_backend(id, backend);
             }
             Some(ClientState::Ready | ClientState::Waiting) => self.link(id, backend),
-            Some(ClientState::Startup | ClientState::Moving(_) | ClientState::Linked(_) | ClientState::Piped(_))
+            Some(
+                ClientState::Startup
+                | ClientState::Moving(_)
+                | ClientState::Linked(_)
+                | ClientState::Piped(_)
+                | ClientState::Console(_),
+            )
             | None => {
                 unreachable!("only a client that waits is in the queue")
             }

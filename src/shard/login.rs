@@ -18,6 +18,7 @@ use crate::protocol::tag::frontend;
 use crate::session::fault::Fault;
 use crate::session::parameters::VectorId;
 
+use super::console::Visit;
 use super::lookup::Lookup;
 use super::own_check::Sentence;
 use super::pools::Key;
@@ -56,6 +57,28 @@ pub(super) struct Login {
     pub sentence: Option<Sentence>,
     /// QCP has let it in itself, before there was a backend of its own.
     pub admitted: bool,
+    /// It wants the console: there is no pool then, and no server.
+    pub visit: Option<Box<Visit>>,
+}
+
+impl Login {
+    /// Of a startup packet with these settings.
+    pub(super) fn new(raw: VectorId, stage: Stage) -> Self {
+        Self {
+            stage,
+            raw,
+            answers_due: 0,
+            unbound: false,
+            packet: None,
+            replication: false,
+            exchange: None,
+            lookup: None,
+            working: false,
+            sentence: None,
+            admitted: false,
+            visit: None,
+        }
+    }
 }
 
 /// What a login waits for.
@@ -107,6 +130,9 @@ impl<T: Transport> Shard<T> {
         self.check_encryption(id)?;
         let (user, database) = (text(startup.user())?, text(startup.database())?);
         self.check_certificate_name(id, user)?;
+        if self.try_begin_visit(id, startup, database, user) {
+            return Ok(None);
+        }
         let Some(settings) = self.catalogue.pool(database, user) else {
             return Err(Fault::UnknownDatabase(database.to_owned()));
         };
@@ -147,17 +173,9 @@ impl<T: Transport> Shard<T> {
         client.secret = secret;
         client.long_key = version == Version::V3_2;
         client.state = ClientState::Login(Box::new(Login {
-            stage: Stage::Answer,
-            raw,
-            answers_due: 0,
-            unbound: false,
             packet,
             replication: startup.replication() == Ok(Replication::Physical),
-            exchange: None,
-            lookup: None,
-            working: false,
-            sentence: None,
-            admitted: false,
+            ..Login::new(raw, Stage::Answer)
         }));
         let connection = client.connection;
         if version != startup.version || startup.protocol_options().next().is_some() {
@@ -180,7 +198,8 @@ impl<T: Transport> Shard<T> {
             | ClientState::Ready
             | ClientState::Waiting
             | ClientState::Linked(_)
-            | ClientState::Piped(_) => None,
+            | ClientState::Piped(_)
+            | ClientState::Console(_) => None,
         }
     }
 
@@ -430,7 +449,7 @@ impl<T: Transport> Shard<T> {
     }
 
     /// A new secret, of the kernel's random numbers, which are fetched for many at a time.
-    fn next_secret(&mut self) -> [u8; SECRET_SIZE] {
+    pub(super) fn next_secret(&mut self) -> [u8; SECRET_SIZE] {
         if self.secrets.is_empty() {
             let mut fetched = [0; SECRET_SIZE * SECRETS_FETCHED];
             getrandom::fill(&mut fetched).expect("the kernel has random numbers");

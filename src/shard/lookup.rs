@@ -64,6 +64,10 @@ impl<T: Transport> Shard<T> {
         let (_, user) = self.names_of(id)?;
         let auth = self.settings.auth.clone();
         let listed = auth.users.get(&user).cloned();
+        // What a server says of a user gives no right at the console.
+        if self.login(id).is_some_and(|login| login.visit.is_some()) {
+            return Some(listed);
+        }
         let Some(query) = auth.query.as_ref().filter(|_| listed.is_none()) else { return Some(listed) };
         let now = self.io.now();
         let name = self.remembered_as(id)?;
@@ -79,6 +83,9 @@ impl<T: Transport> Shard<T> {
     /// through again when the answer is here.
     pub(super) fn roles_of(&mut self, id: ClientId) -> Option<Arc<[String]>> {
         let now = self.io.now();
+        if self.login(id).is_some_and(|login| login.visit.is_some()) {
+            return Some(Arc::new([]));
+        }
         let name = self.remembered_as(id)?;
         if let Some(found) = self.members.get(&name).filter(|found| now.duration_since(found.at) < FRESH_FOR) {
             return Some(found.roles.clone());

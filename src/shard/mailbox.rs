@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use crate::ids::ShardId;
+use crate::ids::{ClientId, ShardId};
 use crate::io::doorbell::Doorbell;
 
 use super::budget::Given;
+use super::console::Told;
 use super::orders::Order;
 use super::placement::Arrival;
 use super::pools::Key;
@@ -65,6 +66,10 @@ pub enum Mail {
     },
     /// Places of a pool move to the shard that reads this.
     Give(Box<Given>),
+    /// What a client at the console is answered.
+    Told(ClientId, Told),
+    /// Close the client with this process id; whether there was one.
+    KillClient(u32, Sender<bool>),
 }
 
 /// How to reach a shard, from any thread.
@@ -123,7 +128,7 @@ pub mod reached {
 
     use super::Mail;
 
-    /// Every kind of message.
+    /// Every kind of message but those of the console.
     pub const KINDS: [&str; 12] = [
         "Quit",
         "Reload",
@@ -157,6 +162,8 @@ pub mod reached {
             Mail::Ask { .. } => 9,
             Mail::Nothing { .. } => 10,
             Mail::Give(_) => 11,
+            // Of the console, which is not simulated.
+            Mail::Told(..) | Mail::KillClient(..) => return,
         };
         let mut seen = SEEN.get();
         seen[kind] += 1;

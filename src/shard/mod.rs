@@ -15,6 +15,7 @@ mod cancel;
 pub mod census;
 mod clean;
 mod client;
+pub mod console;
 mod deadlines;
 mod link;
 mod listens;
@@ -94,6 +95,11 @@ impl std::fmt::Display for Server {
 pub trait Catalogue {
     /// `None`: the database is not served.
     fn pool(&self, database: &str, user: &str) -> Option<PoolSettings>;
+
+    /// How the console checks logins of a user, were it a database. `None`: there is no console.
+    fn console(&self, _user: &str) -> Option<auth::settings::Method> {
+        None
+    }
 }
 
 /// What one shard is told; the same for all but `id`.
@@ -177,6 +183,8 @@ pub struct Shard<T: Transport> {
     /// The one before the last reload: other shards may go by it still.
     catalogue_before: Option<Rc<dyn Catalogue>>,
     mailbox: Mailbox,
+    /// Who answers at the console, if there is one.
+    console: Option<console::Desk>,
     /// Clients of all shards.
     population: Arc<Population>,
     clients: Slab<Client>,
@@ -261,6 +269,7 @@ impl<T: Transport> Shard<T> {
             catalogue,
             catalogue_before: None,
             mailbox,
+            console: None,
             population,
             clients: Slab::new(clients_max),
             backends: Slab::new(settings.backends_max),
@@ -430,6 +439,10 @@ impl<T: Transport> Shard<T> {
             Mail::Succeeded(address) => self.on_success_elsewhere(address),
             Mail::Nothing { key, from, round } => self.on_nothing(&key, from, round),
             Mail::Give(given) => self.on_give(*given),
+            Mail::Told(client, told) => self.on_told(client, told),
+            Mail::KillClient(process_id, answer) => {
+                let _ = answer.send(self.kill_client(process_id));
+            }
         }
     }
 
@@ -442,6 +455,7 @@ impl<T: Transport> Shard<T> {
                 if self.client(id).is_some_and(|client| client.paused) {
                     self.resume_client(id);
                 }
+                self.send_to_visitor(id);
                 // It may have kept its backend only because it had not taken all of its answer.
                 if let Some(backend) = self.backend_of(id)
                     && self.backend(backend).is_some_and(|backend| backend.pipeline.is_whole())
@@ -485,7 +499,8 @@ impl<T: Transport> Shard<T> {
             | ClientState::Moving(_)
             | ClientState::Login(_)
             | ClientState::Ready
-            | ClientState::Waiting => None,
+            | ClientState::Waiting
+            | ClientState::Console(_) => None,
         }
     }
 

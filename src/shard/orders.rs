@@ -65,6 +65,12 @@ impl Held {
         self.all || self.databases.iter().any(|name| **name == *database)
     }
 
+    /// For people: `*` is all.
+    fn names(&self) -> impl Iterator<Item = String> {
+        let all = self.all.then(|| "*".to_owned());
+        all.into_iter().chain(self.databases.iter().map(ToString::to_string))
+    }
+
     fn is_empty(&self) -> bool {
         !self.all && self.databases.is_empty()
     }
@@ -90,6 +96,16 @@ impl Orders {
     /// Whether a database is paused.
     pub(super) fn pauses(&self, database: &str) -> bool {
         self.paused.has(database)
+    }
+
+    /// Databases that are paused.
+    pub(super) fn paused(&self) -> Vec<String> {
+        self.paused.names().collect()
+    }
+
+    /// Databases that let nobody in.
+    pub(super) fn disabled(&self) -> Vec<String> {
+        self.disabled.names().chain(self.drained.names()).collect()
     }
 
     /// Whether nobody is let in to a database.
@@ -215,7 +231,7 @@ impl<T: Transport> Shard<T> {
             }
             let idle = match client.state {
                 ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_) | ClientState::Ready => true,
-                ClientState::Waiting | ClientState::Piped(_) => false,
+                ClientState::Waiting | ClientState::Piped(_) | ClientState::Console(_) => false,
                 ClientState::Linked(backend) => {
                     let link = self.backends.get(backend.index, backend.generation);
                     link.is_none_or(|link| link.pipeline.is_whole())

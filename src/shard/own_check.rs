@@ -518,6 +518,14 @@ impl<T: Transport> Shard<T> {
 
     /// Database and user of a login, as the client names them.
     pub(super) fn names_of(&mut self, id: ClientId) -> Option<(String, String)> {
+        let visit = match &self.client(id)?.state {
+            ClientState::Login(login) => login.visit.as_ref(),
+            ClientState::Console(visit) => Some(visit),
+            _ => None,
+        };
+        if let Some(visit) = visit {
+            return Some((visit.database.to_string(), visit.user.to_string()));
+        }
         let pool = self.home_of(id)?;
         let key = &self.pools.get(pool).key;
         Some((key.database.to_string(), key.user.to_string()))

@@ -281,7 +281,11 @@ impl<T: Transport> Shard<T> {
                 Err(verdict) => return verdict,
             },
             ClientState::Waiting => return Verdict::Pause,
-            ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_) | ClientState::Piped(_) => {
+            ClientState::Startup
+            | ClientState::Moving(_)
+            | ClientState::Login(_)
+            | ClientState::Piped(_)
+            | ClientState::Console(_) => {
                 unreachable!("only requests of clients past their login are relayed")
             }
         };

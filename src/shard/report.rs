@@ -8,6 +8,7 @@ use crate::control::report::{
 use crate::ids::ClientId;
 use crate::io::Transport;
 use crate::session::RelayMode;
+use crate::session::prepared::count_names;
 
 use super::{BackendState, ClientState, Shard};
 
@@ -26,11 +27,17 @@ impl<T: Transport> Shard<T> {
                 ClientState::Waiting => ReportedClient::Waiting,
                 ClientState::Linked(_) => ReportedClient::Active,
                 ClientState::Piped(_) => ReportedClient::Dedicated,
+                ClientState::Console(_) => ReportedClient::Console,
+            };
+            let (database, user) = match (&client.state, pool) {
+                (ClientState::Console(visit), _) => (visit.database.to_string(), visit.user.to_string()),
+                (_, Some(key)) => (key.database.to_string(), key.user.to_string()),
+                (_, None) => (String::new(), String::new()),
             };
             ClientRow {
                 id: u64::from(self.process_id(id)),
-                user: pool.map(|key| key.user.to_string()).unwrap_or_default(),
-                database: pool.map(|key| key.database.to_string()).unwrap_or_default(),
+                user,
+                database,
                 state,
                 shard,
                 address: self.peer(client.connection),
@@ -41,6 +48,12 @@ impl<T: Transport> Shard<T> {
                 pinned_s: backend
                     .and_then(|backend| backend.kept.pinned_since)
                     .map_or(0, |since| now.duration_since(since).as_secs()),
+                quiet_s: now.duration_since(client.active).as_secs(),
+                tls: self.io.facts(client.connection).is_some(),
+                prepared_statements: {
+                    let packed = client.names.as_ref().map_or(&[][..], |names| names.bytes());
+                    count_names(&packed[..(client.names_used as usize).min(packed.len())]) as u64
+                },
                 wait_ms: self.waiters.since(id).map_or(0, |since| now.duration_since(since).as_millis() as u64),
             }
         });
@@ -67,6 +80,9 @@ impl<T: Transport> Shard<T> {
                 age_s: now.duration_since(backend.born).as_secs(),
                 idle_s: now.duration_since(backend.used).as_secs(),
                 client: client.map(|client| u64::from(self.process_id(client))),
+                close_needed: backend.tainted,
+                tls: backend.leg.encryption == super::tls::Encryption::Done,
+                prepared_statements: backend.prepared.count() as u64,
             }
         });
         let pools = self.pools.ids().map(|id| {
@@ -124,6 +140,8 @@ impl<T: Transport> Shard<T> {
                 bytes_out: counters.bytes_out,
                 waits: counters.waits,
             },
+            paused: self.orders.paused(),
+            disabled: self.orders.disabled(),
         }
     }
 }

@@ -68,6 +68,7 @@ impl<T: Transport> Shard<T> {
                 Ok(Some(_)) => {
                     self.flush_run(id, bytes, *run, request.at);
                     *run = request.at;
+                    self.count_for(backend, |totals| totals.client_parses += 1);
                     self.on_parse(id, backend, message)
                 }
                 Ok(None) => Err(Fault::NameTooLong),
@@ -90,6 +91,7 @@ impl<T: Transport> Shard<T> {
                         *run = request.at;
                         let end = names.statement.end + 1;
                         let rest_size = request.size as usize - end;
+                        self.count_for(backend, |totals| totals.binds += 1);
                         self.rename(id, backend, statement, Expect::Bind, end, |writer, name| {
                             writer.bind_head(portal, name, rest_size).expect("the room was asked for");
                         })
@@ -439,6 +441,7 @@ impl<T: Transport> Shard<T> {
         query: &[u8],
         parameter_types: &[u8],
     ) -> Result<Verdict, Fault> {
+        self.count_for(backend, |totals| totals.server_parses += 1);
         let mut room = [0; 16];
         let name = prepared::backend_name(number, &mut room);
         let size = name.len() + query.len() + parameter_types.len() + 16;

@@ -60,6 +60,14 @@ impl<T: Transport> Shard<T> {
         }
     }
 
+    /// Counts something of a backend for its pool.
+    #[inline]
+    pub(super) fn count_for(&mut self, id: BackendId, count: impl FnOnce(&mut Totals)) {
+        if let Some(backend) = self.backends.get(id.index, id.generation) {
+            count(&mut self.pools.get_mut(backend.pool).totals);
+        }
+    }
+
     /// A ReadyForQuery for the client: one query is answered, and with it perhaps a transaction.
     #[inline]
     pub(super) fn end_query(&mut self, id: BackendId) {
@@ -147,7 +155,7 @@ impl<T: Transport> Shard<T> {
                     continue;
                 }
                 // Counted with the queue; and where it goes.
-                ClientState::Waiting | ClientState::Moving(_) => continue,
+                ClientState::Waiting | ClientState::Moving(_) | ClientState::Console(_) => continue,
                 ClientState::Ready => |pool| &mut pool.clients_idle,
                 ClientState::Linked(_) | ClientState::Piped(_) => |pool| &mut pool.clients_active,
             };

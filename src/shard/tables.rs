@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::{clean, listens, login, placement, preserve, proxied, tally, tls};
+use super::{clean, console, listens, login, placement, preserve, proxied, tally, tls};
 use crate::auth::outgoing::Outgoing;
 use crate::ids::{BackendId, ClientId, ConnectionId, PoolId, ShardId};
 use crate::io::SocketAddress;
@@ -32,6 +32,8 @@ pub(super) enum ClientState {
     Linked(BackendId),
     /// Has a backend of its own to which everything is passed.
     Piped(BackendId),
+    /// At the console.
+    Console(Box<console::Visit>),
 }
 
 /// Requests of a client that are dropped because it was told an error.

@@ -19,6 +19,10 @@ pub(super) const MARK_APPLY: u32 = 1;
 impl<T: Transport> Shard<T> {
     /// The client is who it says. Its settings are tried where they are not known to be good.
     pub(super) fn admit(&mut self, id: ClientId) {
+        if self.login(id).is_some_and(|login| login.visit.is_some()) {
+            self.open_visit(id);
+            return;
+        }
         let Some(client) = self.client(id) else { return };
         let (connection, Some(pool)) = (client.connection, client.pool) else { return };
         self.write(connection, 16, |writer| writer.authentication_ok().expect("the room was asked for"));
@@ -119,6 +123,8 @@ impl<T: Transport> Shard<T> {
         let ClientState::Login(login) = std::mem::replace(&mut client.state, ClientState::Ready) else {
             unreachable!("only a login is completed")
         };
+        self.pools.get_mut(pool).totals.logins += 1;
+        let client = self.client(id).expect("looked up above");
         client.framer = Framer::new(Direction::Frontend);
         client.active = now;
         client.startup = wanted;

@@ -7,6 +7,7 @@ mod support;
 
 mod access;
 mod auth;
+mod console;
 mod defaults;
 mod drivers;
 mod gone;

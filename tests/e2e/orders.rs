@@ -5,8 +5,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::support::pooler::Qcp;
-use super::support::postgres::{SUPERUSER, postgres};
-use super::support::programs::psql;
+use super::support::postgres::{ROLES, SUPERUSER, postgres};
+use super::support::programs::{Program, psql};
 use super::support::raw::{RawClient, error_field, message, zero_ended};
 use super::support::wait_until;
 
@@ -164,4 +164,40 @@ fn one_key_is_set_until_the_next_reload() {
     let rows: serde_json::Value = serde_json::from_str(&all).expect("it is JSON");
     let listen = rows.as_array().expect("rows").iter().find(|row| row["key"] == "listening_address");
     assert_eq!(listen.expect("it is written")["changeable"], false);
+}
+
+#[test]
+fn logins_are_checked_at_the_servers() {
+    let server = postgres();
+    let database = "orders_login_check";
+    server.create_database(database);
+    let asks = |qcp: &Qcp, user: &str, password: &str| {
+        let program = Program::new(env!("CARGO_BIN_EXE_qcp-ctrl")).arg("--socket").arg(qcp.control_socket());
+        program.env("PGPASSWORD", password).args(["check-login", database, user]).finish()
+    };
+    let qcp = Qcp::start("", 1);
+    for method in ["scram-sha-256", "md5", "password"] {
+        let role = ROLES.iter().find(|role| role.method == method).expect("there is one of each");
+        let said = asks(&qcp, role.name, role.password).success();
+        assert!(said.contains(&format!("ok: database {database}, user {}", role.name)), "{said}");
+        assert!(said.contains("primary"), "{said}");
+        let wrong = asks(&qcp, role.name, "wrong");
+        assert!(wrong.stdout.contains("invalid password") && wrong.status.code() == Some(1), "{wrong:?}");
+        let none = asks(&qcp, role.name, "");
+        assert!(none.stdout.contains("error:") && none.stdout.contains("PGPASSWORD"), "{none:?}");
+        assert!(!qcp.log().contains(role.password), "a password is in no log");
+    }
+    assert!(asks(&qcp, SUPERUSER, "").success().contains("let in without a password"));
+    // With what QCP itself has, under another name.
+    let role = ROLES.iter().find(|role| role.method == "scram-sha-256").expect("there is one");
+    let own = format!(
+        "auth: {{method: trust, server_user: {}, server_password: '{}'}}\ndatabases_only: true\n\
+         databases: {{{database}: {{}}, gone: {{servers: [\"127.0.0.1:1\"]}}}}\n",
+        role.name, role.password
+    );
+    let qcp = Qcp::start(&own, 1);
+    assert!(asks(&qcp, "whoever", "").success().contains(&format!("user {}", role.name)));
+    let gone = qcp.control(&["check-login", "gone", "x", "--json"]);
+    assert!(gone.stdout.contains("\"outcome\": \"error\"") && gone.status.code() == Some(1), "{gone:?}");
+    assert!(qcp.control(&["check-login", "elsewhere", "x"]).failure().contains("not served"));
 }

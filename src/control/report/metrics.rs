@@ -55,7 +55,12 @@ impl Histogram {
         self.sum_us as f64 / 1e6
     }
 
-    fn add(&mut self, other: &Histogram) {
+    /// All of them together, in microseconds.
+    pub fn total_us(&self) -> u64 {
+        self.sum_us
+    }
+
+    pub fn add(&mut self, other: &Histogram) {
         self.counts.iter_mut().zip(other.counts).for_each(|(count, more)| *count += more);
         self.sum_us += other.sum_us;
     }
@@ -92,6 +97,12 @@ pub struct Totals {
     pub transaction: Histogram,
     /// From the first look at the address to the end of the login.
     pub connect: Histogram,
+    /// Clients let in.
+    pub logins: u64,
+    /// Named statements that clients prepared, that servers were told to, and Binds.
+    pub client_parses: u64,
+    pub server_parses: u64,
+    pub binds: u64,
 }
 
 impl Totals {
@@ -104,6 +115,10 @@ impl Totals {
         self.query.add(&other.query);
         self.transaction.add(&other.transaction);
         self.connect.add(&other.connect);
+        self.logins += other.logins;
+        self.client_parses += other.client_parses;
+        self.server_parses += other.server_parses;
+        self.binds += other.binds;
     }
 }
 
@@ -275,7 +290,7 @@ fn core_families(page: &mut Page, shards: &[ShardMetrics]) {
 }
 
 /// Each pool once, its parts added up, in order of server, database and user.
-pub(super) fn merged(shards: &[ShardMetrics]) -> Vec<PoolMetrics> {
+pub fn merged(shards: &[ShardMetrics]) -> Vec<PoolMetrics> {
     let mut pools: BTreeMap<(&str, &str, &str), PoolMetrics> = BTreeMap::new();
     for part in shards.iter().flat_map(|shard| &shard.pools) {
         let key = (part.server.as_str(), part.database.as_str(), part.user.as_str());
@@ -362,7 +377,7 @@ fn exporter_families(page: &mut Page, shards: &[ShardMetrics], pools: &[PoolMetr
         }
     }
     type OfTotals = fn(&Totals) -> f64;
-    let of_totals: [(&str, &str, OfTotals); 8] = [
+    let of_totals: [(&str, &str, OfTotals); 12] = [
         ("queries_pooled_total", "Queries that were answered.", |totals| totals.queries as f64),
         ("queries_duration_seconds_total", "Time from a query to the end of its answer.", |totals| {
             totals.query.seconds()
@@ -373,6 +388,10 @@ fn exporter_families(page: &mut Page, shards: &[ShardMetrics], pools: &[PoolMetr
         ("sql_transactions_pooled_total", "Transactions that have ended.", |totals| totals.transaction.count() as f64),
         ("server_in_transaction_seconds_total", "Time in transactions.", |totals| totals.transaction.seconds()),
         ("server_assignments_total", "Times that a client was given a backend.", |totals| totals.links as f64),
+        ("client_parses_total", "Named statements that clients prepared.", |totals| totals.client_parses as f64),
+        ("server_parses_total", "Named statements prepared at a server.", |totals| totals.server_parses as f64),
+        ("binds_total", "Binds of named statements.", |totals| totals.binds as f64),
+        ("client_logins_total", "Clients that were let in.", |totals| totals.logins as f64),
     ];
     for (name, help, read) in of_totals {
         let name = format!("pgbouncer_stats_{name}");

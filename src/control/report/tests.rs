@@ -23,6 +23,9 @@ fn shards() -> Vec<ShardReport> {
         wait_ms: 0,
         pinned: vec!["LISTEN".to_string()],
         pinned_s: 62,
+        quiet_s: 2,
+        tls: false,
+        prepared_statements: 0,
     };
     let waiting = ClientRow {
         id: 1031,
@@ -47,6 +50,9 @@ fn shards() -> Vec<ShardReport> {
         age_s: 90,
         idle_s: 0,
         client: Some(7),
+        close_needed: false,
+        tls: false,
+        prepared_statements: 0,
     };
     let dialing =
         BackendRow { pid: None, state: BackendState::Dialing, shard: 1, age_s: 0, client: None, ..backend.clone() };
@@ -76,6 +82,8 @@ fn shards() -> Vec<ShardReport> {
         pools: vec![part("shop", "app", 10), part("shop", "batch", 10)],
         memory: memory.clone(),
         counters,
+        paused: Vec::new(),
+        disabled: Vec::new(),
     };
     let second = ShardReport {
         shard: 1,

@@ -45,6 +45,12 @@ impl Ring {
 
     /// See [`Transport::peer_user`](crate::io::Transport::peer_user).
     pub(super) fn user_of(&self, connection: ConnectionId) -> Option<String> {
+        let user = nix::unistd::User::from_uid(self.uid_of(connection)?).ok()??;
+        Some(user.name)
+    }
+
+    /// Who runs the peer, as the kernel knows it. `None`: not over a Unix socket.
+    pub(super) fn uid_of(&self, connection: ConnectionId) -> Option<nix::unistd::Uid> {
         let connection = self.connections.get(connection.index, connection.generation)?;
         if !connection.local {
             return None;
@@ -52,8 +58,7 @@ impl Ring {
         // SAFETY: the slot owns the descriptor, and it is not kept beyond this call.
         let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(connection.socket) };
         let peer = sys::getsockopt(&socket, sys::sockopt::PeerCredentials).ok()?;
-        let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(peer.uid())).ok()??;
-        Some(user.name)
+        Some(nix::unistd::Uid::from_raw(peer.uid()))
     }
 }
 

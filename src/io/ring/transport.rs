@@ -137,6 +137,11 @@ impl Transport for Ring {
         self.address_of(connection)
     }
 
+    fn is_run_by_owner(&self, connection: ConnectionId) -> bool {
+        let own = nix::unistd::geteuid();
+        self.uid_of(connection).is_some_and(|uid| uid.is_root() || uid == own)
+    }
+
     fn peer_user(&self, connection: ConnectionId) -> Option<String> {
         self.user_of(connection)
     }

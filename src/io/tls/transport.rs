@@ -135,6 +135,10 @@ impl<T: Transport> Transport for Tls<T> {
         self.inner.address(connection)
     }
 
+    fn is_run_by_owner(&self, connection: ConnectionId) -> bool {
+        self.inner.is_run_by_owner(connection)
+    }
+
     fn peer_user(&self, connection: ConnectionId) -> Option<String> {
         self.inner.peer_user(connection)
     }
