@@ -152,6 +152,8 @@ impl RawClient {
                 Ok(0) => return Received::Closed,
                 Ok(_) => {}
                 Err(ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Received::Quiet,
+                // This process was stopped meanwhile.
+                Err(ErrorKind::Interrupted) => {}
                 Err(_) => return Received::Closed,
             }
         }

@@ -24,6 +24,8 @@ pub enum Kind {
     Vanishes,
     /// Before it writes, the tester itself has notified its first channel.
     IsTold,
+    /// The same in a transaction, which it begins before and ends behind.
+    IsToldInside,
 }
 
 /// Numbers from a seed (splitmix64).
@@ -287,7 +289,7 @@ pub fn first_channel(client: usize) -> String {
 /// What keeps the client on its backend.
 fn pinning(random: &mut Random, client: usize) -> Act {
     let key = client * 1000 + random.below(3);
-    query(&match random.below(29) {
+    query(&match random.below(31) {
         0 => "create temp table if not exists mine (a int)".to_owned(),
         1 => "create temp table soon on commit drop as select 1 as a".to_owned(),
         2 => "insert into mine values (1)".to_owned(),
@@ -312,6 +314,7 @@ fn pinning(random: &mut Random, client: usize) -> Act {
         17 if random.chance(50) => "unlisten *".to_owned(),
         17 => format!("unlisten channel_{client}_{}", random.below(2)),
         18 => "discard temp".to_owned(),
+        28 => return Act { kind: Kind::IsToldInside, ..query("select 'told inside'") },
         // Where a transaction is open, it hears of that at its end.
         22..=23 => {
             return Act { kind: Kind::IsTold, ..query(random.pick::<&str>(&["select 'told'", "commit"])) };

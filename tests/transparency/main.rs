@@ -280,6 +280,9 @@ impl Client {
             self.leave();
             return self.log_in();
         }
+        if act.kind == Kind::IsToldInside {
+            return self.hear_behind_a_transaction(act);
+        }
         let Some(connection) = &mut self.connection else { return Vec::new() };
         if act.kind == Kind::IsTold {
             ask(&format!("notify {}", first_channel(self.number)));
@@ -299,8 +302,25 @@ impl Client {
                     self.listen(act.readies).into_iter().partition(|line| line.starts_with("Notification"));
                 told.into_iter().chain(rest).collect()
             }
-            Kind::Write | Kind::Leaves => self.listen(act.readies),
+            Kind::Write | Kind::Leaves | Kind::IsToldInside => self.listen(act.readies),
         }
+    }
+
+    fn hear_behind_a_transaction(&mut self, act: &Act) -> Vec<String> {
+        let mut heard = Vec::new();
+        for (bytes, is_told) in
+            [(message(b'Q', b"begin\0"), true), (act.bytes.clone(), false), (message(b'Q', b"commit\0"), false)]
+        {
+            let Some(connection) = &mut self.connection else { break };
+            connection.send(&bytes);
+            heard.extend(self.listen(1));
+            if is_told {
+                ask(&format!("notify {}", first_channel(self.number)));
+                // Long enough for it to have come, if it were to come now.
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        heard
     }
 
     /// Asks to cancel what is under way, again and again from the moment on that it sleeps: before that the request may be

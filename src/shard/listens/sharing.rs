@@ -20,6 +20,10 @@ impl<T: Transport> Shard<T> {
     /// The linked client's transaction is over, and its backend listens, or may. `true`: something is under way.
     pub(in crate::shard) fn go_on_sharing(&mut self, id: BackendId) -> bool {
         let Some(link) = self.backends.get(id.index, id.generation) else { return true };
+        if link.kept.ready_held && !link.kept.ready_waits {
+            // Its ReadyForQuery waits for the listener: what comes before that must not have to wait for a move to end.
+            return true;
+        }
         if let Some(share) = &link.kept.share {
             if share.stage == Stage::Known {
                 return self.decide(id);
