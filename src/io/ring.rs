@@ -8,7 +8,7 @@
 mod closing;
 mod connection;
 mod moving;
-mod opening;
+pub mod opening;
 mod peers;
 mod receiving;
 mod sending;
@@ -75,6 +75,8 @@ pub struct Ring {
     pace_armed: bool,
     pace: Box<types::Timespec>,
     arena: Arena,
+    /// For connections to servers; see [`opening::set_tcp`].
+    tcp: (Duration, Duration),
     scratch: Scratch,
     backend_reserve: usize,
     ready_max: usize,
@@ -150,6 +152,7 @@ impl Ring {
             pace: Box::new(PACE),
             scratch: Scratch::new(&settings.arena),
             arena: settings.arena,
+            tcp: (Duration::ZERO, Duration::ZERO),
             backend_reserve: settings.backend_reserve,
             ready_max,
             dirty: Vec::with_capacity(settings.connections_max),

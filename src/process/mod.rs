@@ -113,6 +113,8 @@ pub fn run(config: Config, cores: usize, loader: Loader) -> Result<(), Error> {
     let bound = Bound::bind(&candidates).map_err(Error::Control)?;
     let scraped = config.metrics.map(|at| metrics::bind(at).map_err(|error| Error::Metrics(at, error))).transpose()?;
     let listening = listeners::open(&config.listen, cores).map_err(Error::Listen)?;
+    let tuned = listeners::tune(&listening, config.tcp);
+    tuned.map_err(|error| Error::Io("listening sockets cannot be set up (tcp)", error.into()))?;
 
     // All threads are started with these signals blocked; one of them waits for them.
     let signals = handled_signals();

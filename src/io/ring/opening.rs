@@ -1,6 +1,7 @@
 //! How a connection begins: accepted from a listener, or connected to a server.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use io_uring::{cqueue, opcode, types};
 use nix::sys::socket::{self as sys, AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage};
@@ -17,7 +18,33 @@ pub(super) struct Listener {
     pub(super) resting: bool,
 }
 
+/// Has a TCP socket notice a peer that is gone: probed after the first time, and given up six probes later, at the latest
+/// after as long again; with bytes under way, after the second time. Zero: as the system does it.
+pub fn set_tcp(socket: &OwnedFd, (keepalive, user_timeout): (Duration, Duration)) -> nix::Result<()> {
+    const PROBES: u32 = 6;
+    let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(MAX_SECONDS).clamp(1, MAX_SECONDS);
+    sys::setsockopt(socket, sys::sockopt::KeepAlive, &true)?;
+    if !keepalive.is_zero() {
+        sys::setsockopt(socket, sys::sockopt::TcpKeepIdle, &seconds(keepalive))?;
+        sys::setsockopt(socket, sys::sockopt::TcpKeepInterval, &seconds(keepalive / PROBES))?;
+        sys::setsockopt(socket, sys::sockopt::TcpKeepCount, &PROBES)?;
+    }
+    if !user_timeout.is_zero() {
+        let millis = u32::try_from(user_timeout.as_millis()).unwrap_or(u32::MAX);
+        sys::setsockopt(socket, sys::sockopt::TcpUserTimeout, &millis)?;
+    }
+    Ok(())
+}
+
+/// The kernel takes no longer times for keepalive.
+const MAX_SECONDS: u32 = 32_767;
+
 impl Ring {
+    /// How TCP notices that a server is gone; see [`set_tcp`].
+    pub fn set_tcp(&mut self, keepalive: Duration, user_timeout: Duration) {
+        self.tcp = (keepalive, user_timeout);
+    }
+
     /// Accepts clients on `socket`, which must listen.
     pub fn listen(&mut self, socket: OwnedFd, local: bool) {
         self.listeners.push(Listener { socket, local, resting: false });
@@ -74,7 +101,7 @@ impl Ring {
         let socket = sys::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map_err(errno)?;
         if !local {
             sys::setsockopt(&socket, sys::sockopt::TcpNoDelay, &true).map_err(errno)?;
-            sys::setsockopt(&socket, sys::sockopt::KeepAlive, &true).map_err(errno)?;
+            set_tcp(&socket, self.tcp).map_err(errno)?;
         }
         let id = self.insert(socket, Group::Backend, local).map_err(|_full| Errno(libc::ENFILE))?;
         let connection = self.connections.get_mut(id.index, id.generation).expect("just inserted");
