@@ -6,7 +6,7 @@ use super::channel::Channel;
 use super::incoming::{self, Incoming, Kinds, Login, Method};
 use super::outgoing::{Credentials, Failed, Outgoing, Step};
 use super::scram::{Binding, Refusal};
-use super::secrets::{Derivation, Salts, Secret, Verifier};
+use super::secrets::{Derivation, ITERATIONS, Salts, Secret, Verifier};
 use crate::protocol::Writer;
 use crate::protocol::reader;
 
@@ -53,8 +53,19 @@ fn setting(method: Method, known: Option<Secret>, secret: Option<&Secret>) -> Se
     Setting { method, known, users, secret, derived: None, channel, binding }
 }
 
-/// A whole login; what one writes the other reads.
+/// What somebody outside sees of a login, beside its end: how long each question is, and how often it is worked on.
+#[derive(PartialEq, Eq, Debug, Default)]
+struct Course {
+    questions: Vec<usize>,
+    work: u32,
+}
+
 fn login(setting: Setting<'_>) -> End {
+    login_seen(setting, &mut Course::default())
+}
+
+/// A whole login; what one writes the other reads.
+fn login_seen(setting: Setting<'_>, course: &mut Course) -> End {
     let Setting { method, known, users, secret, derived, channel, binding } = setting;
     let salts = Salts::new([9; 32]);
     let (mut questions, mut answers) = ([0; 4096], [0; 4096]);
@@ -74,8 +85,9 @@ fn login(setting: Setting<'_>) -> End {
     loop {
         let mut question = writer.written().to_vec();
         match step {
-            incoming::Step::Asked => {}
+            incoming::Step::Asked => course.questions.push(question.len()),
             incoming::Step::Work => {
+                course.work += 1;
                 writer = Writer::new(&mut questions);
                 step = server.work(1000, &mut writer).expect("room");
                 continue;
@@ -142,6 +154,30 @@ fn every_method_with_every_secret_right_and_wrong() {
         }
         let empty = login(setting(method, Some(plain("")), Some(&plain(""))));
         assert!(matches!(empty, End::Denied(_)), "{method:?}: {empty:?}");
+    }
+}
+
+#[test]
+fn an_unknown_user_is_asked_the_same_and_takes_as_long() {
+    let kept = || {
+        let salted = Derivation::new(b"pencil", &[7; 16], ITERATIONS).finish();
+        Secret::Scram(Verifier::of(&salted, &[7; 16], ITERATIONS))
+    };
+    for method in [Method::Password, Method::Md5, Method::Scram] {
+        for (known, users) in
+            [(plain("pencil"), Kinds { plain: true, scram: false }), (kept(), Kinds { plain: false, scram: true })]
+        {
+            let guess = plain("a guess");
+            let seen = |known| {
+                let mut course = Course::default();
+                let end = login_seen(Setting { users, ..setting(method, known, Some(&guess)) }, &mut course);
+                assert!(matches!(end, End::Denied(incoming::Denied::Password(_))), "{method:?}: {end:?}");
+                course
+            };
+            let of_known = seen(Some(known));
+            assert!(!of_known.questions.is_empty());
+            assert_eq!(seen(None), of_known, "{method:?} {users:?}");
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use ::md5::{Digest, Md5};
 use zeroize::Zeroizing;
 
-use super::secrets::{Secret, same};
+use super::secrets::{Secret, on_a_wiped_stack, same};
 
 /// What a client sends: `md5` and 32 hexadecimal digits.
 pub const ANSWER_SIZE: usize = 35;
@@ -45,9 +45,11 @@ pub fn is_password(given: &[u8], secret: &Secret, user: &str) -> Option<bool> {
 }
 
 fn hex(parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
-    let mut digest = Md5::new();
-    parts.iter().for_each(|part| digest.update(part));
-    let hash: [u8; 16] = digest.finalize().into();
+    let hash: [u8; 16] = on_a_wiped_stack(|| {
+        let mut digest = Md5::new();
+        parts.iter().for_each(|part| digest.update(part));
+        digest.finalize().into()
+    });
     let digit = |nibble: u8| b"0123456789abcdef"[usize::from(nibble)];
     Zeroizing::new(std::array::from_fn(|at| digit(if at % 2 == 0 { hash[at / 2] >> 4 } else { hash[at / 2] & 15 })))
 }

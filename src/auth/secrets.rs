@@ -204,8 +204,10 @@ pub struct Derivation {
 impl Derivation {
     /// Begins with a password as the user typed it; it is prepared as PostgreSQL does.
     pub fn new(password: &[u8], salt: &[u8], iterations: u32) -> Derivation {
-        let password = prepared(password);
-        let keyed = Hmac::<Sha256>::new_from_slice(&password).expect("a key of any size will do");
+        let keyed = on_a_wiped_stack(|| {
+            let password = prepared(password);
+            Hmac::<Sha256>::new_from_slice(&password).expect("a key of any size will do")
+        });
         let mut first = keyed.clone();
         first.update(salt);
         first.update(&1u32.to_be_bytes());
@@ -247,12 +249,33 @@ impl fmt::Debug for Derivation {
     }
 }
 
+/// Stack that hashing one block takes, by far.
+const STACK_WIPED: usize = 4096;
+
+/// Runs `work` and wipes what it has left on the stack: digests copy their last block, which may be a password, more often
+/// than they wipe it. (The crates' own feature wipes each digest; PBKDF2 throws two of them away in each round.)
+pub(super) fn on_a_wiped_stack<T>(work: impl FnOnce() -> T) -> T {
+    #[inline(never)]
+    fn below<T>(work: impl FnOnce() -> T) -> T {
+        work()
+    }
+
+    #[inline(never)]
+    fn wipe() {
+        std::hint::black_box(&mut [0u8; STACK_WIPED]);
+    }
+
+    let done = below(work);
+    wipe();
+    done
+}
+
 /// A password as SCRAM uses it: by SASLprep (RFC 4013), and as it is where that does not take it. PostgreSQL does the
 /// same, so that passwords in other encodings than UTF-8 work.
 pub fn prepared(password: &[u8]) -> Zeroizing<Vec<u8>> {
     let text = std::str::from_utf8(password).ok();
     let prepared = text.and_then(|text| stringprep::saslprep(text).ok()).filter(|text| !text.is_empty());
-    Zeroizing::new(prepared.map_or_else(|| password.to_vec(), |text| text.as_bytes().to_vec()))
+    Zeroizing::new(prepared.map_or_else(|| password.to_vec(), |text| text.into_owned().into_bytes()))
 }
 
 /// Salts of users without a verifier of their own: those that are known in plain text, and those that nobody knows.

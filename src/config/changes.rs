@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
+use zeroize::Zeroize;
+
 use super::Config;
 use super::problem::{Error, KeyPath, Problem};
 use super::resolve::Source;
@@ -40,6 +42,14 @@ static DEFAULTS: LazyLock<BTreeMap<String, Leaf>> = LazyLock::new(|| leaves(incl
 struct Leaf {
     text: String,
     is_secret: bool,
+}
+
+impl Drop for Leaf {
+    fn drop(&mut self) {
+        if self.is_secret {
+            self.text.zeroize();
+        }
+    }
 }
 
 impl Leaf {

@@ -240,7 +240,10 @@ pub(super) struct Metrics {
 
 /// An element of `servers`: the address alone, or a map that has it.
 #[derive(Debug)]
-pub(super) struct Server(pub ServerAddress);
+pub(super) struct Server {
+    pub address: ServerAddress,
+    pub tls: Option<ServerTls>,
+}
 
 impl<'de> Deserialize<'de> for Server {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Server, D::Error> {
@@ -248,6 +251,7 @@ impl<'de> Deserialize<'de> for Server {
         #[serde(deny_unknown_fields)]
         struct ServerMap {
             address: Parsed<ServerAddress>,
+            tls: Option<ServerTls>,
         }
 
         struct ServerVisitor;
@@ -261,12 +265,13 @@ impl<'de> Deserialize<'de> for Server {
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Server, E> {
                 let address = ServerAddress::from_text(text);
-                address.map(Server).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+                let server = address.map(|address| Server { address, tls: None });
+                server.ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Server, A::Error> {
-                let ServerMap { address } = ServerMap::deserialize(MapAccessDeserializer::new(map))?;
-                Ok(Server(address.0))
+                let ServerMap { address, tls } = ServerMap::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Server { address: address.0, tls })
             }
         }
 
@@ -321,7 +326,7 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
     let later: &[&str] = match map {
         [] => &["hold_prepared_transactions", "dns_ttl", "role_check_interval", "route"],
         ["pool"] | ["databases" | "users", _, "pool"] => &["reserve_size", "reserve_timeout", "max_backends"],
-        ["servers", _] | ["databases", _, "servers", _] => &["weight", "tls"],
+        ["servers", _] | ["databases", _, "servers", _] => &["weight"],
         ["databases" | "users", _] => &["route"],
         _ => &[],
     };

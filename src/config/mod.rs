@@ -28,6 +28,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
 pub use address::{Listen, SERVER_PORT_DEFAULT, ServerAddress};
 pub use changes::{Change, Known};
 pub use pgbouncer::from_pgbouncer;
@@ -72,8 +74,9 @@ pub struct Config {
     pub shutdown_timeout: Duration,
 
     // What `pool` chooses from. In order, so that of several faults the same one is always named.
-    servers: Vec<ServerAddress>,
-    tls_server: ServerTls,
+    servers: Vec<Place>,
+    /// Each `tls` for servers, with its path: the one for all first.
+    server_tls: Vec<(KeyPath, ServerTls)>,
     everyone: Everyone,
     databases: BTreeMap<String, Database>,
     /// What `databases` has under `*`: for those it does not name.
@@ -168,12 +171,21 @@ enum SessionState {
     Preserve,
 }
 
+/// An element of `servers`.
+#[derive(Clone, PartialEq, Debug)]
+struct Place {
+    address: ServerAddress,
+    /// Its own, of [`Config::server_tls`].
+    tls: Option<usize>,
+}
+
 /// An entry of `databases`.
 #[derive(Clone, PartialEq, Debug)]
 struct Database {
-    servers: Option<Vec<ServerAddress>>,
+    servers: Option<Vec<Place>>,
     dbname: Option<String>,
-    tls: Option<ServerTls>,
+    /// Its own, of [`Config::server_tls`].
+    tls: Option<usize>,
     changes: Override,
 }
 
@@ -189,8 +201,8 @@ pub struct PoolConfig {
     pub preserve: Option<Transparency>,
     /// Not pooled: each client has a backend of its own for as long as it is there.
     pub dedicated: bool,
-    /// Which of [`Config::server_tls`].
-    pub tls: usize,
+    /// For each of `servers`, which of [`Config::server_tls`].
+    pub tls: Vec<usize>,
     pub pool: pool::Settings,
     /// How long its clients may do what.
     pub timeouts: Timeouts,
@@ -206,7 +218,8 @@ impl Config {
     pub fn load(path: &Path) -> Result<(Config, Vec<Warning>), Error> {
         let name = path.display().to_string();
         match std::fs::read_to_string(path) {
-            Ok(text) => Config::parse(&name, &text),
+            // Secrets may stand in it.
+            Ok(text) => Config::parse(&name, &Zeroizing::new(text)),
             Err(error) => {
                 let problem = Problem::Unreadable(error.to_string());
                 Err(Error { file: name, line: None, key: KeyPath::default(), problem })
@@ -245,18 +258,18 @@ impl Config {
         if listed.is_none() && self.databases_only {
             return None;
         }
-        let (servers, server_database) = self.place(database, listed);
+        let (servers, server_database) = self.places(database, listed);
         let mut settings = self.everyone.clone();
         for changes in listed.map(|listed| &listed.changes).into_iter().chain(self.users.get(user)) {
             settings = changes.over(settings);
         }
         Some(PoolConfig {
-            servers: servers.to_owned(),
+            servers: servers.iter().map(|place| place.address.clone()).collect(),
             server_database: server_database.to_owned(),
             relay_mode: settings.relay_mode,
             preserve: (settings.session_state == SessionState::Preserve).then_some(settings.transparency),
             dedicated: self.dedicated_databases.contains(database) || self.dedicated_users.contains(user),
-            tls: self.tls_of(database),
+            tls: servers.iter().map(|place| tls_of(place, listed)).collect(),
             pool: settings.pool,
             timeouts: settings.timeouts,
             upkeep: settings.upkeep,
@@ -291,33 +304,14 @@ impl Config {
         self.users.get(user).map_or((None, None, 0), Override::of_user)
     }
 
-    /// Each `tls` for servers with its path: the one for all first, then those of databases.
-    pub fn server_tls(&self) -> Vec<(KeyPath, &ServerTls)> {
-        let of_databases = self.databases_with_tls().map(|(name, tls)| (KeyPath::of(["databases", name, "tls"]), tls));
-        std::iter::once((KeyPath::of(["tls", "server"]), &self.tls_server)).chain(of_databases).collect()
-    }
-
-    /// Which of [`Self::server_tls`] is for a database.
-    fn tls_of(&self, database: &str) -> usize {
-        let name = if self.databases.contains_key(database) { database } else { "*" };
-        self.databases_with_tls().position(|(with, _)| with == name).map_or(0, |at| at + 1)
-    }
-
-    /// Which of [`Self::server_tls`] is for a database that is called so on its server.
-    pub fn tls_there(&self, server_database: &str) -> usize {
-        let entries = self.databases.iter().find(|(name, entry)| self.place(name, Some(entry)).1 == server_database);
-        self.tls_of(entries.map_or(server_database, |(name, _)| name))
-    }
-
-    fn databases_with_tls(&self) -> impl Iterator<Item = (&str, &ServerTls)> {
-        let others = self.other_databases.iter().map(|database| ("*", database));
-        let databases = self.databases.iter().map(|(name, database)| (name.as_str(), database)).chain(others);
-        databases.filter_map(|(name, database)| Some((name, database.tls.as_ref()?)))
+    /// Each `tls` for servers with its path: the one for all first.
+    pub fn server_tls(&self) -> &[(KeyPath, ServerTls)] {
+        &self.server_tls
     }
 
     /// Whether any connection may be encrypted.
     pub fn has_tls(&self) -> bool {
-        let servers = self.server_tls().iter().any(|(_, tls)| tls.mode != TlsMode::Disable);
+        let servers = self.server_tls.iter().any(|(_, tls)| tls.mode != TlsMode::Disable);
         servers || self.tls_client.mode != TlsMode::Disable
     }
 
@@ -326,19 +320,20 @@ impl Config {
         self.source.error(key, problem)
     }
 
-    /// Each server that clients can get to, in the order in which the file comes to it, with the databases there.
-    /// `unlisted` stands for the databases that the file does not name.
-    pub fn destinations<'a>(&'a self, unlisted: &'a str) -> Vec<(&'a ServerAddress, Vec<&'a str>)> {
+    /// Each server that clients can get to, in the order in which the file comes to it, with the databases there and which
+    /// of [`Self::server_tls`] the way to them goes by. `unlisted` stands for the databases that the file does not name.
+    pub fn destinations<'a>(&'a self, unlisted: &'a str) -> Vec<(&'a ServerAddress, Vec<(&'a str, usize)>)> {
         let unlisted = (!self.databases_only).then_some((unlisted, self.other_databases.as_ref()));
         let listed = self.databases.iter().map(|(name, listed)| (name.as_str(), Some(listed)));
-        let mut destinations: Vec<(&ServerAddress, Vec<&str>)> = Vec::new();
+        let mut destinations: Vec<(&ServerAddress, Vec<(&str, usize)>)> = Vec::new();
         for (database, listed) in unlisted.into_iter().chain(listed) {
-            let (servers, server_database) = self.place(database, listed);
-            for server in servers {
-                match destinations.iter_mut().find(|(known, _)| *known == server) {
-                    Some((_, there)) if there.contains(&server_database) => {}
-                    Some((_, there)) => there.push(server_database),
-                    None => destinations.push((server, vec![server_database])),
+            let (servers, server_database) = self.places(database, listed);
+            for place in servers {
+                let way = (server_database, tls_of(place, listed));
+                match destinations.iter_mut().find(|(known, _)| **known == place.address) {
+                    Some((_, there)) if there.contains(&way) => {}
+                    Some((_, there)) => there.push(way),
+                    None => destinations.push((&place.address, vec![way])),
                 }
             }
         }
@@ -346,7 +341,7 @@ impl Config {
     }
 
     /// Where a database lives, and what it is called there.
-    fn place<'a>(&'a self, database: &'a str, listed: Option<&'a Database>) -> (&'a [ServerAddress], &'a str) {
+    fn places<'a>(&'a self, database: &'a str, listed: Option<&'a Database>) -> (&'a [Place], &'a str) {
         let servers = listed.and_then(|listed| listed.servers.as_deref()).unwrap_or(&self.servers);
         let server_database = listed.and_then(|listed| listed.dbname.as_deref()).unwrap_or(database);
         (servers, server_database)
@@ -364,6 +359,18 @@ impl Config {
         self.users.iter().map(|(name, changes)| (KeyPath::of(["users", name.as_str()]), changes))
     }
 }
+
+/// Which of [`Config::server_tls`] one of a database's servers is connected to by. A database goes before the top level,
+/// and of what stands at the same level what is said of the server alone.
+fn tls_of(place: &Place, database: Option<&Database>) -> usize {
+    let of_database = database.and_then(|database| database.tls);
+    let is_its_own = database.is_some_and(|database| database.servers.is_some());
+    let chosen = if is_its_own { place.tls.or(of_database) } else { of_database.or(place.tls) };
+    chosen.unwrap_or(TLS_OF_ALL)
+}
+
+/// The place of `tls.server` in [`Config::server_tls`].
+const TLS_OF_ALL: usize = 0;
 
 /// Where the control socket may be, in the order to try. The pooler takes the first that it can use, `qcp-ctrl` the
 /// first where somebody answers. `runtime_directory` is the environment's `XDG_RUNTIME_DIR`.

@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use super::address::{Listen, ListenAddress, ServerAddress};
 use super::file::{self, File};
@@ -18,7 +19,7 @@ use super::tls::{self, TLS_CHUNK_SIZE_MIN};
 use super::values::{FromText, Name, OneOrMany, Parsed, Size, Switch, Wait};
 use super::yaml::{self, Fault};
 use super::{
-    Arena, Config, Database, Log, LogOutput, Reconnect, SERVER_PORT_DEFAULT, SessionState, Tcp, Upkeep, access,
+    Arena, Config, Database, Log, LogOutput, Place, Reconnect, SERVER_PORT_DEFAULT, SessionState, Tcp, Upkeep, access,
 };
 use crate::auth::{self, settings::Rules};
 use crate::pool;
@@ -62,7 +63,7 @@ const POOL: pool::Settings = pool::Settings {
 #[derive(Clone)]
 pub(super) struct Source {
     name: String,
-    text: String,
+    text: Zeroizing<String>,
     /// Values of keys instead of what the text says.
     over: Vec<(String, String)>,
 }
@@ -86,7 +87,7 @@ impl Source {
     }
 
     pub(super) fn new(name: &str, text: &str) -> Source {
-        Source { name: name.to_owned(), text: text.to_owned(), over: Vec::new() }
+        Source { name: name.to_owned(), text: Zeroizing::new(text.to_owned()), over: Vec::new() }
     }
 
     pub(super) fn with(mut self, over: Vec<(String, String)>) -> Source {
@@ -218,8 +219,10 @@ fn pool_over(written: &file::Pool, below: pool::Settings) -> pool::Settings {
 pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
     let mut warnings = Vec::new();
     let file = source.read()?;
-    let servers = servers(&source, file.servers, &KeyPath::of(["servers"]))?;
-    let mut databases = databases(&source, file.databases, &mut warnings)?;
+    let everyones_tls = KeyPath::of(["tls", "server"]);
+    let mut server_tls = vec![(everyones_tls.clone(), tls::server(&source, &everyones_tls, file.tls.server)?)];
+    let servers = servers(&source, file.servers, &KeyPath::of(["servers"]), &mut server_tls)?;
+    let mut databases = databases(&source, file.databases, &mut warnings, &mut server_tls)?;
     let users = users(&source, file.users, &mut warnings)?;
     let others = access::Others {
         proxies: file.proxy_protocol_from.unwrap_or_default().into_iter().map(|network| network.0).collect(),
@@ -260,13 +263,14 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         },
         auth,
         tls_client: tls::client(&source, file.tls.client)?,
-        tls_server: tls::server(&source, &KeyPath::of(["tls", "server"]), file.tls.server)?,
+        server_tls,
         control_socket: file.control.socket.map(|path| path.0),
         metrics: file.metrics.address.map(|address| address.0),
         console: file.console.is_none_or(|console| console.0 == Switch::On),
         shutdown_timeout: file.shutdown_timeout.map_or(SHUTDOWN_TIMEOUT, |wait| wait.0.0),
         servers: servers.unwrap_or_else(|| {
-            vec![ServerAddress::Tcp { host: Ipv4Addr::LOCALHOST.to_string(), port: SERVER_PORT_DEFAULT }]
+            let address = ServerAddress::Tcp { host: Ipv4Addr::LOCALHOST.to_string(), port: SERVER_PORT_DEFAULT };
+            vec![Place { address, tls: None }]
         }),
         everyone: Everyone {
             relay_mode: file.relay_mode.map(|mode| mode.0).unwrap_or_default(),
@@ -329,15 +333,40 @@ fn listen(source: &Source, written: Option<OneOrMany<Parsed<ListenAddress>>>) ->
     Ok(listen)
 }
 
+/// Each `tls` for servers that was found so far, with its path.
+type Found = Vec<(KeyPath, tls::ServerTls)>;
+
 fn servers(
     source: &Source,
     written: Option<Vec<file::Server>>,
     path: &KeyPath,
-) -> Result<Option<Vec<ServerAddress>>, Error> {
+    found: &mut Found,
+) -> Result<Option<Vec<Place>>, Error> {
     let Some(written) = written else { return Ok(None) };
-    let servers: Vec<ServerAddress> = written.into_iter().map(|server| server.0).collect();
-    check_list(source, &servers, path)?;
-    Ok(Some(servers))
+    let addresses: Vec<&ServerAddress> = written.iter().map(|server| &server.address).collect();
+    check_list(source, &addresses, path)?;
+    let places = written.into_iter().enumerate().map(|(index, file::Server { address, tls })| {
+        let path = path.element(index).join(["tls"]);
+        if tls.is_some() && matches!(address, ServerAddress::Unix { .. }) {
+            let problem = Problem::value(format!("it for {address}"), "none: a Unix socket is not encrypted");
+            return Err(source.error(path, problem));
+        }
+        Ok(Place { address, tls: own_tls(source, path, tls, found)? })
+    });
+    places.collect::<Result<_, _>>().map(Some)
+}
+
+/// Where a database's or a server's own `tls` is among those found. `None`: it has none.
+fn own_tls(
+    source: &Source,
+    path: KeyPath,
+    written: Option<file::ServerTls>,
+    found: &mut Found,
+) -> Result<Option<usize>, Error> {
+    let Some(written) = written else { return Ok(None) };
+    let tls = tls::server(source, &path, written)?;
+    found.push((path, tls));
+    Ok(Some(found.len() - 1))
 }
 
 /// At least one, each once.
@@ -404,17 +433,15 @@ fn databases(
     source: &Source,
     written: Entries<file::Database>,
     warnings: &mut Vec<Warning>,
+    found: &mut Found,
 ) -> Result<BTreeMap<String, Database>, Error> {
     let mut databases = BTreeMap::new();
     for (name, entry) in written.unwrap_or_default() {
         let path = KeyPath::of(["databases", name.as_str(), "servers"]);
         let database = Database {
-            servers: servers(source, entry.servers, &path)?,
+            servers: servers(source, entry.servers, &path, found)?,
             dbname: entry.dbname.map(|name| name.0),
-            tls: match entry.tls {
-                Some(written) => Some(tls::server(source, &KeyPath::of(["databases", name.as_str(), "tls"]), written)?),
-                None => None,
-            },
+            tls: own_tls(source, KeyPath::of(["databases", name.as_str(), "tls"]), entry.tls, found)?,
             changes: Override {
                 relay_mode: entry.relay_mode,
                 session_state: entry.session_state,

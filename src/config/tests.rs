@@ -108,6 +108,28 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     check("servers:\n - {}", "qcp.yaml:2: servers[0]: lacks the key address");
     check("servers:\n - 5432", &format!("qcp.yaml:2: servers[0]: found 5432: {server}; or a map with the key address"));
     check("servers: [a, \"a:5432\"]", "qcp.yaml:1: servers[1]: found \"a:5432\" a second time: each address once");
+    check("servers:\n - {address: a, tls: {mode: verify-full}}", "qcp.yaml:2: servers[0].tls: lacks the key ca");
+    check(
+        "servers:\n - b\n - address: a\n   tls: {mode: some}",
+        "qcp.yaml:4: servers[1].tls.mode: found \"some\": one of disable, allow, prefer, require, verify-ca, verify-full",
+    );
+    check(
+        "servers: [{address: a, tls: {mode: prefer, negotiation: direct}}]",
+        "qcp.yaml:1: servers[0].tls.negotiation: found direct: postgres, unless mode is require, verify-ca or verify-full",
+    );
+    check(
+        "servers: [{address: a, tls: {modus: require}}]",
+        "qcp.yaml:1: servers[0].tls.modus: unknown key; allowed here: mode, ca, certificate, key, sni, negotiation, \
+         minimum_version, ciphers, curves",
+    );
+    check(
+        "servers: [{address: 'unix:/run/pg', tls: {mode: require}}]",
+        "qcp.yaml:1: servers[0].tls: found it for unix:/run/pg: none: a Unix socket is not encrypted",
+    );
+    check(
+        "databases: {shop: {servers: [{address: a, tls: {mode: verify-ca}}]}}",
+        "qcp.yaml:1: databases.shop.servers[0].tls: lacks the key ca",
+    );
     check(
         "listening_address: [\"0.0.0.0:1\", \"localhost:8080\"]",
         "qcp.yaml:1: listening_address[1]: found \"localhost:8080\": \"address:port\" with a numeric address (0.0.0.0 and \
@@ -264,6 +286,41 @@ dedicated_users: [2024]
 }
 
 #[test]
+fn each_server_is_reached_by_the_tls_that_is_said_nearest_to_it() {
+    let config = parse(
+        "tls: {server: {mode: prefer}}
+servers: [{address: a, tls: {mode: require}}, b]
+databases:
+  plain: {tls: {mode: disable}}
+  own: {servers: [{address: a, tls: {mode: allow}}, c], tls: {mode: disable}}
+  others: {servers: [{address: a, tls: {mode: allow}}, c]}
+",
+    );
+    let ways = |database: &str| {
+        let ways = config.pool(database, "u").expect("served").tls;
+        ways.iter().map(|&way| config.server_tls()[way].0.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(ways("any"), ["servers[0].tls", "tls.server"]);
+    // A database goes before the top level, a server of its own before that.
+    assert_eq!(ways("plain"), ["databases.plain.tls", "databases.plain.tls"]);
+    assert_eq!(ways("own"), ["databases.own.servers[0].tls", "databases.own.tls"]);
+    assert_eq!(ways("others"), ["databases.others.servers[0].tls", "tls.server"]);
+    assert!(config.has_tls() && !parse("servers: [{address: a, tls: {mode: disable}}]").has_tls());
+    assert!(parse("servers: [{address: a, tls: {mode: allow}}]").has_tls());
+    // What --check goes by is what clients' connections go by.
+    let found = config.destinations("any");
+    let way = |server: &str, database: &str| {
+        let (_, there) = found.iter().find(|(address, _)| address.to_string() == server).expect("it is one");
+        let ways = there.iter().filter(|(name, _)| *name == database);
+        ways.map(|(_, way)| config.server_tls()[*way].0.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(way("a:5432", "any"), ["servers[0].tls"]);
+    assert_eq!(way("a:5432", "own"), ["databases.own.servers[0].tls"]);
+    assert_eq!(way("c:5432", "own"), ["databases.own.tls"]);
+    assert_eq!(way("b:5432", "any"), ["tls.server"]);
+}
+
+#[test]
 fn with_databases_only_the_others_are_not_served() {
     let config = parse("databases_only: true\ndatabases: {shop: }");
     assert!(config.pool("shop", "alice").is_some());
@@ -301,7 +358,11 @@ fn the_control_socket_is_where_it_was_put_or_in_one_of_two_places() {
 fn every_server_that_clients_get_to_is_a_destination() {
     let check = |text: &str, expected: &[(&str, &[&str])]| {
         let config = parse(text);
-        let found: Vec<_> = config.destinations("x").into_iter().map(|(to, there)| (to.to_string(), there)).collect();
+        let found = config
+            .destinations("x")
+            .into_iter()
+            .map(|(to, there)| (to.to_string(), there.into_iter().map(|(database, _)| database).collect::<Vec<_>>()));
+        let found: Vec<_> = found.collect();
         let expected: Vec<_> = expected.iter().map(|(to, there)| (to.to_string(), there.to_vec())).collect();
         assert_eq!(found, expected, "{text}");
     };
@@ -312,6 +373,30 @@ fn every_server_that_clients_get_to_is_a_destination() {
     check("servers: [a]\ndatabases: {y: {servers: [b, a], dbname: x}}", &[("a:5432", &["x"]), ("b:5432", &["x"])]);
     check("servers: [a]\ndatabases: {\"*\": {servers: [b], dbname: z}}", &[("b:5432", &["z"])]);
     check("databases_only: true\ndatabases: {y: {servers: [b]}}", &[("b:5432", &["y"])]);
+}
+
+#[test]
+fn a_password_for_the_server_may_come_from_the_environment() {
+    // Cargo sets this one for every test.
+    let config = parse("auth: {method: trust, server_password_env: CARGO_PKG_NAME}");
+    let credentials = config.pool("a", "b").expect("served").rules.credentials.expect("there is a password");
+    let secret = credentials.secret.as_deref().expect("there is a password");
+    assert_eq!(secret.password(), Some(env!("CARGO_PKG_NAME").as_bytes()));
+}
+
+#[test]
+fn a_verifier_of_too_few_rounds_is_warned_of() {
+    let with = |iterations: u32| {
+        let secret = format!(
+            "SCRAM-SHA-256${iterations}:c2FsdHkgc2FsdCBvZiAxNg==$CCIJZZzXnv9mwyWjT7P0Aux0CacTzV/A6NmCUTRFd6k=:\
+             POdC+EK2bxEI6n2OLGyrEy+/EXaMxt+oyS9ZjpZctmk="
+        );
+        let text = format!("auth: {{method: scram-sha-256, users: {{joe: '{secret}'}}}}");
+        let (_, warnings) = Config::parse("qcp.yaml", &text).expect("valid");
+        warnings.iter().map(Warning::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(with(4095), ["qcp.yaml:1: auth.users: joe: its SCRAM secret has fewer than 4096 iterations"]);
+    assert!(with(4096).is_empty());
 }
 
 /// Texts that are nearly configurations: keys and values of ours in any order and nesting.

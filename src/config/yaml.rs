@@ -9,6 +9,7 @@ use std::fmt;
 
 use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, forward_to_deserialize_any};
+use zeroize::Zeroize;
 
 use super::problem::{KeyPath, Problem, Segment};
 
@@ -24,6 +25,15 @@ pub(super) enum Node {
     List(Vec<Node>),
     /// In the order of the file; a key may be there twice until [`Map::new`] has looked.
     Map(Vec<(String, Node)>),
+}
+
+/// What was written may be a secret.
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Node::Text(text) = self {
+            text.zeroize();
+        }
+    }
 }
 
 /// Not YAML: the line, if the parser knows it, and the parser's reason.

@@ -17,9 +17,13 @@ pub struct Arena {
     inner: Rc<Inner>,
 }
 
+/// In the count of a chunk's holders: there is a secret in it, and the last holder wipes it.
+const SECRET: u32 = 1 << 31;
+
 pub(super) struct Inner {
     base: NonNull<u8>,
     chunk_size: usize,
+    /// How many hold each chunk, with [`SECRET`].
     holders: Box<[Cell<u32>]>,
     /// Last in, first out: the chunk returned last is still in the cache.
     free: RefCell<Vec<u32>>,
@@ -172,9 +176,13 @@ impl Drop for Chunk {
     #[inline]
     fn drop(&mut self) {
         let holders = &self.inner.holders[self.index as usize];
-        debug_assert!(holders.get() > 0, "a held chunk has a holder");
-        holders.set(holders.get() - 1);
-        if holders.get() == 0 {
+        debug_assert!(holders.get() & !SECRET > 0, "a held chunk has a holder");
+        let left = holders.get() - 1;
+        holders.set(left);
+        if left & !SECRET == 0 {
+            if left != 0 {
+                self.wipe();
+            }
             self.inner.free.borrow_mut().push(self.index);
         }
     }
@@ -197,7 +205,15 @@ impl Chunk {
     /// Whether nobody else holds this chunk.
     #[inline]
     pub fn is_sole(&self) -> bool {
-        self.inner.holders[self.index as usize].get() == 1
+        self.inner.holders[self.index as usize].get() & !SECRET == 1
+    }
+
+    /// For the last holder.
+    #[cold]
+    fn wipe(&self) {
+        // SAFETY: the chunk lies within the mapping, and nobody else holds it: no slice shows what is written over.
+        unsafe { std::ptr::write_bytes(self.pointer(), 0, self.inner.chunk_size) };
+        self.inner.holders[self.index as usize].set(0);
     }
 
     pub(super) fn index(&self) -> u32 {
@@ -236,6 +252,12 @@ impl Slice {
     pub fn part(&self, start: usize, end: usize) -> Self {
         assert!(start <= end && end <= self.length as usize);
         Self { chunk: self.chunk.clone(), start: self.start + start as u32, length: (end - start) as u32 }
+    }
+
+    /// There is a secret in it: its chunk is wiped before anybody else gets it.
+    pub fn hold_secret(&self) {
+        let holders = &self.chunk.inner.holders[self.chunk.index as usize];
+        holders.set(holders.get() | SECRET);
     }
 
     /// Drops the first `count` bytes.
@@ -287,6 +309,29 @@ mod tests {
         assert_eq!(arena.free_count(), 1);
         drop(second);
         assert_eq!((arena.free_count(), arena.in_use_peak()), (2, 2));
+    }
+
+    #[test]
+    fn a_secret_is_wiped_when_its_last_holder_goes() {
+        let arena = Arena::new(4096, 1).unwrap();
+        let shown = |bytes: &[u8]| {
+            let chunk = arena.take().unwrap();
+            // SAFETY: the chunk is ours alone, and as long as that.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), chunk.pointer(), bytes.len()) };
+            chunk.filled(bytes.len())
+        };
+        let before = || arena.take().unwrap().filled(9).to_vec();
+        let slice = shown(b"a message");
+        drop(slice);
+        assert_eq!(before(), b"a message", "what is no secret is left there");
+        let slice = shown(b"pencil!!!");
+        let part = slice.part(0, 6);
+        part.hold_secret();
+        drop(part);
+        assert_eq!((&slice[..], slice.chunk.is_sole()), (&b"pencil!!!"[..], true), "somebody holds it");
+        drop(slice);
+        assert_eq!(before(), [0; 9]);
+        assert_eq!(arena.free_count(), 1);
     }
 
     #[test]

@@ -61,6 +61,17 @@ impl Stash {
         Some(slice)
     }
 
+    /// As [`Self::take`], of what may be a secret: nothing of it stays in the block, nor for long in the slice's chunk.
+    pub fn take_secret(&mut self, scratch: &mut Scratch) -> Option<Slice> {
+        let slice = scratch.copy(self.bytes())?;
+        slice.hold_secret();
+        if let Some(block) = &mut self.block {
+            block.bytes_mut()[..self.length as usize].fill(0);
+        }
+        self.clear();
+        Some(slice)
+    }
+
     /// Gives the block back.
     pub fn clear(&mut self) {
         self.block = None;

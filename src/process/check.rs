@@ -158,8 +158,8 @@ pub(super) fn check_login(
     let user = own.and_then(|own| own.user.as_deref()).unwrap_or(user);
     let timeout = config.reconnect.connect_timeout;
     let attempt = Attempt { user, can_answer: false, secret, timeout, config, tls };
-    let row = |server: &ServerAddress| {
-        let (outcome, says) = match log_in(server, &pool.server_database, attempt) {
+    let row = |server: &ServerAddress, way: usize| {
+        let (outcome, says) = match log_in(server, &pool.server_database, &tls.servers[way], attempt) {
             Ok(welcome @ Welcome::In { .. }) if secret.is_none() => (LoginOutcome::Ok, welcome.to_string()),
             Ok(Welcome::In { version, is_standby }) => {
                 let role = if is_standby { "standby" } else { "primary" };
@@ -187,9 +187,10 @@ pub(super) fn check_login(
         let threads: Vec<_> = pool
             .servers
             .iter()
-            .map(|server| {
+            .zip(&pool.tls)
+            .map(|(server, &way)| {
                 let row = &row;
-                scope.spawn(move || row(server))
+                scope.spawn(move || row(server, way))
             })
             .collect();
         let join =
@@ -199,10 +200,14 @@ pub(super) fn check_login(
 }
 
 /// One login for each database, as long as the server answers.
-fn check_server<'a>(server: &'a ServerAddress, databases: Vec<&'a str>, attempt: Attempt<'a>) -> Vec<Finding<'a>> {
+fn check_server<'a>(
+    server: &'a ServerAddress,
+    databases: Vec<(&'a str, usize)>,
+    attempt: Attempt<'a>,
+) -> Vec<Finding<'a>> {
     let mut findings = Vec::new();
-    for database in databases {
-        let outcome = log_in(server, database, attempt);
+    for (database, tls) in databases {
+        let outcome = log_in(server, database, &attempt.tls.servers[tls], attempt);
         let goes_on = outcome.as_ref().err().is_none_or(Failure::is_of_the_login);
         findings.push(Finding { server, user: attempt.user, database, outcome });
         if !goes_on {
@@ -212,8 +217,7 @@ fn check_server<'a>(server: &'a ServerAddress, databases: Vec<&'a str>, attempt:
     findings
 }
 
-fn log_in(server: &ServerAddress, database: &str, attempt: Attempt<'_>) -> Result<Welcome, Failure> {
-    let tls = &attempt.tls.servers[attempt.config.tls_there(database)];
+fn log_in(server: &ServerAddress, database: &str, tls: &ServerTls, attempt: Attempt<'_>) -> Result<Welcome, Failure> {
     let refused = |outcome: &Result<Welcome, Failure>| {
         matches!(outcome, Err(Failure::Refused { .. } | Failure::NoTls(_) | Failure::Closed))
     };

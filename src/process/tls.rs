@@ -16,7 +16,7 @@ const _: () = assert!(TLS_CHUNK_SIZE_MIN >= CHUNK_SIZE_MIN);
 pub(super) fn load(config: &Config, before: Option<&TlsSettings>) -> Result<TlsSettings, Error> {
     let mut servers = Vec::new();
     for (path, written) in config.server_tls() {
-        servers.push(server(written).map_err(|fault| complain(config, &path, &[], written.pair.as_ref(), fault))?);
+        servers.push(server(written).map_err(|fault| complain(config, path, &[], written.pair.as_ref(), fault))?);
     }
     Ok(TlsSettings { client: client(config, before)?, servers })
 }

@@ -55,8 +55,8 @@ pub enum Fault {
     NoSecrets,
     /// Too many logins from its address have failed (`auth.failed_logins_max`).
     TooManyFailures(u32),
-    /// The server has refused a relayed login, and has told the client so; for the log.
-    RefusedByServer(String),
+    /// The server has refused a relayed login, which the client hears in its words; for the log.
+    RefusedByServer(SqlState, String),
     /// In Statement mode, a transaction over several queries.
     TransactionInStatementMode,
     // A server's.
@@ -297,8 +297,8 @@ impl Fault {
                 ),
                 "The limit is auth.failed_logins_max.",
             ),
-            Self::RefusedByServer(text) => {
-                answer(Fatal, SqlState::INVALID_PASSWORD, format!("login refused by the server: {text}"), Debug)
+            Self::RefusedByServer(code, text) => {
+                answer(Fatal, *code, format!("login refused by the server: {text}"), Debug)
             }
             Self::TransactionInStatementMode => hint(
                 answer(

@@ -244,10 +244,10 @@ impl Pipeline {
         (0..self.length).any(|at| self.at(at).expect.ends_with_ready())
     }
 
-    /// Whether a request like this stands in an earlier batch that is not answered yet.
+    /// Whether a request like this stands in an earlier batch, or is one, that is not answered yet.
     pub fn has_undecided(&self, is_like: impl Fn(Entry) -> bool) -> bool {
         let end = (0..self.length).rev().find(|&at| self.at(at).expect.ends_with_ready());
-        end.is_some_and(|end| (0..end).any(|at| is_like(self.at(at))))
+        end.is_some_and(|end| (0..=end).any(|at| is_like(self.at(at))))
     }
 
     /// Whether the server is discarding what comes, up to a Sync: nothing has an effect but that.

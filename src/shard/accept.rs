@@ -106,6 +106,6 @@ impl<T: Transport> Shard<T> {
             return Some(bytes);
         }
         client.stash.add_spare(self.io.arena(), &bytes).ok()?;
-        client.stash.take(self.io.scratch())
+        client.stash.take_secret(self.io.scratch())
     }
 }

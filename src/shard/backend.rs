@@ -281,6 +281,9 @@ impl<T: Transport> Shard<T> {
                 return;
             }
             self.io.send(connection, message.clone());
+            if challenged {
+                self.note_success(client);
+            }
             if let Err(fault) = self.count_names(client) {
                 self.disown(id);
                 self.fail(client, &fault);
@@ -423,15 +426,7 @@ impl<T: Transport> Shard<T> {
             return;
         }
         if let Some(client) = checks {
-            if let Some(connection) = self.client(client).map(|client| client.connection) {
-                if fields.code().is_some_and(|code| code.as_str() == "28P01") {
-                    self.note_failure(client, &Fault::RefusedByServer(text));
-                } else {
-                    log::info!("{}: login refused by the server: {text}", self.peer(connection));
-                }
-                self.io.send(connection, message.clone());
-            }
-            self.dismiss(client);
+            self.on_relayed_refusal(client, message);
             self.close_backend(id, Close::Now);
             return;
         }

@@ -139,12 +139,15 @@ impl<T: Transport> Shard<T> {
         let mode = backend.mode;
         let kept = mode == RelayMode::Session && self.running == super::Running::Yes;
         let connection = backend.connection.expect("a linked backend is connected");
-        let whole = backend.pipeline.is_whole() // answered, Idle, synced, no COPY, nothing uncertain
-            && client.framer.at_boundary() // no byte of a further request
-            && backend.framer.at_boundary()
+        let held = backend.kept.ready_held;
+        // Nothing under way, and what comes next waits for the answer that is held: that it comes must not wait for that.
+        let next = client.framer.at_boundary() // no byte of a further request
             && client.stash.is_empty() // nothing unparsed
+            && client.pending.is_empty();
+        let whole = backend.pipeline.is_whole() // answered, Idle, synced, no COPY, nothing uncertain
+            && (next || held)
+            && backend.framer.at_boundary()
             && backend.stash.is_empty()
-            && client.pending.is_empty()
             && self.io.queued(connection).0 == 0 // nothing unsent
             && backend.cancels == 0
             && !backend.fatal // its end follows, and the client has been told so
@@ -168,6 +171,10 @@ impl<T: Transport> Shard<T> {
             return;
         }
         let backend = self.backends.get(id.index, id.generation).expect("looked up above");
+        if held && !backend.kept.ready_held {
+            // It has been given, and whatever came next is under way.
+            return;
+        }
         if !backend.kept.is_clean() {
             // Something of the session stays here, or may: the server is asked, once.
             if backend.kept.asked.is_none() && !backend.kept.suspects.is_empty() && mode != RelayMode::Session {

@@ -1,4 +1,5 @@
-//! From the startup packet to ReadyForQuery: who checks the login, and which settings the session begins with.
+//! From the startup packet to who the client is: its pool, who checks the login, and what is said meanwhile. What comes
+//! then is in `welcome`.
 //!
 //! With `auth: {method: server}` the exchange is relayed word for word to a new server connection, which joins the pool
 //! when it has room. A login that the server lets in without a challenge is remembered for [`TRUST_FOR`].
@@ -7,21 +8,21 @@ use std::time::Duration;
 
 use crate::auth::incoming::Incoming;
 use crate::auth::settings::Method;
-use crate::ids::{BackendId, ClientId, PoolId, ShardId};
+use crate::ids::{BackendId, ClientId, ShardId};
 use crate::io::{Close, Transport};
 use crate::memory::Slice;
 use crate::pool::Refill;
-use crate::protocol::startup::{self, Packet, Replication, StartupMessage, Switch, Version};
+use crate::protocol::Step;
+use crate::protocol::startup::{self, Packet, Replication, StartupMessage, Version};
 use crate::protocol::tag::frontend;
-use crate::protocol::{Direction, Framer, Step, TransactionStatus};
 use crate::session::fault::Fault;
-use crate::session::parameters::{self, Setting, VectorId};
-use crate::session::pipeline::Expect;
+use crate::session::parameters::VectorId;
 
 use super::console::Visit;
 use super::lookup::Lookup;
 use super::own_check::Sentence;
-use super::pools::{Key, PROVEN_MAX};
+use super::pools::Key;
+use super::welcome::wishes;
 use super::{ClientState, Purpose, SECRET_SIZE, Server, Shard};
 
 /// Secrets for clients' cancel keys that are fetched at once.
@@ -101,9 +102,6 @@ pub(super) enum Stage {
     Applying(BackendId),
 }
 
-/// Mark of the query that tries a login's settings.
-pub(super) const MARK_APPLY: u32 = 1;
-
 impl<T: Transport> Shard<T> {
     /// `bytes` begins with a startup packet of `size` bytes. `server`: the client came for this one from another shard.
     pub(super) fn begin_login(&mut self, id: ClientId, bytes: &Slice, size: usize, server: Option<Server>) {
@@ -147,6 +145,8 @@ impl<T: Transport> Shard<T> {
         let server_user = rules.credentials.as_ref().and_then(|credentials| credentials.user.as_deref());
         let packet = dedicated.then(|| own_packet(startup, server_user, &settings.server_database));
         let arrived = server.is_some();
+        // What the shard that sent it went by may have changed meanwhile.
+        let server = server.filter(|server| settings.servers.contains(server));
         let server = server.unwrap_or_else(|| settings.servers[self.choose_server(&settings)].clone());
         let key = Key { server, database: database.into(), user: user.into() };
         // A client with a backend of its own has nothing of the pool's.
@@ -203,7 +203,7 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    fn set_stage(&mut self, id: ClientId, stage: Stage) {
+    pub(super) fn set_stage(&mut self, id: ClientId, stage: Stage) {
         if let Some(login) = self.login(id) {
             login.stage = stage;
         }
@@ -324,6 +324,8 @@ impl<T: Transport> Shard<T> {
     }
 
     fn take_login_bytes(&mut self, id: ClientId, bytes: Slice) {
+        // A password, perhaps in plain text.
+        bytes.hold_secret();
         let Some(Login { stage, .. }) = self.login(id) else { return };
         if *stage == Stage::Here {
             self.on_clients_answer(id, bytes);
@@ -415,7 +417,7 @@ impl<T: Transport> Shard<T> {
         let held = if client.stash.is_empty() {
             client.pending.pop(&mut self.nodes)
         } else {
-            let taken = client.stash.take(self.io.scratch());
+            let taken = client.stash.take_secret(self.io.scratch());
             if taken.is_none() {
                 self.fail(id, &Fault::NoMemory);
                 return;
@@ -425,205 +427,6 @@ impl<T: Transport> Shard<T> {
         let Some(bytes) = held else { return };
         self.io.receive(connection, true);
         self.take_login_bytes(id, bytes);
-    }
-
-    /// The client is who it says. Its settings are tried where they are not known to be good.
-    pub(super) fn admit(&mut self, id: ClientId) {
-        if self.login(id).is_some_and(|login| login.visit.is_some()) {
-            self.open_visit(id);
-            return;
-        }
-        let Some(client) = self.client(id) else { return };
-        let (connection, Some(pool)) = (client.connection, client.pool) else { return };
-        self.write(connection, 16, |writer| writer.authentication_ok().expect("the room was asked for"));
-        if let Err(fault) = self.count_names(id) {
-            self.fail(id, &fault);
-            return;
-        }
-        if self.login(id).is_some_and(|login| login.packet.is_some()) {
-            self.open_for_admitted(id);
-            return;
-        }
-        if self.is_proven(id) && !self.pools.get(pool).parameters.is_empty() {
-            self.complete_login(id);
-            return;
-        }
-        self.set_stage(id, Stage::Backend);
-        if let Err(fault) = self.checkout(id) {
-            self.fail(id, &Fault::NoServer(fault.answer().message));
-        }
-    }
-
-    /// Whether the server has taken these settings before; if so the client wants what it made of them.
-    fn is_proven(&mut self, id: ClientId) -> bool {
-        let Some(raw) = self.login(id).map(|login| login.raw) else { return false };
-        let Some(pool) = self.client(id).and_then(|client| client.pool) else { return false };
-        if raw == VectorId::NEUTRAL {
-            return true;
-        }
-        let known = self.pools.get(pool).proven.iter().find(|(given, _)| *given == raw).map(|(_, made)| *made);
-        let Some(made) = known else { return false };
-        let made = self.vectors.hold(made);
-        let client = self.client(id).expect("looked up above");
-        let old = std::mem::replace(&mut client.wanted, made);
-        self.vectors.let_go(old);
-        true
-    }
-
-    /// A backend is here for a login: of the pool, or the one that checked it.
-    pub(super) fn on_login_backend(&mut self, id: ClientId, backend: BackendId) {
-        if self.login(id).is_some_and(|login| login.stage == Stage::Lookup) {
-            self.ask_for_secret(id, backend);
-            return;
-        }
-        if self.is_proven(id) {
-            self.complete_login(id);
-            self.give_back(backend);
-            return;
-        }
-        let Some(raw) = self.login(id).map(|login| login.raw) else {
-            self.give_back(backend);
-            return;
-        };
-        self.set_stage(id, Stage::Applying(backend));
-        let wanted = self.vectors.hold(raw);
-        let client = self.client(id).expect("looked up above");
-        let old = std::mem::replace(&mut client.wanted, wanted);
-        self.vectors.let_go(old);
-        self.join(id, backend);
-        if !self.ask_settings(backend, wanted, MARK_APPLY) {
-            self.fail(id, &Fault::NoMemory);
-            return;
-        }
-        // A backend from another shard, or one whose settings this pool has forgotten that they are good, may be set so
-        // already: then there is nothing to ask, and no answer comes.
-        if self.backend(backend).is_some_and(|backend| !backend.pipeline.is_busy()) {
-            self.on_settings_applied(id, backend);
-        }
-    }
-
-    /// The server has taken the login's settings.
-    pub(super) fn on_settings_applied(&mut self, id: ClientId, backend: BackendId) {
-        let Some(raw) = self.login(id).map(|login| login.raw) else { return };
-        let client = self.client(id).expect("looked up above");
-        let (made, pool) = (client.wanted, client.pool.expect("a login has a pool"));
-        let (raw, made) = (self.vectors.hold(raw), self.vectors.hold(made));
-        let proven = &mut self.pools.get_mut(pool).proven;
-        let oldest = (proven.len() >= PROVEN_MAX).then(|| proven.remove(0));
-        proven.push((raw, made));
-        if let Some((raw, made)) = oldest {
-            self.vectors.let_go(raw);
-            self.vectors.let_go(made);
-        }
-        let held = self.vectors.hold(made);
-        if let Some(backend) = self.backend(backend) {
-            let old = std::mem::replace(&mut backend.has, held);
-            self.vectors.let_go(old);
-        }
-        self.complete_login(id);
-        self.give_back(backend);
-    }
-
-    /// ParameterStatus to ReadyForQuery, all of it QCP's own.
-    pub(super) fn complete_login(&mut self, id: ClientId) {
-        let now = self.io.now();
-        let Some(client) = self.client(id) else { return };
-        let (connection, wanted, secret, long_key) = (client.connection, client.wanted, client.secret, client.long_key);
-        let pool = client.pool.expect("a login has a pool");
-        let ClientState::Login(login) = std::mem::replace(&mut client.state, ClientState::Ready) else {
-            unreachable!("only a login is completed")
-        };
-        self.pools.get_mut(pool).totals.logins += 1;
-        let client = self.client(id).expect("looked up above");
-        client.framer = Framer::new(Direction::Frontend);
-        client.active = now;
-        client.startup = wanted;
-        self.vectors.hold(wanted);
-        self.vectors.let_go(login.raw);
-        let process_id = self.process_id(id);
-        self.greet(pool, wanted);
-        let (_, greeting) = self.pools.get(pool).greeting.as_ref().expect("just made");
-        let written = self.io.scratch().write(greeting.len() + 64, |free| {
-            let mut writer = crate::protocol::Writer::new(free);
-            let key = if long_key { &secret[..] } else { &secret[..4] };
-            let written = writer
-                .raw(greeting)
-                .and_then(|()| writer.backend_key_data(process_id, key))
-                .and_then(|()| writer.ready_for_query(TransactionStatus::Idle));
-            written.expect("the room was asked for");
-            writer.written_size()
-        });
-        match written {
-            Some(bytes) => {
-                self.io.send(connection, bytes);
-                if !self.has_retired || self.rehome(id) {
-                    self.resume_client(id);
-                }
-            }
-            None => self.fail(id, &Fault::NoMemory),
-        }
-    }
-
-    /// Makes the pool's greeting that of clients with these settings. Most clients of a pool have the same.
-    fn greet(&mut self, pool: PoolId, wanted: VectorId) {
-        let entry = self.pools.get(pool);
-        if entry.greeting.as_ref().is_some_and(|(of, _)| *of == wanted) {
-            return;
-        }
-        let parameters = &entry.parameters;
-        let own: usize = self.vectors.settings(wanted).iter().map(|setting| setting.value.len()).sum();
-        let size: usize = parameters.iter().map(|(name, value)| name.len() + value.len() + 16).sum();
-        // What does not fit into a chunk beside the key is left out: clients need none of it to go on.
-        let mut room = vec![0; (size + own).min(self.io.arena().chunk_size() - 64)];
-        let mut writer = crate::protocol::Writer::new(&mut room);
-        for (name, value) in parameters {
-            let value = self.vectors.get(wanted, &name.to_ascii_lowercase()).unwrap_or(value);
-            let _ = writer.parameter_status(name.as_bytes(), value.as_bytes());
-        }
-        let greeting = writer.written().into();
-        let wanted = self.vectors.hold(wanted);
-        let old = self.pools.get_mut(pool).greeting.replace((wanted, greeting));
-        if let Some((old, _)) = old {
-            self.vectors.let_go(old);
-        }
-    }
-
-    /// The process id that a client is given: it names the shard and the client's slot.
-    pub(super) fn process_id(&self, id: ClientId) -> u32 {
-        // Not 0, which some drivers take for none.
-        u32::from(self.settings.id.0) << 24 | (id.index + 1)
-    }
-
-    /// Sends the statements that make a backend's settings those of `to`. `false`: no memory, nothing was sent.
-    pub(super) fn ask_settings(&mut self, backend: BackendId, to: VectorId, mark: u32) -> bool {
-        let Some(from) = self.backend(backend).map(|backend| backend.has) else { return true };
-        let mut sql = std::mem::take(&mut self.sql);
-        sql.clear();
-        let again = self.backend(backend).is_some_and(|backend| std::mem::take(&mut backend.touched));
-        self.vectors.write_change(from, to, again, &mut sql);
-        let asked = sql.is_empty() || self.ask_own(backend, &sql, mark);
-        self.sql = sql;
-        asked
-    }
-
-    /// A query of QCP's own. `false`: no memory for it (or it is longer than a chunk), nothing was sent.
-    pub(super) fn ask_own(&mut self, id: BackendId, sql: &[u8], mark: u32) -> bool {
-        // A startup packet may name thousands of settings, which are longer as SQL.
-        if sql.len() + 16 > self.io.arena().chunk_size() {
-            return false;
-        }
-        let Some(backend) = self.backend(id) else { return true };
-        let Some(connection) = backend.connection else { return true };
-        if backend.pipeline.ask(Expect::OwnQuery, mark).is_err() {
-            return false;
-        }
-        // "a simple Query message also destroys the unnamed statement" (Extended Query): the client's comes along again.
-        if backend.unnamed == super::Unnamed::Kept {
-            backend.unnamed = super::Unnamed::Others;
-        }
-        self.write(connection, sql.len() + 16, |writer| {
-            writer.query(sql).expect("the room was asked for");
-        })
     }
 
     pub(super) fn choose_server(&mut self, settings: &super::PoolSettings) -> usize {
@@ -671,35 +474,6 @@ impl<T: Transport> Shard<T> {
             }
         }
     }
-}
-
-/// The settings that a startup packet asks for. `None`: some can only be given when a session starts, or only the server
-/// can say what is wrong with them; the client gets a backend of its own.
-fn wishes(startup: &StartupMessage<'_>) -> Option<Vec<Setting>> {
-    if startup.replication() != Ok(Replication::No) {
-        return None;
-    }
-    let mut wishes = Vec::new();
-    let mut wish = |name: &[u8], value: &[u8]| {
-        let name = std::str::from_utf8(name).ok()?.to_ascii_lowercase();
-        let value = std::str::from_utf8(value).ok()?;
-        if parameters::is_startup_only(&name) {
-            return None;
-        }
-        wishes.push(Setting { name: name.into(), value: value.into() });
-        Some(())
-    };
-    // PostgreSQL reads the options first, then the packet's own parameters.
-    for switch in startup::switches(startup.options().unwrap_or_default()) {
-        match switch {
-            Switch::Setting { name, value } => wish(&name, &value)?,
-            Switch::NoValue { .. } | Switch::Other { .. } => return None,
-        }
-    }
-    for (name, value) in startup.settings() {
-        wish(name, value)?;
-    }
-    Some(wishes)
 }
 
 /// The client's own startup packet, as it goes to the server: in QCP's version, to the database's name there.

@@ -104,7 +104,12 @@ impl<T: Transport> Shard<T> {
         let Some(home) = self.client(id).and_then(|client| client.pool) else { return };
         let key = self.pools.get(home).key.clone();
         let database = database.unwrap_or(&key.database);
-        let asks = self.catalogue.pool(database, user).and_then(|settings| {
+        let way = self.pools.get(home).settings.tls_to(&key.server);
+        let asks = self.catalogue.pool(database, user).and_then(|mut settings| {
+            // The server is the client's, also where that database is elsewhere for clients: the way to it is the client's too.
+            if !settings.servers.contains(&key.server) {
+                (settings.servers, settings.tls) = (vec![key.server.clone()], vec![way]);
+            }
             let key = Key { server: key.server, database: database.into(), user: user.into() };
             self.pool_of(key, settings)
         });

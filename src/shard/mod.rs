@@ -41,6 +41,7 @@ mod stats;
 mod tables;
 pub mod tally;
 pub mod tls;
+mod welcome;
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;

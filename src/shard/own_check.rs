@@ -17,6 +17,8 @@ use crate::ids::{BackendId, ClientId, ConnectionId};
 use crate::io::Transport;
 use crate::memory::Slice;
 use crate::pool::Refill;
+use crate::protocol::error::field;
+use crate::protocol::reader;
 use crate::protocol::tag::frontend;
 use crate::protocol::{SqlState, Step as Framed, Writer};
 use crate::session::fault::{Answer, Fault};
@@ -42,7 +44,14 @@ pub(super) enum Working {
 /// A login that has failed and hears of it later.
 pub(super) struct Sentence {
     until: Instant,
-    fault: Fault,
+    words: Words,
+}
+
+/// What it hears.
+enum Words {
+    Own(Fault),
+    /// The server's ErrorResponse. A copy: for so long nobody's login holds a chunk.
+    Servers(Box<[u8]>),
 }
 
 /// What a rule or the configuration asks of a client.
@@ -320,11 +329,7 @@ impl<T: Transport> Shard<T> {
             }
             Step::Accepted(proven) => {
                 self.learn(id, proven);
-                if let Some(address) = self.address(connection)
-                    && self.limiter.succeeded(address)
-                {
-                    self.tell_others(|| Mail::Succeeded(address));
-                }
+                self.note_success(id);
                 self.admit(id);
             }
             Step::Denied(denied) => self.on_denied(id, &denied),
@@ -396,17 +401,60 @@ impl<T: Transport> Shard<T> {
         let delay = self.note_failure(id, &fault);
         if delay.is_zero() {
             self.fail(id, &fault);
-            return;
+        } else {
+            self.sentence(id, delay, Words::Own(fault));
         }
+    }
+
+    /// The server has refused a relayed login. Whose name or password it does not take is treated as QCP's own checks
+    /// would: the server's words wait as long, and its connection is given back meanwhile.
+    pub(super) fn on_relayed_refusal(&mut self, id: ClientId, message: &Slice) {
+        let Some(connection) = self.client(id).map(|client| client.connection) else { return };
+        let fields = reader::fields(message);
+        let text = String::from_utf8_lossy(fields.get(field::MESSAGE).unwrap_or_default()).into_owned();
+        let code = fields.code().unwrap_or(SqlState::PROTOCOL_VIOLATION);
+        let fault = Fault::RefusedByServer(code, text);
+        let delay = if code.as_str().starts_with("28") {
+            self.note_failure(id, &fault)
+        } else {
+            // A database that is not there, a server that is full: nobody guesses passwords by that.
+            self.note_junk(connection, &fault.answer());
+            Duration::ZERO
+        };
+        if delay.is_zero() {
+            self.io.send(connection, message.clone());
+            self.dismiss(id);
+        } else {
+            self.sentence(id, delay, Words::Servers(message[..].into()));
+        }
+    }
+
+    fn sentence(&mut self, id: ClientId, delay: Duration, words: Words) {
         let until = self.io.now() + delay;
         if let Some(login) = self.login(id) {
+            // What it says from here on is looked at by nobody.
+            login.stage = Stage::Here;
             login.exchange = None;
-            login.sentence = Some(Sentence { until, fault });
+            login.sentence = Some(Sentence { until, words });
+        }
+    }
+
+    /// A login for which something had to be proven went well: it takes a failure of its address back.
+    pub(super) fn note_success(&mut self, id: ClientId) {
+        // Asking who it is takes a system call.
+        if self.limiter.is_empty() {
+            return;
+        }
+        let Some(connection) = self.client(id).map(|client| client.connection) else { return };
+        if let Some(address) = self.address(connection)
+            && self.limiter.succeeded(address)
+        {
+            self.tell_others(|| Mail::Succeeded(address));
         }
     }
 
     /// Counts a failed login, and logs the first of a window.
-    pub(super) fn note_failure(&mut self, id: ClientId, fault: &Fault) -> Duration {
+    fn note_failure(&mut self, id: ClientId, fault: &Fault) -> Duration {
         let now = self.io.now();
         let Some(connection) = self.client(id).map(|client| client.connection) else { return Duration::ZERO };
         // Those of a Unix socket count for the log alone: the permissions of its folder say who may try.
@@ -461,7 +509,10 @@ impl<T: Transport> Shard<T> {
         if login.sentence.as_ref().is_some_and(|sentence| now >= sentence.until)
             && let Some(sentence) = login.sentence.take()
         {
-            self.fail(id, &sentence.fault);
+            match sentence.words {
+                Words::Own(fault) => self.fail(id, &fault),
+                Words::Servers(refusal) => self.refuse_in_servers_words(id, &refusal),
+            }
         }
     }
 

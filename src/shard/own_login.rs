@@ -42,7 +42,7 @@ impl<T: Transport> Shard<T> {
         let mut room = zeroize::Zeroizing::new([0; MESSAGE_ROOM]);
         let mut writer = Writer::new(&mut room[..]);
         let step = login.on_message(what, credentials, &channel, &random(), &mut writer);
-        let written = self.io.scratch().copy(writer.written());
+        let written = self.secret_copy(writer.written());
         if let Some(backend) = self.backend(id) {
             backend.challenged |= *what != Authentication::Ok;
             backend.login = Some(login);
@@ -56,9 +56,14 @@ impl<T: Transport> Shard<T> {
         let mut room = zeroize::Zeroizing::new([0; MESSAGE_ROOM]);
         let mut writer = Writer::new(&mut room[..]);
         let step = login.work(rounds, &mut writer);
-        let written = self.io.scratch().copy(writer.written());
+        let written = self.secret_copy(writer.written());
         self.backend(id).expect("looked up above").login = Some(login);
         self.on_login_step(id, step.expect("the room is for the longest"), written);
+    }
+
+    /// What goes to a server may be a password in plain text.
+    fn secret_copy(&mut self, bytes: &[u8]) -> Option<crate::memory::Slice> {
+        self.io.scratch().copy(bytes).inspect(crate::memory::Slice::hold_secret)
     }
 
     fn on_login_step(&mut self, id: BackendId, step: Step, written: Option<crate::memory::Slice>) {

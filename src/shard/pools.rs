@@ -30,8 +30,8 @@ pub struct PoolSettings {
     pub preserve: Option<Transparency>,
     /// Not pooled at all.
     pub dedicated: bool,
-    /// Which of [`super::TlsSettings::servers`] its servers are connected to by.
-    pub tls: usize,
+    /// For each of `servers`, which of [`super::TlsSettings::servers`] it is connected to by.
+    pub tls: Vec<usize>,
     /// Sizes and times.
     pub pool: pool::Settings,
     /// How long clients may do what.
@@ -55,6 +55,15 @@ pub struct Upkeep {
     pub slow_query: Duration,
     /// A client that waits longer for a backend is told so; zero: none.
     pub queue_notice: Duration,
+}
+
+impl PoolSettings {
+    /// Which of [`super::TlsSettings::servers`] the way to this server goes by.
+    pub(super) fn tls_to(&self, server: &Server) -> usize {
+        let at = self.servers.iter().position(|known| known == server);
+        // One that is not listed (any more) is not reached by less than the first of those that are.
+        self.tls.get(at.unwrap_or_default()).copied().unwrap_or_default()
+    }
 }
 
 /// Clients over all shards and pools, at most; 0: no limit.

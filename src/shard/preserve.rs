@@ -23,6 +23,8 @@ use super::relay::{Request, Verdict};
 pub(super) const MARK_CHECK: u32 = 6;
 /// Set in the mark of a query that is DEALLOCATE of the statement of this number.
 pub(super) const MARK_DEALLOCATE: u32 = 1 << 31;
+/// Mark of a query of the client's that may take prepared statements away.
+pub(super) const MARK_FORGETS: u32 = 1 << 30;
 /// Rows of the answer are read up to this size.
 pub(super) const ROW_SIZE_MAX: u32 = 16 * 1024;
 
@@ -65,6 +67,8 @@ pub(super) struct Kept {
     pub real: bool,
     /// It must, before the text under way goes there.
     pub wants_real: bool,
+    /// A request that may change on what it listens is, or will be, under way: what comes behind it waits.
+    pub unsettled: bool,
     /// What the client has said UNLISTEN of in its transaction; `None`: of all.
     pub unlistened: Vec<Option<Box<[u8]>>>,
 }
@@ -140,6 +144,7 @@ impl Kept {
         self.resets = false;
         self.real = false;
         self.wants_real = false;
+        self.unsettled = false;
         self.unlistened.clear();
     }
 }

@@ -13,6 +13,7 @@ use crate::session::fault::Fault;
 use crate::session::pipeline::Expect;
 use crate::session::scanner::Effects;
 
+use super::preserve::MARK_FORGETS;
 use super::{ClientState, Discard, STASH_MAX, Shard, Unnamed};
 
 /// What becomes of a client's message.
@@ -314,6 +315,15 @@ impl<T: Transport> Shard<T> {
             *run = request.at;
             return self.pause_for_answers(id, backend);
         }
+        if link.kept.unsettled && !link.pipeline.is_unsynced() {
+            // On what the client listens is found out before its next batch.
+            link.kept.unsettled = link.pipeline.is_undecided();
+            if link.kept.unsettled {
+                self.flush_run(id, bytes, *run, request.at);
+                *run = request.at;
+                return self.pause_for_answers(id, backend);
+            }
+        }
         if link.pipeline.is_skipping() && !matches!(tag, tag::SYNC) {
             // "reads and discards messages until a Sync is reached": so they need not go there.
             return Verdict::Drop;
@@ -325,6 +335,7 @@ impl<T: Transport> Shard<T> {
             self.note_slow_text(id, backend, request, bytes);
         }
         let link = self.backends.get_mut(backend.index, backend.generation).expect("looked up above");
+        let mut mark = 0;
         match tag {
             tag::QUERY => {
                 // "a simple Query message also destroys the unnamed statement" (Extended Query).
@@ -335,6 +346,10 @@ impl<T: Transport> Shard<T> {
                     && let Some(verdict) = self.note_query(id, backend, request, bytes, run)
                 {
                     return verdict;
+                }
+                let link = self.backends.get(backend.index, backend.generation).expect("looked up above");
+                if link.kept.suspects.effects().has(Effects::PREPARED) {
+                    mark = MARK_FORGETS;
                 }
                 self.make_real(id, backend, bytes, run, request.at);
             }
@@ -351,7 +366,7 @@ impl<T: Transport> Shard<T> {
             _ => {}
         }
         let link = self.backends.get_mut(backend.index, backend.generation).expect("a linked backend is there");
-        let counted = link.pipeline.on_frontend(tag, 0);
+        let counted = link.pipeline.on_frontend(tag, mark);
         debug_assert!(counted.is_ok(), "there was room");
         Verdict::Forward
     }

@@ -96,12 +96,12 @@ impl<T: Transport> Shard<T> {
         let pool = self.pools.get(id);
         if pool.retired {
             // It opens nothing any more; this only has to be there.
-            self.pools.get_mut(id).settings.tls = 0;
+            self.pools.get_mut(id).settings.tls.fill(0);
             return;
         }
         let new = self.catalogue.pool(&pool.key.database, &pool.key.user);
         let Some(new) = new.filter(|new| serves(&pool.key.server, &pool.settings, new)) else {
-            self.pools.get_mut(id).settings.tls = 0;
+            self.pools.get_mut(id).settings.tls.fill(0);
             self.pools.retire(id);
             self.has_retired = true;
             self.close_idle(id, u32::MAX);

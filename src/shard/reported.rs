@@ -1,24 +1,56 @@
-//! What a server says unasked (settings, notifications), and the answers to queries of our own.
+//! What a server says unasked (settings, notifications), and queries of our own with their answers.
 
 use crate::ids::{BackendId, ClientId};
 use crate::io::Transport;
 use crate::protocol::error::{Severity, field};
 use crate::protocol::{ErrorFields, HEAD_SIZE, SqlState, TransactionStatus, reader};
 use crate::session::fault::Fault;
-use crate::session::parameters;
+use crate::session::parameters::{self, VectorId};
 use crate::session::pipeline::Expect;
 
 use super::link::MARK_REPLAY;
 use super::listens::{MARK_CHANNELS, MARK_REAL};
-use super::login::MARK_APPLY;
 use super::preserve::MARK_CHECK;
 use super::replies::Pass;
+use super::welcome::MARK_APPLY;
 use super::{ClientState, Shard};
 
 /// Mark of the ROLLBACK of Statement mode.
 pub(super) const MARK_STATEMENT_MODE: u32 = 5;
 
 impl<T: Transport> Shard<T> {
+    /// Sends the statements that make a backend's settings those of `to`. `false`: no memory, nothing was sent.
+    pub(super) fn ask_settings(&mut self, backend: BackendId, to: VectorId, mark: u32) -> bool {
+        let Some(from) = self.backend(backend).map(|backend| backend.has) else { return true };
+        let mut sql = std::mem::take(&mut self.sql);
+        sql.clear();
+        let again = self.backend(backend).is_some_and(|backend| std::mem::take(&mut backend.touched));
+        self.vectors.write_change(from, to, again, &mut sql);
+        let asked = sql.is_empty() || self.ask_own(backend, &sql, mark);
+        self.sql = sql;
+        asked
+    }
+
+    /// A query of QCP's own. `false`: no memory for it (or it is longer than a chunk), nothing was sent.
+    pub(super) fn ask_own(&mut self, id: BackendId, sql: &[u8], mark: u32) -> bool {
+        // A startup packet may name thousands of settings, which are longer as SQL.
+        if sql.len() + 16 > self.io.arena().chunk_size() {
+            return false;
+        }
+        let Some(backend) = self.backend(id) else { return true };
+        let Some(connection) = backend.connection else { return true };
+        if backend.pipeline.ask(Expect::OwnQuery, mark).is_err() {
+            return false;
+        }
+        // "a simple Query message also destroys the unnamed statement" (Extended Query): the client's comes along again.
+        if backend.unnamed == super::Unnamed::Kept {
+            backend.unnamed = super::Unnamed::Others;
+        }
+        self.write(connection, sql.len() + 16, |writer| {
+            writer.query(sql).expect("the room was asked for");
+        })
+    }
+
     /// A setting that the server reports follows the client.
     pub(super) fn on_parameter(&mut self, id: BackendId, message: &[u8], size: u32) -> Pass {
         let head = self.backend(id).and_then(|backend| backend.pipeline.head());

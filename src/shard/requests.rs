@@ -14,6 +14,7 @@ use crate::session::fault::Fault;
 use crate::session::pipeline::{Entry, Expect};
 use crate::session::prepared::{self, NAME_SIZE_MAX, Names, Number};
 
+use super::preserve::{MARK_DEALLOCATE, MARK_FORGETS};
 use super::relay::{Request, Verdict};
 use super::{Shard, Unnamed};
 
@@ -263,6 +264,7 @@ impl<T: Transport> Shard<T> {
     fn is_statement_undecided(&mut self, backend: BackendId, number: Number) -> bool {
         let changes = |entry: Entry| match entry.expect {
             Expect::Parse | Expect::OwnParse | Expect::OwnClose => entry.mark & !MARK_DUPLICATE == number,
+            Expect::Query => entry.mark == MARK_FORGETS || entry.mark == MARK_DEALLOCATE | number,
             _ => false,
         };
         self.backend(backend).is_some_and(|backend| backend.pipeline.has_undecided(changes))

@@ -204,7 +204,7 @@ impl<T: Transport> Shard<T> {
     /// How the pool's server is connected to. `None`: in plaintext.
     fn tls_of(&self, pool: PoolId) -> Option<&ServerTls> {
         let pool = self.pools.get(pool);
-        let tls = self.settings.tls.servers.get(pool.settings.tls)?;
+        let tls = self.settings.tls.servers.get(pool.settings.tls_to(&pool.key.server))?;
         let is_tcp = matches!(pool.key.server, Server::Tcp(..));
         (is_tcp && tls.mode != ServerMode::Disable && tls.connector.is_some()).then_some(tls)
     }

@@ -9,7 +9,7 @@ use super::support::pooler::{Qcp, Setup};
 use super::support::postgres::{ROLES, Role, SUPERUSER, postgres};
 use super::support::programs::psql;
 use super::support::raw::{PATIENCE, PROTOCOL_3_0, RawClient, Received, error_field, message, startup};
-use super::support::{Address, free_port, wait_until};
+use super::support::{Address, free_port, proc, wait_until};
 
 const ASK: &str = "SELECT current_user, current_database()";
 
@@ -427,6 +427,83 @@ fn failed_logins_wait_and_are_refused_and_logged_once() {
     assert_eq!(lines, 3, "{}", qcp.log());
 }
 
+/// A login that the server checks, with a guess for a password: what it ends with, and after how long.
+fn guess_at_the_server(qcp: &Qcp, user: &str, database: &str) -> (String, String, Duration) {
+    let since = Instant::now();
+    let mut client = RawClient::connect(&qcp.tcp());
+    client.send(&startup(PROTOCOL_3_0, &[("user", user), ("database", database)]));
+    client.send(&message(b'p', b"a wrong guess\0"));
+    let said = client.receive_until_ready();
+    let refusal = said.iter().find(|message| message.tag == b'E').unwrap_or_else(|| panic!("{said:?}\n{}", qcp.log()));
+    (error_field(&refusal.body, b'C'), error_field(&refusal.body, b'M'), since.elapsed())
+}
+
+#[test]
+fn failed_logins_that_the_server_checks_wait_and_are_refused_too() {
+    postgres().create_database("auth_relayed_failures");
+    let limit = 7;
+    for (cores, more) in [(1, ""), (2, ""), (2, "dedicated_databases: [auth_relayed_failures]\n")] {
+        let qcp = Qcp::start(&format!("pool: {{size: 2}}\nauth: {{failed_logins_max: {limit}}}\n{more}"), cores);
+        let mut took = Vec::new();
+        for count in 1..=limit {
+            let (code, text, waited) = guess_at_the_server(&qcp, "password_user", "auth_relayed_failures");
+            // The server's own words, however late.
+            assert_eq!(
+                (code.as_str(), text.as_str()),
+                ("28P01", "password authentication failed for user \"password_user\"")
+            );
+            took.push(waited);
+            // While it waits, nobody at the server does.
+            assert!(postgres().count_backends("auth_relayed_failures") <= 1, "{count}");
+            // The other shards hear of it by message.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for (count, least) in [(3, 100), (4, 200), (5, 400), (6, 800)] {
+            assert!(took[count] >= Duration::from_millis(least), "{cores} cores: {took:?}");
+        }
+        // Over all shards, whichever they come to; and not even the right password is tried.
+        for _ in 0..10 {
+            assert_eq!(guess_at_the_server(&qcp, "password_user", "auth_relayed_failures").0, "28000");
+        }
+        let said = login(&qcp.tcp(), "password_user", "auth_relayed_failures", "in the clear");
+        assert!(said.as_ref().is_err_and(|said| said.contains("logins from this address have failed")), "{said:?}");
+        assert!(login(&qcp.unix(), "password_user", "auth_relayed_failures", "in the clear").is_ok());
+        let lines: Vec<String> = qcp
+            .log()
+            .lines()
+            .filter(|line| line.contains("INFO") && line.contains("failed"))
+            .map(str::to_owned)
+            .collect();
+        // The first, and the one from which on they are refused: each is counted, and logged, by the shard it came to.
+        let counted = lines.iter().filter(|line| line.contains("(failed login")).count();
+        assert_eq!(counted, 2, "{}", qcp.log());
+        wait_until("the poolers' backends are gone", Duration::from_secs(10), || {
+            postgres().count_backends("auth_relayed_failures") <= 1
+        });
+    }
+}
+
+/// Whom the server turns away without asking is one who fails, too; what it lacks is nobody's failure, and logged once.
+#[test]
+fn what_the_server_refuses_is_counted_by_what_it_says() {
+    let qcp = Qcp::start("auth: {failed_logins_max: 3}\n", 1);
+    for _ in 0..8 {
+        let (code, ..) = guess_at_the_server(&qcp, SUPERUSER, "no_database_of_that_name");
+        assert_eq!(code, "3D000");
+    }
+    let lines = |text: &str| qcp.log().lines().filter(|line| line.contains("INFO") && line.contains(text)).count();
+    assert_eq!(lines("no_database_of_that_name"), 1, "{}", qcp.log());
+    // A login that goes well takes one of the failures back.
+    assert_eq!(guess_at_the_server(&qcp, "password_user", "postgres").0, "28P01");
+    assert_eq!(guess_at_the_server(&qcp, "password_user", "postgres").0, "28P01");
+    assert!(login(&qcp.tcp(), "password_user", "postgres", "in the clear").is_ok());
+    assert_eq!(guess_at_the_server(&qcp, "rejected_user", "postgres").0, "28000");
+    let (code, text, _) = guess_at_the_server(&qcp, "rejected_user", "postgres");
+    assert!(code == "28000" && text.contains("pg_hba.conf rejects connection"), "{text}");
+    let (code, text, _) = guess_at_the_server(&qcp, "rejected_user", "postgres");
+    assert!(code == "28000" && text.contains("logins from this address have failed"), "{text}");
+}
+
 #[test]
 fn a_configuration_that_cannot_be_meant_is_refused() {
     let check = |yaml: &str, expected: &str| {
@@ -458,6 +535,60 @@ fn a_password_is_in_no_log_and_no_error() {
     assert!(!said.contains("xyzzy"), "{said}");
 }
 
+/// A password is nowhere in QCP's memory when the login is over: neither in what was received nor in what was sent.
+#[test]
+fn nothing_is_left_of_a_password() {
+    const RIGHT: &[u8] = b"in the clear";
+    const WRONG: &[u8] = b"wrong, and typed by hand";
+    let verifier = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:\
+                    wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
+    for auth in [
+        // Relayed.
+        "method: server".to_owned(),
+        "method: server, failed_logins_max: 0}\ndedicated_databases: [postgres]\nlimits: {login_timeout: 60s"
+            .to_owned(),
+        // Checked here: by a hash, and by a verifier.
+        format!("method: password, users: {{password_user: '{}'}}", md5_of("password_user", RIGHT)),
+        format!("method: password, users: {{password_user: '{verifier}'}}, server_user: postgres"),
+    ] {
+        let qcp = Qcp::start(&format!("auth: {{{auth}}}\n"), 1);
+        for password in [WRONG, RIGHT] {
+            for pieces in [1, 2] {
+                let mut client = RawClient::connect(&qcp.tcp());
+                client.send(&startup(PROTOCOL_3_0, &[("user", "password_user"), ("database", "postgres")]));
+                let Received::Message(question) = client.receive(PATIENCE) else { panic!("no question") };
+                assert_eq!(question.tag, b'R');
+                let answer = message(b'p', &[password, b"\0"].concat());
+                let size = answer.len().div_ceil(pieces);
+                for piece in answer.chunks(size) {
+                    client.send(piece);
+                    std::thread::sleep(Duration::from_millis(30));
+                }
+                client.receive_until_ready();
+                // What stands behind the half that is cut off tells less than all of it.
+                let end = &password[password.len() - 8..];
+                wait_until("nothing is left of it", Duration::from_secs(5), || {
+                    proc::count_in_memory(qcp.pid(), end) == 0
+                });
+            }
+        }
+    }
+    // One that QCP logs in with is there as often after that as before.
+    let file = Scrap::new("left", "in the clear\n");
+    let auth = format!("method: trust, server_user: password_user, server_password_file: '{}'", file.path());
+    let qcp = Qcp::start(&format!("auth: {{{auth}}}\n"), 1);
+    let before = proc::count_in_memory(qcp.pid(), RIGHT);
+    assert!(before > 0, "it is looked for where it is");
+    assert!(login(&qcp.tcp(), "anybody", "postgres", "").is_ok());
+    wait_until("no more of it", Duration::from_secs(5), || proc::count_in_memory(qcp.pid(), RIGHT) <= before);
+}
+
+/// As PostgreSQL keeps it.
+fn md5_of(user: &str, password: &[u8]) -> String {
+    let statement = format!("SELECT 'md5' || md5('{}{user}')", String::from_utf8_lossy(password));
+    postgres().execute("postgres", &statement).trim().to_owned()
+}
+
 #[test]
 fn a_server_with_many_iterations_stalls_nobody() {
     postgres().create_database("auth_iterations");
@@ -477,20 +608,51 @@ fn a_server_with_many_iterations_stalls_nobody() {
     let qcp = Qcp::start(&yaml, 1);
     let mut busy = RawClient::login(&qcp.tcp(), SUPERUSER, "auth_iterations");
     busy.query("SELECT 1").expect("it answers");
-    std::thread::scope(|scope| {
-        let slow = scope.spawn(|| login(&qcp.tcp(), "slow", "postgres", "guess"));
-        let mut worst = Duration::ZERO;
-        let mut count = 0;
-        while !slow.is_finished() || count < 20 {
-            let asked = Instant::now();
-            busy.query("SELECT 1").expect("it answers");
-            worst = worst.max(asked.elapsed());
-            count += 1;
+    let mut worst_beside_a_login = || {
+        std::thread::scope(|scope| {
+            let slow = scope.spawn(|| login(&qcp.tcp(), "slow", "postgres", "guess"));
+            let mut worst = Duration::ZERO;
+            let mut count = 0;
+            while !slow.is_finished() || count < 20 {
+                let asked = Instant::now();
+                busy.query("SELECT 1").expect("it answers");
+                worst = worst.max(asked.elapsed());
+                count += 1;
+            }
+            let said = slow.join().expect("no panic").expect_err("it is a guess");
+            assert!(said.contains("password authentication failed"), "{said}");
+            worst
+        })
+    };
+    // A machine that is busy with something else makes a query wait, too: not three times in a row.
+    let worst = (0..3).map(|_| worst_beside_a_login()).min().expect("three");
+    assert!(worst < Duration::from_millis(100), "a query waited {worst:?} for somebody's login");
+}
+
+/// QCP as a client, of another QCP that knows its user by a verifier of so many rounds.
+#[test]
+fn a_server_may_ask_for_few_rounds_with_a_warning_and_for_too_many_not_at_all() {
+    // Of "pencil"; 1,000 and 1,000,001 rounds.
+    let verifiers = [
+        "SCRAM-SHA-256$1000:c2FsdHkgc2FsdCBvZiAxNg==$CCIJZZzXnv9mwyWjT7P0Aux0CacTzV/A6NmCUTRFd6k=:\
+         POdC+EK2bxEI6n2OLGyrEy+/EXaMxt+oyS9ZjpZctmk=",
+        "SCRAM-SHA-256$1000001:c2FsdHkgc2FsdCBvZiAxNg==$nhvBMoD5F+llXtQc3OJMPQ3NBpGdmQLtvEN8lApUxfM=:\
+         aaxnhC7VsC8Mc0DCdq/kPnRLSDcmd97dFarxeOWjRBE=",
+    ];
+    for (verifier, is_in) in verifiers.iter().zip([true, false]) {
+        let users = format!("users: {{postgres: '{verifier}'}}, server_user: postgres");
+        let server = Qcp::start(&format!("auth: {{method: scram-sha-256, {users}}}\n"), 1);
+        let yaml = "auth: {method: trust, server_user: postgres, server_password: pencil}\n";
+        let qcp = Setup::new(yaml).server(&format!("127.0.0.1:{}", server.tcp().port)).start();
+        let said = login(&qcp.tcp(), "anybody", "postgres", "");
+        if is_in {
+            assert_eq!(said, Ok("postgres|postgres".to_owned()));
+            assert!(qcp.log().contains("the server's SCRAM secret has only 1000 iterations"), "{}", qcp.log());
+        } else {
+            assert!(said.is_err());
+            assert!(qcp.log().contains("auth.scram_iterations_max"), "{}", qcp.log());
         }
-        let said = slow.join().expect("no panic").expect_err("it is a guess");
-        assert!(said.contains("password authentication failed"), "{said}");
-        assert!(worst < Duration::from_millis(100), "a query waited {worst:?} for somebody's login");
-    });
+    }
 }
 
 #[test]
@@ -531,6 +693,31 @@ fn secrets_are_asked_for_at_the_server() {
         check_outcomes(&qcp, self::role("md5"), &database, false, mode);
         assert!(!qcp.log().contains("SCRAM-SHA-256$"), "a secret is in the log");
     }
+}
+
+#[test]
+fn a_lookup_that_takes_long_keeps_nobody_waiting() {
+    postgres().create_database("auth_query_slow");
+    let (asked_for, listed) = (role("scram-sha-256"), role("md5"));
+    let query = "SELECT rolname, rolpassword FROM (SELECT pg_sleep(6)) slept, pg_authid WHERE rolname = $1";
+    let qcp = Qcp::start(
+        &format!(
+            "auth: {{method: scram-sha-256, query: '{query}', query_user: postgres, users: {{{}: '{}'}}}}\n",
+            listed.name, listed.password
+        ),
+        1,
+    );
+    let is_asked = || postgres().count_activity("query LIKE '%pg_sleep(6)%' AND state = 'active'") > 0;
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| login(&qcp.tcp(), asked_for.name, "auth_query_slow", asked_for.password));
+        wait_until("the server is asked", Duration::from_secs(5), is_asked);
+        for _ in 0..5 {
+            let said = login(&qcp.tcp(), listed.name, "auth_query_slow", listed.password);
+            assert_eq!(said, Ok(format!("{}|auth_query_slow", listed.name)));
+        }
+        assert!(is_asked(), "they were in before the answer came");
+        assert_eq!(waits.join().expect("no panic"), Ok(format!("{}|auth_query_slow", asked_for.name)));
+    });
 }
 
 #[test]

@@ -30,7 +30,8 @@ fn check_same(qcp: &Qcp, user: &str, database: &str, password: &str) -> bool {
 fn each_method_is_relayed_word_for_word() {
     postgres().create_database("logins_methods");
     for mode in ["Session", "Smart"] {
-        let qcp = Qcp::start(&format!("relay_mode: {mode}\npool: {{size: 2}}\n"), 1);
+        let yaml = format!("relay_mode: {mode}\npool: {{size: 2}}\nauth: {{failed_logins_max: 0}}\n");
+        let qcp = Qcp::start(&yaml, 1);
         for role in &ROLES {
             let is_in = check_same(&qcp, role.name, "logins_methods", role.password);
             assert_eq!(is_in, role.method != "reject", "{}", role.name);
@@ -63,7 +64,7 @@ fn unknown_users_and_databases_are_the_servers_business() {
 #[test]
 fn many_failed_logins_leave_no_backends() {
     postgres().create_database("logins_failed");
-    let qcp = Qcp::start("pool: {size: 2}\n", 1);
+    let qcp = Qcp::start("pool: {size: 2}\nauth: {failed_logins_max: 0}\n", 1);
     for _ in 0..20 {
         assert!(!login(&qcp.tcp(), "md5_user", "logins_failed", "a wrong guess").0);
     }

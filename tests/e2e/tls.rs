@@ -199,6 +199,40 @@ fn the_name_chooses_the_certificate() {
     }
 }
 
+/// A ticket of one shard is good at all of them, and after a reload.
+#[test]
+fn tickets_are_good_at_every_shard() {
+    let folder = Folder::with_certificates();
+    let yaml = folder.client_tls("require", "") + "auth: {method: trust}\n";
+    let qcp = Qcp::start(&yaml, 2);
+    let ticket = folder.path("ticket");
+    // In and out again: with QCP's answer comes TLS 1.3's ticket, and then the end.
+    let login = startup(PROTOCOL_3_0, &[("user", SUPERUSER), ("database", "postgres")]);
+    let bytes = [login, message(b'X', b"")].concat();
+    let handshake = |version: &str, keep: &str| {
+        let connect = format!("127.0.0.1:{}", qcp.tcp().port);
+        let program = Program::new("timeout").args(["-s", "INT", "5", "openssl", "s_client", "-connect", &connect]);
+        let program = program.args(["-starttls", "postgres", "-ign_eof", version, keep, &ticket]);
+        let said = program.input(bytes.clone()).finish().stdout;
+        (said.contains("New, TLSv1"), said.contains("Reused, TLSv1"))
+    };
+    for version in ["-tls1_2", "-tls1_3"] {
+        assert_eq!(handshake(version, "-sess_out"), (true, false), "{version}");
+        // The kernel deals connections out over the shards' sockets.
+        for count in 0..8 {
+            assert_eq!(handshake(version, "-sess_in"), (false, true), "{version} {count}");
+        }
+        qcp.reload(&yaml);
+        assert_eq!(handshake(version, "-sess_in"), (false, true), "{version} after a reload");
+    }
+    // Of another QCP it is worth nothing.
+    let other = Qcp::start(&yaml, 1);
+    let connect = format!("127.0.0.1:{}", other.tcp().port);
+    let program = Program::new("timeout").args(["-s", "INT", "5", "openssl", "s_client", "-connect", &connect]);
+    let program = program.args(["-starttls", "postgres", "-ign_eof", "-sess_in", &ticket]);
+    assert!(program.input(bytes.clone()).finish().stdout.contains("New, TLSv1"));
+}
+
 /// A startup packet and a query, in one write behind the handshake: nothing of it is lost. Directly and by SSLRequest.
 #[test]
 fn openssl_speaks_directly_and_by_request() {
@@ -410,6 +444,74 @@ fn databases_have_their_own_way_to_servers() {
         psql(&qcp.tcp(), SUPERUSER, database).args(["-XAtw", "-c", text]).finish().success()
     };
     assert_eq!((over("postgres").trim(), over("tls_other").trim()), ("t", "f"));
+}
+
+/// So may a server, and several servers of one database.
+#[test]
+fn servers_have_their_own_way() {
+    let ca = postgres().certificates().join("authority.crt").display().to_string();
+    let port = postgres().tcp().port;
+    // One server by two names, of which one is to be reached by TLS.
+    let (encrypted, plain) = (format!("localhost:{port}"), format!("127.0.0.1:{port}"));
+    let verified = format!("{{address: '{encrypted}', tls: {{mode: verify-full, ca: {ca}}}}}");
+    let yaml = format!(
+        "servers: [{verified}, '{plain}']\npool: {{size: 2}}\ndatabases:\n  \
+         on: {{dbname: postgres, servers: [{verified}]}}\n  \
+         off: {{dbname: postgres, servers: ['{plain}']}}\n  \
+         here: {{dbname: postgres, tls: {{mode: disable}}}}\n"
+    );
+    let text = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    for mode in ["Smart", "Session"] {
+        let qcp = Qcp::start(&format!("{yaml}relay_mode: {mode}\n"), 1);
+        let over = |user: &str, database: &str| {
+            let program = psql(&qcp.tcp(), user, database).args(["-XAtw", "-c", text]);
+            program.finish().success().trim().to_owned()
+        };
+        assert_eq!((over(SUPERUSER, "on"), over(SUPERUSER, "off")), ("t".to_owned(), "f".to_owned()));
+        // In turn, each in its way.
+        let mut ways: Vec<String> = (0..2).map(|_| over(SUPERUSER, "postgres")).collect();
+        ways.sort();
+        assert_eq!(ways, ["f", "t"]);
+        // What is said of a database goes before what is said of the servers of all.
+        assert_eq!([over(SUPERUSER, "here"), over(SUPERUSER, "here")], ["f", "f"]);
+        // Those whom the server lets in with TLS only, or without only.
+        assert_eq!((over(TLS_USER, "on"), over(PLAIN_USER, "off")), ("t".to_owned(), "f".to_owned()));
+        for (user, database) in [(TLS_USER, "off"), (PLAIN_USER, "on")] {
+            psql(&qcp.tcp(), user, database).args(["-XAtw", "-c", text]).finish().failure();
+        }
+        // At run time, too: none for the one, the other one with it.
+        let swapped = yaml.replace(&format!("servers: ['{plain}']"), &format!("servers: [{verified}]"));
+        qcp.reload(&format!("{swapped}relay_mode: {mode}\n"));
+        assert_eq!(over(TLS_USER, "off"), "t");
+    }
+    // One that must be encrypted and cannot is not reached otherwise, also where that is not said of all.
+    let server = Qcp::start("pool: {size: 2}\n", 1);
+    let address = format!("127.0.0.1:{}", server.tcp().port);
+    let yaml = format!("servers: [{{address: '{address}', tls: {{mode: require}}}}]\npool: {{size: 2}}\n");
+    let said = log_in(&Qcp::start(&yaml, 1).tcp(), "disable", &[]).failure();
+    assert!(said.contains("it has no TLS, and tls.server.mode demands it"), "{said}");
+    let said = Setup::new(&yaml).check();
+    assert!(said.stdout.contains("no TLS") && !said.status.success(), "{said:?}");
+}
+
+/// Whom to ask for secrets is another database; the way to the client's server is the same.
+#[test]
+fn secrets_are_asked_for_by_the_way_to_the_clients_server() {
+    let port = postgres().tcp().port;
+    let yaml = format!(
+        "databases: {{safe: {{dbname: postgres, servers: [{{address: 'localhost:{port}', tls: {{mode: require}}}}]}}}}\n\
+         users: {{{TLS_USER}: {{auth: {{method: trust, server_user: {TLS_USER}}}}}}}\n\
+         auth: {{method: scram-sha-256, server_user: {TLS_USER}, query_user: {TLS_USER}, query_database: postgres, \
+         query: \"SELECT 'app'::text, 'by the way'::text WHERE $1 = 'app' AND (SELECT ssl FROM pg_catalog.pg_stat_ssl \
+         WHERE pid = pg_catalog.pg_backend_pid())\"}}\n"
+    );
+    let qcp = Qcp::start(&yaml, 1);
+    let enter = |password: &str| {
+        let program = psql(&qcp.tcp(), "app", "safe").args(["-XAtw", "-c", "SELECT current_user"]);
+        program.env("PGPASSWORD", password).finish()
+    };
+    assert_eq!(enter("by the way").success().trim(), TLS_USER, "{}", qcp.log());
+    assert!(enter("a wrong guess").failure().contains("password authentication failed"));
 }
 
 /// A server without TLS answers the request with N.

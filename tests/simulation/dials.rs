@@ -353,7 +353,7 @@ impl Catalogue for Everything {
             mode: dials.mode,
             preserve: None,
             dedicated: dials.dedicated,
-            tls: 0,
+            tls: vec![0; dials.servers],
             rules: Rules { method: dials.method(), credentials: None },
             clients_max: ClientsMax::default(),
             timeouts: Default::default(),

@@ -347,7 +347,7 @@ impl Catalogue for OnePool {
             mode: RelayMode::Smart,
             preserve: None,
             dedicated: false,
-            tls: 0,
+            tls: vec![0],
             rules: Rules { method: Method::Trust, credentials: None },
             clients_max: ClientsMax::default(),
             timeouts: Default::default(),

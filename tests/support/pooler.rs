@@ -198,12 +198,13 @@ fn write_configuration(setup: &Setup, folder: &Path, port: u16) -> PathBuf {
 
 fn configuration(setup: &Setup, folder: &Path, port: u16) -> String {
     let folder = folder.display();
-    let mut text = format!("servers: [{:?}]\n", setup.server);
+    let mut text = String::new();
     let mut own = |key: &str, line: String| {
         if !setup.yaml.lines().any(|given| given.starts_with(key)) {
             text += &line;
         }
     };
+    own("servers:", format!("servers: [{:?}]\n", setup.server));
     own("listening_address:", format!("listening_address: [\"127.0.0.1:{port}\", \"unix:{folder}\"]\n"));
     own("control:", format!("control: {{socket: {folder}/control.sock}}\n"));
     own("log_level:", "log_level: Debug\n".to_owned());

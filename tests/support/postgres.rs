@@ -171,6 +171,7 @@ impl Postgres {
             "autovacuum=off",
             "wal_level=replica",
             "max_wal_senders=8",
+            "max_prepared_transactions=20",
             "timezone=UTC",
             "ssl=on",
             &format!("ssl_cert_file={}", self.certificates().join("server.crt").display()),

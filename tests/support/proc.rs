@@ -34,6 +34,26 @@ pub fn cpu_time(pid: u32) -> Duration {
     Duration::from_micros(ticks * 1_000_000 / ticks_per_second)
 }
 
+/// How often these bytes stand in a process's memory.
+pub fn count_in_memory(pid: u32, bytes: &[u8]) -> usize {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the process lives");
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("the process is ours");
+    let count = |line: &str| {
+        let mut words = line.split_whitespace();
+        let (range, rights, file) = (words.next()?, words.next()?, words.nth(3).unwrap_or_default());
+        if !rights.starts_with("rw") || file.starts_with("[v") {
+            return None;
+        }
+        let (start, end) = range.split_once('-')?;
+        let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
+        let mut found = vec![0; usize::try_from(end - start).ok()?];
+        // What is not there (guards, rings of the kernel's) cannot be read.
+        std::os::unix::fs::FileExt::read_exact_at(&memory, &mut found, start).ok()?;
+        Some(memchr::memmem::find_iter(&found, bytes).count())
+    };
+    maps.lines().filter_map(count).sum()
+}
+
 /// Whether a process is there.
 pub fn is_alive(pid: u32) -> bool {
     fs::exists(format!("/proc/{pid}")).unwrap_or(false)

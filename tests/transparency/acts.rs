@@ -22,6 +22,8 @@ pub enum Kind {
     Leaves,
     /// It hangs up behind what it wrote, and logs in anew.
     Vanishes,
+    /// Before it writes, the tester itself has notified its first channel.
+    IsTold,
 }
 
 /// Numbers from a seed (splitmix64).
@@ -120,7 +122,7 @@ pub fn act(random: &mut Random, client: usize, may_pin: bool) -> Act {
     let (name, values) = *random.pick(&SETTINGS);
     let value = *random.pick(values);
     let plain = value.replace("''", "'");
-    match random.below(46) {
+    match random.below(56) {
         0..=2 => query(&format!("set {name} to {}", literal(value))),
         3 => query(&format!("set local {name} = {}", literal(value))),
         4 => query(&format!("reset {name}")),
@@ -156,9 +158,7 @@ pub fn act(random: &mut Random, client: usize, may_pin: bool) -> Act {
         31 => query("discard all"),
         32 => {
             let name = *random.pick(&["s", "T"]);
-            let text = *random.pick(&["select count(*) from t", "select 1 + 1", "show work_mem"]);
-            // An error names one of a client's names for a text, and not always the one that was used.
-            let text = &*format!("{text} -- {name}");
+            let text = &*statement(random, name);
             extended(format!("parse {name}: {text}"), &[parse(name, text), bind(name, &[]), execute(), sync()])
         }
         33 => {
@@ -196,8 +196,8 @@ pub fn act(random: &mut Random, client: usize, may_pin: bool) -> Act {
         40 => pipeline(&[&format!("set {name} to {}", literal(value)), &show(), "select 1/0", "select 1", &show()]),
         41 => pipeline(&["begin", &format!("set {name} to {}", literal(value)), "rollback", &show()]),
         42 => {
-            let text = "select pg_sleep(5)";
-            Act { text: format!("{text}, cancelled"), kind: Kind::Cancels, ..query(text) }
+            let text = format!("select pg_sleep(5) -- client {client}");
+            Act { text: format!("{text}, cancelled"), kind: Kind::Cancels, ..query(&text) }
         }
         43 => Act {
             text: "insert in a transaction and vanish".to_owned(),
@@ -207,9 +207,44 @@ pub fn act(random: &mut Random, client: usize, may_pin: bool) -> Act {
             kind: Kind::Vanishes,
         }
         .after("begin"),
+        45..=46 => {
+            let (one, other) = (&*statement(random, "s"), &*statement(random, "T"));
+            let batches = [parse("s", one), sync(), parse("T", other), sync()];
+            extended(format!("parse s: {one} | parse T: {other}"), &batches)
+        }
+        47..=48 => extended("execute s | execute T".to_owned(), &execute_both()),
+        49 => pipeline(&["deallocate all", "execute s", "execute \"T\""]),
+        54 => {
+            let all = *random.pick(&["deallocate all", "discard all", "select 1"]);
+            let mut act = extended(format!("{all} | execute s | execute T"), &execute_both());
+            act.bytes = [query(all).bytes, act.bytes].concat();
+            act.readies += 1;
+            act
+        }
+        50 => {
+            let name = *random.pick(&["s", "T"]);
+            let deallocate = query(&format!("deallocate \"{name}\"")).bytes;
+            let mut act = extended(format!("deallocate {name} | execute s | execute T"), &execute_both());
+            act.bytes = [deallocate, act.bytes].concat();
+            act.readies += 1;
+            act
+        }
+        51 => query(&format!("set session authorization r{client}")),
+        52 => query("reset session authorization"),
+        53 => query(&format!("set local role r{client}")),
         44 => Act { text: "vanish".to_owned(), bytes: Vec::new(), readies: 0, kind: Kind::Vanishes },
         _ => Act { text: "leave and come back".to_owned(), bytes: Vec::new(), readies: 0, kind: Kind::Leaves },
     }
+}
+
+/// What a statement of this name is: an error names one of a client's names for a text, and not always the one that was
+/// used.
+fn statement(random: &mut Random, name: &str) -> String {
+    format!("{} -- {name}", random.pick(&["select count(*) from t", "select 1 + 1", "show work_mem"]))
+}
+
+fn execute_both() -> [Vec<u8>; 6] {
+    [bind("s", &[]), execute(), sync(), bind("T", &[]), execute(), sync()]
 }
 
 impl Act {
@@ -244,10 +279,15 @@ fn copy_in(random: &mut Random) -> Act {
     act
 }
 
+/// A channel on which only this client listens.
+pub fn first_channel(client: usize) -> String {
+    format!("channel_{client}_0")
+}
+
 /// What keeps the client on its backend.
 fn pinning(random: &mut Random, client: usize) -> Act {
     let key = client * 1000 + random.below(3);
-    query(&match random.below(20) {
+    query(&match random.below(29) {
         0 => "create temp table if not exists mine (a int)".to_owned(),
         1 => "create temp table soon on commit drop as select 1 as a".to_owned(),
         2 => "insert into mine values (1)".to_owned(),
@@ -272,6 +312,20 @@ fn pinning(random: &mut Random, client: usize) -> Act {
         17 if random.chance(50) => "unlisten *".to_owned(),
         17 => format!("unlisten channel_{client}_{}", random.below(2)),
         18 => "discard temp".to_owned(),
+        // Where a transaction is open, it hears of that at its end.
+        22..=23 => {
+            return Act { kind: Kind::IsTold, ..query(random.pick::<&str>(&["select 'told'", "commit"])) };
+        }
+        24..=25 => format!("listen channel_{client}_{}", random.below(2)),
+        26 => {
+            let channel = format!("channel_{client}_{}", random.below(2));
+            return pipeline(&[&format!("unlisten {channel}"), &format!("notify {channel}, 'unheard'"), "select 1"]);
+        }
+        27 => format!("unlisten channel_{client}_0"),
+        // It ends what was begun: nobody waits for what it has locked.
+        19 => format!("commit; begin; prepare transaction 'g{client}'"),
+        20 => format!("{} prepared 'g{client}'", random.pick(&["commit", "rollback"])),
+        21 => format!("select count(*) from pg_prepared_xacts where gid = 'g{client}'"),
         // Who asks in a transaction is not told what another connection listens on for it.
         _ => format!("listen channel_{client}_0; select pg_notify('channel_{client}_0', '{}')", random.below(9)),
     })
@@ -282,7 +336,7 @@ fn pinning(random: &mut Random, client: usize) -> Act {
 fn show() -> String {
     let values: Vec<String> =
         SETTINGS.iter().map(|(name, _)| format!("coalesce(current_setting('{name}', true), '')")).collect();
-    format!("select {}, current_setting('search_path'), current_user", values.join(", "))
+    format!("select {}, current_setting('search_path'), current_user, session_user", values.join(", "))
 }
 
 fn literal(value: &str) -> String {

@@ -1,0 +1,138 @@
+//! What a client says that hears by a listener and wants to hear of something else, or of nothing: UNLISTEN, and texts that
+//! may say so.
+
+use crate::ids::{BackendId, ClientId};
+use crate::io::Transport;
+use crate::memory::Slice;
+use crate::protocol::TransactionStatus;
+use crate::session::scanner::Effects;
+
+use super::super::Shard;
+use super::{MARK_REAL, write_name};
+
+impl<T: Transport> Shard<T> {
+    /// A text that may change on what the client listens is about to go to a backend that knows nothing of that: so that
+    /// the server can say afterwards what is true, it listens on the same first. Inside a transaction it would listen only
+    /// at the end; there, what the text says is remembered.
+    pub(in crate::shard) fn make_real(
+        &mut self,
+        id: ClientId,
+        backend: BackendId,
+        bytes: &Slice,
+        run: &mut usize,
+        at: usize,
+    ) {
+        if self.backend(backend).is_some_and(|link| link.kept.wants_real) {
+            self.flush_run(id, bytes, *run, at);
+            *run = at;
+            self.make_real_here(id, backend);
+        }
+    }
+
+    /// The same where everything before has been sent.
+    pub(in crate::shard) fn make_real_here(&mut self, id: ClientId, backend: BackendId) {
+        let Some(link) = self.backend(backend) else { return };
+        if !std::mem::take(&mut link.kept.wants_real) || link.kept.real {
+            return;
+        }
+        if link.pipeline.is_busy() || link.pipeline.is_unsynced() || link.pipeline.status() != TransactionStatus::Idle {
+            return;
+        }
+        let Some(slot) = self.client(id).and_then(|client| client.hears.as_ref()).map(|hearing| hearing.listener)
+        else {
+            return;
+        };
+        let mut sql = std::mem::take(&mut self.sql);
+        sql.clear();
+        if let Some(listener) = self.listener(slot) {
+            for name in listener.channels.names_of(id) {
+                sql.extend_from_slice(b"LISTEN ");
+                write_name(name, &mut sql);
+            }
+        }
+        if !sql.is_empty()
+            && self.ask_own(backend, &sql, MARK_REAL)
+            && let Some(link) = self.backend(backend)
+        {
+            link.kept.real = true;
+        }
+        self.sql = sql;
+    }
+
+    /// The client's own UNLISTEN inside a transaction has been committed, as far as can be told.
+    pub(in crate::shard) fn apply_unlistened(&mut self, id: BackendId) {
+        let Some(link) = self.backend(id) else { return };
+        let unlistened = std::mem::take(&mut link.kept.unlistened);
+        if unlistened.is_empty() {
+            return;
+        }
+        let Some(client) = self.client_of(id) else { return };
+        let Some(slot) = self.client(client).and_then(|client| client.hears.as_ref()).map(|hearing| hearing.listener)
+        else {
+            return;
+        };
+        if let Some(listener) = self.listener(slot) {
+            for name in unlistened {
+                match name {
+                    Some(name) => listener.channels.unlisten(client, &name),
+                    None => listener.channels.leave(client),
+                }
+            }
+        }
+        self.forget_hearing_if_none(client);
+        self.drive(slot);
+    }
+
+    /// In a transaction the linked client has said UNLISTEN: of what, where the text says nothing else.
+    pub(in crate::shard) fn note_listens(&mut self, backend: BackendId, effects: Effects, text: &[u8]) {
+        let Some(link) = self.backend(backend) else { return };
+        link.kept.notified |= effects.has(Effects::NOTIFY.and(Effects::OPAQUE));
+        if !link.kept.hears || !effects.has(Effects::LISTEN.and(Effects::OPAQUE)) {
+            return;
+        }
+        link.kept.wants_real = true;
+        link.kept.unsettled = true;
+        let inside =
+            link.pipeline.is_busy() || link.pipeline.is_unsynced() || link.pipeline.status() != TransactionStatus::Idle;
+        if inside
+            && !link.kept.real
+            && let Some(name) = unlistened(text)
+        {
+            link.kept.unlistened.push(name);
+        }
+    }
+}
+
+/// What a text unlistens that is one UNLISTEN: `Some(None)` is all.
+fn unlistened(text: &[u8]) -> Option<Option<Box<[u8]>>> {
+    let text = std::str::from_utf8(text).ok()?.trim().trim_end_matches(';').trim_end();
+    let (word, name) = text.split_once(char::is_whitespace)?;
+    if !word.eq_ignore_ascii_case("unlisten") {
+        return None;
+    }
+    let name = name.trim_start();
+    let plain =
+        |name: &str| !name.is_empty() && name.chars().all(|letter| letter.is_alphanumeric() || "_$".contains(letter));
+    match name.strip_prefix('"').and_then(|name| name.strip_suffix('"')) {
+        _ if name == "*" => Some(None),
+        Some(quoted) => Some(Some(quoted.replace("\"\"", "\"").into_bytes().into())),
+        None if plain(name) => Some(Some(name.to_ascii_lowercase().into_bytes().into())),
+        None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_unlisten_says() {
+        let named = |name: &str| Some(Some(name.as_bytes().into()));
+        assert_eq!(unlistened(b"UNLISTEN Jobs ;"), named("jobs"));
+        assert_eq!(unlistened(b" unlisten \"Jo\"\"bs\""), named("Jo\"bs"));
+        assert_eq!(unlistened(b"unlisten *"), Some(None));
+        for text in ["unlisten a; select 1", "listen a", "unlisten", "unlisten /* x */ a"] {
+            assert_eq!(unlistened(text.as_bytes()), None, "{text}");
+        }
+    }
+}
