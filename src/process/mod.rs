@@ -29,7 +29,8 @@ use crate::control::command::{Act, Command, Topic};
 use crate::control::report::metrics::{ProcessMetrics, ShardMetrics, has_server, page};
 use crate::control::report::{self, Draining, Reopened, RunState, ShardReport, Status};
 use crate::control::socket::{BindFault, Bound};
-use crate::control::wire::Answer;
+use crate::control::top::Top;
+use crate::control::wire::{Answer, Reply};
 use crate::ids::ShardId;
 use crate::io::doorbell::Doorbell;
 use crate::shard::Population;
@@ -273,6 +274,14 @@ impl Desk {
                 Ok(draining.reply())
             }
             Command::Status => Ok(self.status()?.reply()),
+            Command::Top => {
+                let mut reports = self.reports()?;
+                if let Some(first) = reports.first_mut() {
+                    first.memory.rss_bytes = resident_bytes();
+                }
+                let top = Top::new(self.status()?, &reports, &self.counted()?, &shards_cpu());
+                Ok(Reply::new(&top, String::new()))
+            }
             Command::Reopen => {
                 let reopened = self.log.reopen().map_err(|error| error.to_string())?;
                 info!("the log was opened anew");

@@ -43,6 +43,8 @@ impl Source for Fake {
             age_s: 90,
             idle_s: 0,
             client: None,
+            transaction_ms: 0,
+            busy: false,
             close_needed: false,
             tls: false,
             prepared_statements: 3,
