@@ -270,6 +270,7 @@ impl<T: Transport> Shard<T> {
         let pool = self.pools.get_mut(backend.pool);
         pool.backends -= 1;
         pool.part.left();
+        let has_statements = backend.has_statements();
         let traveller = Traveller {
             parcel,
             process_id: backend.process_id,
@@ -280,7 +281,7 @@ impl<T: Transport> Shard<T> {
             used: backend.used,
             settings,
             touched: backend.touched,
-            has_statements: backend.prepared.count() > 0 || !backend.stale.is_empty(),
+            has_statements,
             reported: pool.parameters.clone(),
             refill: pool.part.refill(),
         };

@@ -11,6 +11,7 @@ use crate::session::RelayMode;
 use crate::session::parameters::VectorId;
 use crate::session::pipeline::Expect;
 
+use super::link::MARK_REPLAY;
 use super::requests::NOBODYS_NAME;
 use super::{BackendState, Shard};
 
@@ -180,6 +181,19 @@ impl<T: Transport> Shard<T> {
         if !self.ask_own(id, b"DEALLOCATE ALL", MARK_FORGET) {
             self.close_backend(id, Close::Now);
         }
+    }
+
+    /// Of a backend that has just been lent: what others have prepared on it is gone before the client's request is there.
+    /// `false`: there is no memory for that.
+    pub(super) fn forget_before(&mut self, id: BackendId) -> bool {
+        if !self.ask_own(id, b"DEALLOCATE ALL", MARK_REPLAY) {
+            return false;
+        }
+        if let Some(backend) = self.backend(id) {
+            backend.prepared.clear();
+            backend.stale.clear();
+        }
+        true
     }
 
     /// The reset query was accepted.

@@ -98,6 +98,12 @@ impl<T: Transport> Shard<T> {
         let link = self.backend(backend).expect("the caller has looked it up");
         (link.asked, link.begun) = (now, now);
         link.kept.hears = hears;
+        // A reload may have changed the mode: others' statements, by names of ours, are not for a client that names its own.
+        if link.mode == RelayMode::Session && link.has_statements() && !self.forget_before(backend) {
+            self.fail(id, &Fault::NoMemory);
+            return;
+        }
+        let link = self.backend(backend).expect("looked up above");
         let has = link.has;
         if has != wanted || link.touched {
             if !self.ask_settings(backend, wanted, MARK_REPLAY) {

@@ -327,6 +327,11 @@ impl Backend {
             self.tainted = true;
         }
     }
+
+    /// Whether the server keeps statements of clients for it.
+    pub(super) fn has_statements(&self) -> bool {
+        self.prepared.count() > 0 || !self.stale.is_empty()
+    }
 }
 
 impl Client {
