@@ -8,7 +8,7 @@
 mod closing;
 mod connection;
 mod moving;
-pub mod opening;
+mod opening;
 mod peers;
 mod receiving;
 mod sending;
@@ -75,8 +75,6 @@ pub struct Ring {
     pace_armed: bool,
     pace: Box<types::Timespec>,
     arena: Arena,
-    /// For connections to servers; see [`opening::set_tcp`].
-    tcp: (Duration, Duration),
     scratch: Scratch,
     backend_reserve: usize,
     ready_max: usize,
@@ -152,7 +150,6 @@ impl Ring {
             pace: Box::new(PACE),
             scratch: Scratch::new(&settings.arena),
             arena: settings.arena,
-            tcp: (Duration::ZERO, Duration::ZERO),
             backend_reserve: settings.backend_reserve,
             ready_max,
             dirty: Vec::with_capacity(settings.connections_max),

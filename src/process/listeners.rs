@@ -21,7 +21,7 @@ use nix::sys::socket::{
 };
 
 use crate::config::{Listen, Tcp};
-use crate::io::ring::opening::set_tcp;
+use crate::io::ring::Ring;
 
 /// Clients that connect while a shard is busy wait here; the kernel cuts it down to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
@@ -140,7 +140,7 @@ pub fn open(addresses: &[Listen], shards: usize) -> Result<Listeners, Error> {
 pub fn tune(listeners: &Listeners, tcp: Tcp) -> nix::Result<()> {
     for listener in listeners.shards.iter().flatten() {
         if let Listen::Tcp(_) = listener.address {
-            set_tcp(&listener.socket, (tcp.keepalive, tcp.user_timeout))?;
+            Ring::tune(&listener.socket, (tcp.keepalive, tcp.user_timeout))?;
         }
         let backlog = i32::try_from(tcp.backlog).unwrap_or(i32::MAX);
         listen(&listener.socket, Backlog::new(backlog).unwrap_or(Backlog::MAXALLOWABLE))?;

@@ -226,9 +226,11 @@ fn top_shows_who_waits_and_what_lasts() {
     holder.query("COMMIT").expect("served");
     waiter.receive_until_ready();
     // At a terminal it goes on until q.
-    let script = "import pty, os, sys, time, select\n\
+    let script = "import pty, os, sys, time, select, fcntl, termios, struct\n\
                   pid, terminal = pty.fork()\n\
-                  if pid == 0: os.execv(sys.argv[1], sys.argv[1:])\n\
+                  if pid == 0:\n\
+                  \x20   fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))\n\
+                  \x20   os.execv(sys.argv[1], sys.argv[1:])\n\
                   seen = b''\n\
                   until = time.time() + 3\n\
                   while time.time() < until:\n\
