@@ -37,6 +37,8 @@ pub enum Fault {
     NotProxy(&'static str),
     /// Another SSLRequest behind the first handshake.
     EncryptedTwice,
+    /// Something came with its request for encryption, before the answer.
+    PlaintextAhead,
     /// In plaintext, where `tls.client.mode` demands TLS.
     TlsRequired,
     /// `tls.client.mode: verify-full`, and the certificate is not this user's.
@@ -170,6 +172,7 @@ impl Fault {
                 | Self::LoginTimeout
                 | Self::NameNotText
                 | Self::EncryptedTwice
+                | Self::PlaintextAhead
                 | Self::TlsRequired
                 | Self::CertificateOfAnother(_)
                 | Self::BindingNotRelayed
@@ -242,6 +245,10 @@ impl Fault {
             ),
             Self::EncryptedTwice => {
                 let text = "an SSLRequest on a connection that is encrypted".to_owned();
+                answer(Fatal, SqlState::PROTOCOL_VIOLATION, text, Info)
+            }
+            Self::PlaintextAhead => {
+                let text = "received unencrypted data behind a request for encryption".to_owned();
                 answer(Fatal, SqlState::PROTOCOL_VIOLATION, text, Info)
             }
             Self::TlsRequired => hint(

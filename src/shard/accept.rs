@@ -69,8 +69,7 @@ impl<T: Transport> Shard<T> {
             Ok(Some((packet @ (Packet::SslRequest | Packet::GssEncRequest), size))) => {
                 // Bytes behind the request would be plaintext that the client believes to be encrypted.
                 if bytes.len() > size {
-                    log::info!("{}: bytes behind an encryption request; closing", self.peer(connection));
-                    self.leave(id);
+                    self.fail(id, &Fault::PlaintextAhead);
                     return;
                 }
                 if packet == Packet::SslRequest {

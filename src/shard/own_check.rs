@@ -179,7 +179,7 @@ impl<T: Transport> Shard<T> {
             self.admit(id);
             return;
         }
-        log::info!(
+        log::debug!(
             "{}: peer authentication of \"{user}\" failed: the client is run by {}",
             self.peer(connection),
             system.as_deref().unwrap_or("nobody that the kernel names")

@@ -267,7 +267,17 @@ fn plaintext_behind_the_request_is_refused() {
     socket.write_all(&bytes).unwrap();
     let mut answer = Vec::new();
     socket.read_to_end(&mut answer).unwrap();
-    assert_eq!(answer, b"");
+    // An error, and no S in front of it.
+    assert_eq!(answer.first(), Some(&b'E'), "{answer:?}");
+    assert_eq!(error_field(&answer[5..], b'C'), "08P01", "{answer:?}");
+    // As often as anybody likes: it is logged once a minute.
+    for _ in 0..10 {
+        let mut socket = TcpStream::connect(("127.0.0.1", qcp.tcp().port)).unwrap();
+        socket.write_all(&bytes).unwrap();
+        socket.read_to_end(&mut Vec::new()).unwrap();
+    }
+    let log = qcp.log();
+    assert_eq!(log.lines().filter(|line| line.contains("INFO") && line.contains("08P01")).count(), 1, "{log}");
     // In a segment of its own it is no handshake.
     let mut socket = TcpStream::connect(("127.0.0.1", qcp.tcp().port)).unwrap();
     socket.write_all(&bytes[..8]).unwrap();
@@ -275,6 +285,7 @@ fn plaintext_behind_the_request_is_refused() {
     socket.read_exact(&mut yes).unwrap();
     assert_eq!(yes, *b"S");
     socket.write_all(&bytes[8..]).unwrap();
+    answer.clear();
     socket.read_to_end(&mut answer).unwrap();
     // A fatal alert, and no ErrorResponse.
     assert!(answer.first().is_none_or(|&first| first == 21), "{answer:?}");
