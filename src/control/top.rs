@@ -225,7 +225,7 @@ impl Screen {
                 Style::new().fg(Color::Red),
             ),
         ]);
-        let arena = if top.chunks > 0 { top.chunks_in_use * 100 / top.chunks } else { 0 };
+        let arena = (top.chunks_in_use * 100).checked_div(top.chunks).unwrap_or(0);
         let memory = top.rss_bytes.map(|bytes| format!("  rss {}", table::size(bytes))).unwrap_or_default();
         let waits = Style::new().fg(if waiting > 0 { Color::Yellow } else { Color::Reset });
         let second = Line::from(vec![
