@@ -179,10 +179,14 @@ impl<T: Transport> Shard<T> {
         self.dismiss(id);
     }
 
-    /// Whether the client has got the beginning of a message of the server's, and not its end.
+    /// Whether the client has got the beginning of a message of the server's, and not its end; or may have, of a backend of
+    /// its own, whose messages nobody reads.
     fn is_torn(&self, id: ClientId) -> bool {
         let backend = self.backend_of(id).and_then(|id| self.backends.get(id.index, id.generation));
-        backend.is_some_and(|backend| !backend.framer.at_boundary() && !backend.dropping)
+        backend.is_some_and(|backend| {
+            let piped = matches!(backend.state, BackendState::Piped(_));
+            piped || !backend.framer.at_boundary() && !backend.dropping
+        })
     }
 
     /// Answers the request that a client waits for with an error; the client stays.
