@@ -14,7 +14,7 @@ use crate::session::pipeline::{Entry, Expect, Reply};
 use super::preserve::MARK_DEALLOCATE;
 use super::replies::Pass;
 use super::reported::MARK_STATEMENT_MODE;
-use super::requests::MARK_DUPLICATE;
+use super::requests::{MARK_DUPLICATE, MARK_STOOD_IN};
 use super::{Shard, Unnamed};
 
 /// How a statement's name on backends begins where an error quotes it.
@@ -156,7 +156,7 @@ impl<T: Transport> Shard<T> {
         }
         let duplicate = entry.expect == Expect::Parse && entry.mark & MARK_DUPLICATE != 0;
         if duplicate && code == Some(SqlState::DUPLICATE_STATEMENT) {
-            self.say_duplicate(id, entry.mark & !MARK_DUPLICATE);
+            self.say_duplicate(id, entry.mark & !(MARK_DUPLICATE | MARK_STOOD_IN));
         } else if !duplicate {
             self.undo(id, entry);
             if code == Some(SqlState::FEATURE_NOT_SUPPORTED) && entry.expect == Expect::Bind && entry.mark != 0 {
@@ -192,6 +192,7 @@ impl<T: Transport> Shard<T> {
         for at in 0.. {
             let Some(Entry { expect, mark }) = backend.pipeline.pending(at) else { break };
             match expect {
+                Expect::Parse if mark & MARK_STOOD_IN != 0 => {}
                 Expect::Parse | Expect::OwnParse if mark & !MARK_DUPLICATE != 0 => {
                     backend.confirm(mark & !MARK_DUPLICATE);
                 }

@@ -99,6 +99,11 @@ impl Kept {
             && !self.ready_held
     }
 
+    /// Whether the client's channels are between two connections.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.share.as_ref().is_some_and(|share| !share.is_open())
+    }
+
     /// What keeps the client here, for people.
     pub(super) fn pin_names(&self) -> Vec<String> {
         const NAMES: [(Effects, &str); 7] = [
@@ -597,9 +602,13 @@ impl<T: Transport> Shard<T> {
         self.flush_run(id, bytes, *run, request.at);
         *run = request.at;
         let had = self.backend(backend).is_some_and(|link| link.prepared.touch(number));
+        let ready = match deallocates && !had {
+            true => self.stand_in(backend),
+            false => self.ensure(backend, number).map(|()| number),
+        };
         let mut room = [0; 16];
-        let there = prepared::backend_name(number, &mut room);
-        let sent = self.ensure(backend, number).is_ok()
+        let there = prepared::backend_name(ready.as_ref().map_or(number, |there| *there), &mut room);
+        let sent = ready.is_ok()
             && (had || {
                 self.ask(backend, Expect::OwnSync, 0);
                 self.send_own(backend, 8, |writer| writer.sync().expect("the room was asked for"))

@@ -315,6 +315,12 @@ impl<T: Transport> Shard<T> {
             *run = request.at;
             return self.pause_for_answers(id, backend);
         }
+        if link.kept.is_leaving() {
+            // Its channels are on their way to another connection: what it says of them now would be lost on it.
+            self.flush_run(id, bytes, *run, request.at);
+            *run = request.at;
+            return self.pause(id);
+        }
         if link.kept.unsettled && !link.pipeline.is_unsynced() {
             // On what the client listens is found out before its next batch.
             link.kept.unsettled = link.pipeline.is_undecided();

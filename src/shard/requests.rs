@@ -9,6 +9,7 @@ use crate::memory::Slice;
 use crate::protocol::TransactionStatus;
 use crate::protocol::reader;
 use crate::protocol::tag::{TargetKind, frontend as tag};
+use crate::protocol::writer::NO_PARAMETER_TYPES;
 use crate::session::RelayMode;
 use crate::session::fault::Fault;
 use crate::session::pipeline::{Entry, Expect};
@@ -21,6 +22,10 @@ use super::{Shard, Unnamed};
 /// Set in the mark of a Parse that the server will refuse because the client has the name already: the number is that of
 /// the statement which the name stands for.
 pub(super) const MARK_DUPLICATE: u32 = 1 << 31;
+/// And that it does so by another than the statement of this number.
+pub(super) const MARK_STOOD_IN: u32 = 1 << 30;
+/// No statement's number.
+const STAND_IN: Number = (1 << 30) - 1;
 
 /// A name that no statement on a backend has.
 pub(super) const NOBODYS_NAME: &[u8] = b"qcp_unknown";
@@ -214,10 +219,14 @@ impl<T: Transport> Shard<T> {
             if self.is_statement_undecided(backend, number) {
                 return Ok(self.pause(id));
             }
-            // The server is made to say 42P05 by a name that it has; `replies` puts the client's name into the words.
-            self.ensure(backend, number)?;
-            self.ask(backend, Expect::Parse, MARK_DUPLICATE | number);
-            return self.send_parse(backend, number, parse.query, parse.parameter_types);
+            // The server is made to say 42P05 by a name that it has; `answers` puts the client's name into the words.
+            let link = self.backend(backend).expect("a linked backend is there");
+            let (there, mark) = match link.prepared.touch(number) {
+                true => (number, MARK_DUPLICATE),
+                false => (self.stand_in(backend)?, MARK_DUPLICATE | MARK_STOOD_IN),
+            };
+            self.ask(backend, Expect::Parse, mark | number);
+            return self.send_parse(backend, there, parse.query, parse.parameter_types);
         }
         let text = &message[crate::protocol::HEAD_SIZE + parse.name.len() + 1..];
         let projection = self.projection_of(backend);
@@ -417,6 +426,16 @@ impl<T: Transport> Shard<T> {
         let (Some(bytes), Some(connection)) = (written, connection) else { return Err(Fault::NoMemory) };
         self.io.send(connection, bytes);
         Ok(())
+    }
+
+    /// Prepares nothing, under a name that no statement has: for what only needs that there is one, where the client's own
+    /// could not be prepared any more (its tables are gone, or no longer in the search_path).
+    pub(super) fn stand_in(&mut self, backend: BackendId) -> Result<Number, Fault> {
+        self.ask(backend, Expect::OwnClose, 0);
+        self.send_close(backend, STAND_IN)?;
+        self.ask(backend, Expect::OwnParse, MARK_DUPLICATE);
+        self.send_parse(backend, STAND_IN, b"", NO_PARAMETER_TYPES)?;
+        Ok(STAND_IN)
     }
 
     /// Counts `number` as prepared on the backend, which closes another for it if it is full.

@@ -187,6 +187,8 @@ impl Places {
             let heard = clients[chosen].play(act);
             let expected = &direct[chosen][at[chosen] + 1];
             if heard != *expected {
+                let later = clients[chosen].hear_later();
+                let heard: Vec<String> = heard.into_iter().chain(later).collect();
                 return Some(told(session, &act.text, expected, &heard));
             }
             at[chosen] += 1;
@@ -340,6 +342,15 @@ impl Client {
         let held = format!("select 1 from pg_locks where locktype = 'advisory' and objid {keys}");
         if self.number < PINNED {
             wait_for_none(&held, "a lost client's locks are free");
+        }
+    }
+
+    /// What comes unasked in a moment: to know whether it was late or never came.
+    fn hear_later(&mut self) -> Vec<String> {
+        let Some(connection) = &mut self.connection else { return Vec::new() };
+        match connection.receive(Duration::from_millis(300)) {
+            Received::Message(message) => vec![format!("(later) {:?}", trace::line(&message))],
+            Received::Quiet | Received::Closed => Vec::new(),
         }
     }
 

@@ -252,6 +252,10 @@ impl<T: Transport> Shard<T> {
         if left.is_some_and(|share| share.stage == Stage::Left) {
             self.end_move(id, backend);
             self.release_if_whole(backend);
+            // What it has asked meanwhile has waited.
+            if self.backend_of(id) == Some(backend) {
+                self.resume_client(id);
+            }
         }
     }
 

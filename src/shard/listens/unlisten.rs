@@ -10,6 +10,9 @@ use crate::session::scanner::Effects;
 use super::super::Shard;
 use super::{MARK_REAL, write_name};
 
+/// UNLISTENs of one transaction that are remembered; more are without effect.
+const UNLISTENED_MAX: usize = 256;
+
 impl<T: Transport> Shard<T> {
     /// A text that may change on what the client listens is about to go to a backend that knows nothing of that: so that
     /// the server can say afterwards what is true, it listens on the same first. Inside a transaction it would listen only
@@ -94,20 +97,44 @@ impl<T: Transport> Shard<T> {
         link.kept.unsettled = true;
         let inside =
             link.pipeline.is_busy() || link.pipeline.is_unsynced() || link.pipeline.status() != TransactionStatus::Idle;
-        if inside
-            && !link.kept.real
-            && let Some(name) = unlistened(text)
-        {
-            link.kept.unlistened.push(name);
+        if !inside || link.kept.real {
+            return;
+        }
+        if let Some(name) = named(b"unlisten", text) {
+            // What is there already, or says nothing new, need not grow the list.
+            let known = link.kept.unlistened.contains(&name) || link.kept.unlistened.len() >= UNLISTENED_MAX;
+            if !known {
+                link.kept.unlistened.push(name);
+            }
+        } else if let Some(Some(name)) = named(b"listen", text) {
+            self.forget_unlistened(backend, &name);
+        }
+    }
+
+    /// In the transaction in which it has said UNLISTEN of a channel, the client says LISTEN of it again.
+    fn forget_unlistened(&mut self, id: BackendId, name: &[u8]) {
+        let Some(link) = self.backend(id) else { return };
+        let mut unlistened = std::mem::take(&mut link.kept.unlistened);
+        if unlistened.iter().any(Option::is_none) {
+            // All but this one.
+            let client = self.client_of(id);
+            let hearing = client.and_then(|client| self.client(client)).and_then(|client| client.hears.as_ref());
+            let listener = hearing.map(|hearing| hearing.listener).and_then(|slot| self.listener(slot));
+            let names = listener.zip(client).map(|(listener, client)| listener.channels.names_of(client));
+            unlistened = names.into_iter().flatten().map(|name| Some(name.into())).collect();
+        }
+        unlistened.retain(|other| other.as_deref() != Some(name));
+        if let Some(link) = self.backend(id) {
+            link.kept.unlistened = unlistened;
         }
     }
 }
 
-/// What a text unlistens that is one UNLISTEN: `Some(None)` is all.
-fn unlistened(text: &[u8]) -> Option<Option<Box<[u8]>>> {
+/// The channel that a text names which is one LISTEN or UNLISTEN, as `statement` says in small letters: `Some(None)` is all.
+fn named(statement: &[u8], text: &[u8]) -> Option<Option<Box<[u8]>>> {
     let text = std::str::from_utf8(text).ok()?.trim().trim_end_matches(';').trim_end();
     let (word, name) = text.split_once(char::is_whitespace)?;
-    if !word.eq_ignore_ascii_case("unlisten") {
+    if !word.as_bytes().eq_ignore_ascii_case(statement) {
         return None;
     }
     let name = name.trim_start();
@@ -127,12 +154,13 @@ mod tests {
 
     #[test]
     fn what_an_unlisten_says() {
-        let named = |name: &str| Some(Some(name.as_bytes().into()));
-        assert_eq!(unlistened(b"UNLISTEN Jobs ;"), named("jobs"));
-        assert_eq!(unlistened(b" unlisten \"Jo\"\"bs\""), named("Jo\"bs"));
-        assert_eq!(unlistened(b"unlisten *"), Some(None));
+        assert_eq!(named(b"listen", b"LISTEN a"), Some(Some(b"a"[..].into())));
+        let channel = |name: &str| Some(Some(name.as_bytes().into()));
+        assert_eq!(named(b"unlisten", b"UNLISTEN Jobs ;"), channel("jobs"));
+        assert_eq!(named(b"unlisten", b" unlisten \"Jo\"\"bs\""), channel("Jo\"bs"));
+        assert_eq!(named(b"unlisten", b"unlisten *"), Some(None));
         for text in ["unlisten a; select 1", "listen a", "unlisten", "unlisten /* x */ a"] {
-            assert_eq!(unlistened(text.as_bytes()), None, "{text}");
+            assert_eq!(named(b"unlisten", text.as_bytes()), None, "{text}");
         }
     }
 }
