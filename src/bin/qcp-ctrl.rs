@@ -15,12 +15,16 @@ use qcp::control::report::{Draining, LoginOutcome, LoginRow, Ordered};
 use qcp::control::wire::Reply;
 use serde::Deserialize;
 
+#[path = "qcp-ctrl/top.rs"]
+mod top;
+
 const EXAMPLES: &str = "\
 Examples:
   qcp-ctrl status                        is it running, and since when
   qcp-ctrl show pools                    who waits, and for which backends
   qcp-ctrl show clients --json           every client, as JSON for a script
   qcp-ctrl show stats --watch            queries, transactions and their times, each second
+  qcp-ctrl top                           all of it, live
   qcp-ctrl reload                        apply the changed configuration; nobody is dropped
   qcp-ctrl pause shop                    let its transactions end, and its clients wait
   qcp-ctrl --config qcp.yaml quit        let transactions finish, then stop, and wait for the end
@@ -79,6 +83,15 @@ enum Request {
         /// Print JSON, for a script
         #[arg(long)]
         json: bool,
+    },
+
+    /// Show what the pooler does, live: its cores, its pools and who waits for them, the longest transactions
+    ///
+    /// Ends with q. Where the output is no terminal, it prints one screen of 200 columns and ends.
+    Top {
+        /// How often it is drawn (500ms, 5s)
+        #[arg(long, value_name = "EVERY", default_value = "1s", value_parser = interval)]
+        every: Duration,
     },
 
     /// Open the log file anew, after it was moved away; SIGHUP does that too
@@ -241,6 +254,7 @@ fn run(candidates: &[PathBuf], request: &Request) -> Result<(), Failure> {
                 return Err(Failure::Refused("not every login went well".to_owned()));
             }
         }
+        Request::Top { every } => return top::run(candidates, *every),
         Request::Status { json } => print(&ask(Command::Status)?, *json),
         Request::Reopen => print(&ask(Command::Reopen)?, false),
         Request::Show { topic, json, watch: None } => {

@@ -19,8 +19,17 @@ pub struct Change {
 }
 
 /// What is bound, allocated or opened at the start.
-const AT_START: [&str; 8] =
-    ["listening_address", "cores", "arena", "log_output", "log_format", "control", "metrics", "limits.max_clients"];
+const AT_START: [&str; 9] = [
+    "listening_address",
+    "tcp",
+    "cores",
+    "arena",
+    "log_output",
+    "log_format",
+    "control",
+    "metrics",
+    "limits.max_clients",
+];
 
 /// What nobody is to read over an administrator's shoulder.
 const HIDDEN: &str = "(hidden)";
@@ -98,6 +107,7 @@ impl Config {
         }
         self.listen = start.listen.clone();
         self.cores = start.cores;
+        self.tcp = start.tcp;
         self.arena = start.arena;
         self.log.output = start.log.output.clone();
         self.log.format = start.log.format;

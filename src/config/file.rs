@@ -15,7 +15,7 @@ use serde::de::{self, Deserializer, MapAccess, Unexpected, Visitor};
 use super::address::{ListenAddress, ServerAddress};
 use super::problem::{KeyPath, Segment};
 use super::tls::{Negotiation, TlsMode, TlsVersion};
-use super::values::{Count, FromText, Hidden, Name, OneOrMany, Parsed, Size, Switch, Wait};
+use super::values::{Count, FromText, Hidden, Name, OneOrMany, Parsed, Query, Size, Switch, Wait};
 use super::{LogFormat, LogOutput, SessionState};
 use crate::auth::hba::Network;
 use crate::auth::settings::Method;
@@ -50,6 +50,9 @@ pub(super) struct File {
     pub control: Control,
     pub metrics: Metrics,
     pub console: Option<Parsed<Switch>>,
+    pub tcp: Tcp,
+    pub slow_query: Option<Parsed<Wait<0>>>,
+    pub queue_notice: Option<Parsed<Wait<0>>>,
     pub shutdown_timeout: Option<Parsed<Wait<0>>>,
 }
 
@@ -77,6 +80,8 @@ pub(super) struct Pool {
     pub lifetime: Option<Parsed<Wait<0>>>,
     pub keepalive_interval: Option<Parsed<Wait<0>>>,
     pub keepalive_timeout: Option<Parsed<Wait<1>>>,
+    pub reset_query: Option<Parsed<Query>>,
+    pub max_statements: Option<Count<1, 10_000>>,
 }
 
 #[derive(Deserialize, Default, Debug)]
@@ -153,6 +158,7 @@ pub(super) struct Database {
     pub relay_mode: Option<Parsed<RelayMode>>,
     pub session_state: Option<Parsed<SessionState>>,
     pub transparency: Option<Parsed<Transparency>>,
+    pub slow_query: Option<Parsed<Wait<0>>>,
     pub pool: Pool,
     pub limits: OwnLimits,
     pub tls: Option<ServerTls>,
@@ -165,6 +171,7 @@ pub(super) struct User {
     pub relay_mode: Option<Parsed<RelayMode>>,
     pub session_state: Option<Parsed<SessionState>>,
     pub transparency: Option<Parsed<Transparency>>,
+    pub slow_query: Option<Parsed<Wait<0>>>,
     pub pool: Pool,
     pub limits: OwnLimits,
     pub auth: OwnAuth,
@@ -215,6 +222,14 @@ pub(super) struct ServerTls {
 #[serde(deny_unknown_fields, default, expecting = "a map of settings")]
 pub(super) struct Control {
     pub socket: Option<Parsed<PathBuf>>,
+}
+
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields, default, expecting = "a map of settings")]
+pub(super) struct Tcp {
+    pub keepalive: Option<Parsed<Wait<0>>>,
+    pub user_timeout: Option<Parsed<Wait<0>>>,
+    pub backlog: Option<Count<1, 1_000_000>>,
 }
 
 #[derive(Deserialize, Default, Debug)]
@@ -309,20 +324,10 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
     let path = words(path);
     let Some((key, map)) = path.split_last() else { return false };
     let later: &[&str] = match map {
-        [] => &[
-            "hold_prepared_transactions",
-            "tcp",
-            "dns_ttl",
-            "role_check_interval",
-            "route",
-            "slow_query",
-            "queue_notice",
-        ],
-        ["pool"] | ["databases" | "users", _, "pool"] => {
-            &["reserve_size", "reserve_timeout", "max_backends", "reset_query", "max_statements"]
-        }
+        [] => &["hold_prepared_transactions", "dns_ttl", "role_check_interval", "route"],
+        ["pool"] | ["databases" | "users", _, "pool"] => &["reserve_size", "reserve_timeout", "max_backends"],
         ["servers", _] | ["databases", _, "servers", _] => &["weight"],
-        ["databases" | "users", _] => &["route", "slow_query"],
+        ["databases" | "users", _] => &["route"],
         _ => &[],
     };
     later.contains(key)

@@ -61,6 +61,7 @@ pub struct Config {
     /// For a cancel request to a server; its backend is closed then.
     pub cancel_timeout: Duration,
     pub reconnect: Reconnect,
+    pub tcp: Tcp,
     pub auth: Auth,
     pub tls_client: ClientTls,
     /// As configured; [`control_sockets`] says where it is otherwise.
@@ -117,6 +118,30 @@ pub enum LogFormat {
     Text,
     /// An object of JSON in each line.
     Json,
+}
+
+/// What is done for a pool beside lending.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Upkeep {
+    /// Session mode, before another client gets the backend; empty: nothing.
+    pub reset_query: String,
+    /// Prepared statements that are kept on one backend.
+    pub max_statements: u32,
+    /// A transaction that lasts longer is logged; zero: none.
+    pub slow_query: Duration,
+    /// A client that waits longer for a backend is told so; zero: none.
+    pub queue_notice: Duration,
+}
+
+/// How TCP's own means are used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tcp {
+    /// A quiet peer is probed after this; zero: as the system does it.
+    pub keepalive: Duration,
+    /// Bytes that nobody has acknowledged for so long end the connection; zero: as the system does it.
+    pub user_timeout: Duration,
+    /// Connections that wait for a listener to take them.
+    pub backlog: u32,
 }
 
 /// How QCP opens connections to servers.
@@ -181,6 +206,8 @@ pub struct PoolConfig {
     pub pool: pool::Settings,
     /// How long its clients may do what.
     pub timeouts: Timeouts,
+    /// What is done for it beside lending.
+    pub upkeep: Upkeep,
     /// Who checks clients, and how QCP logs in.
     pub rules: Rules,
     /// Clients of this database and of this user, at most; 0: no limit.
@@ -245,6 +272,7 @@ impl Config {
             tls: servers.iter().map(|place| tls_of(place, listed)).collect(),
             pool: settings.pool,
             timeouts: settings.timeouts,
+            upkeep: settings.upkeep,
             rules: access::with_known_password(settings.rules, user, &self.auth.settings.users),
             clients_max: (
                 listed.map_or(0, |listed| listed.changes.clients_max()),

@@ -18,7 +18,9 @@ use super::sizes::{format_duration, format_size};
 use super::tls::{self, TLS_CHUNK_SIZE_MIN};
 use super::values::{FromText, Name, OneOrMany, Parsed, Size, Switch, Wait};
 use super::yaml::{self, Fault};
-use super::{Arena, Config, Database, Log, LogOutput, Place, Reconnect, SERVER_PORT_DEFAULT, SessionState, access};
+use super::{
+    Arena, Config, Database, Log, LogOutput, Place, Reconnect, SERVER_PORT_DEFAULT, SessionState, Tcp, Upkeep, access,
+};
 use crate::auth::{self, settings::Rules};
 use crate::pool;
 use crate::session::timeouts::Timeouts;
@@ -39,6 +41,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
+const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+const TCP_BACKLOG: u32 = 4096;
+const RESET_QUERY: &str = "DISCARD ALL";
+const MAX_STATEMENTS: u32 = 200;
+const QUEUE_NOTICE: Duration = Duration::from_secs(5);
 const POOL: pool::Settings = pool::Settings {
     size: 20,
     min_size: 0,
@@ -130,6 +137,7 @@ pub(super) struct Everyone {
     pub transparency: Transparency,
     pub pool: pool::Settings,
     pub timeouts: Timeouts,
+    pub upkeep: Upkeep,
     pub rules: Rules,
 }
 
@@ -141,6 +149,7 @@ pub(super) struct Override {
     transparency: Option<Parsed<Transparency>>,
     pool: file::Pool,
     limits: file::OwnLimits,
+    slow_query: Option<Parsed<Wait<0>>>,
     pub(super) access: access::Change,
 }
 
@@ -152,6 +161,7 @@ impl Override {
             transparency: self.transparency.as_ref().map_or(below.transparency, |transparency| transparency.0),
             pool: pool_over(&self.pool, below.pool),
             timeouts: timeouts_over(&self.limits, below.timeouts),
+            upkeep: upkeep_over(&self.pool, self.slow_query.as_ref(), below.upkeep),
             rules: self.access.over(below.rules),
         }
     }
@@ -169,6 +179,15 @@ impl Override {
 
     fn sets_any_size(&self) -> bool {
         self.pool.size.is_some() || self.pool.min_size.is_some()
+    }
+}
+
+fn upkeep_over(written: &file::Pool, slow_query: Option<&Parsed<Wait<0>>>, below: Upkeep) -> Upkeep {
+    Upkeep {
+        reset_query: written.reset_query.as_ref().map_or(below.reset_query, |query| query.0.0.clone()),
+        max_statements: written.max_statements.map_or(below.max_statements, |count| count.0),
+        slow_query: slow_query.map_or(below.slow_query, |wait| wait.0.0),
+        queue_notice: below.queue_notice,
     }
 }
 
@@ -217,6 +236,12 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         transaction_timeout: file.limits.transaction_timeout,
         client_idle_timeout: file.limits.client_idle_timeout,
     };
+    let upkeep = Upkeep {
+        reset_query: RESET_QUERY.to_owned(),
+        max_statements: MAX_STATEMENTS,
+        slow_query: Duration::ZERO,
+        queue_notice: file.queue_notice.map_or(QUEUE_NOTICE, |wait| wait.0.0),
+    };
     let config = Config {
         listen: listen(&source, file.listening_address)?,
         cores: file.cores.map(|count| count.0 as usize),
@@ -231,6 +256,11 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         client_stall_timeout: file.limits.client_stall_timeout.map_or(CLIENT_STALL_TIMEOUT, |wait| wait.0.0),
         cancel_timeout: file.limits.cancel_timeout.map_or(CANCEL_TIMEOUT, |wait| wait.0.0),
         reconnect: reconnect(&source, file.reconnect)?,
+        tcp: Tcp {
+            keepalive: file.tcp.keepalive.map_or(TCP_KEEPALIVE, |wait| wait.0.0),
+            user_timeout: file.tcp.user_timeout.map_or(Duration::ZERO, |wait| wait.0.0),
+            backlog: file.tcp.backlog.map_or(TCP_BACKLOG, |count| count.0),
+        },
         auth,
         tls_client: tls::client(&source, file.tls.client)?,
         server_tls,
@@ -248,6 +278,7 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
             transparency: file.transparency.map(|transparency| transparency.0).unwrap_or_default(),
             pool: pool_over(&file.pool, POOL),
             timeouts: timeouts_over(&everyones_timeouts, Timeouts::default()),
+            upkeep: upkeep_over(&file.pool, file.slow_query.as_ref(), upkeep),
             rules,
         },
         other_databases: databases.remove("*"),
@@ -417,6 +448,7 @@ fn databases(
                 transparency: entry.transparency,
                 pool: entry.pool,
                 limits: entry.limits,
+                slow_query: entry.slow_query,
                 access: access::change(
                     source,
                     &KeyPath::of(["databases", name.as_str(), "auth"]),
@@ -448,6 +480,7 @@ fn users(
             transparency: entry.transparency,
             pool: entry.pool,
             limits: entry.limits,
+            slow_query: entry.slow_query,
             access,
         })
     };

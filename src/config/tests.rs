@@ -157,12 +157,13 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     check(
         "pool:\n  sise: 3",
         "qcp.yaml:2: pool.sise: unknown key; did you mean size?; allowed here: size, min_size, max_queue, queue_timeout, \
-         schedule, placement, idle_timeout, lifetime, keepalive_interval, keepalive_timeout",
+         schedule, placement, idle_timeout, lifetime, keepalive_interval, keepalive_timeout, \
+         reset_query, max_statements",
     );
     check("control:\n  port: 3", "qcp.yaml:2: control.port: unknown key; allowed here: socket");
     check(
         "databases: {a: {size: 3}}",
-        "qcp.yaml:1: databases.a.size: unknown key; allowed here: servers, dbname, relay_mode, session_state, transparency, pool, limits, tls, auth",
+        "qcp.yaml:1: databases.a.size: unknown key; allowed here: servers, dbname, relay_mode, session_state, transparency, slow_query, pool, limits, tls, auth",
     );
     check("databases: {a: 3}", "qcp.yaml:1: databases.a: found 3: a map of settings");
     check("just a text", "qcp.yaml:1: found \"just a text\": a map of settings");
@@ -210,7 +211,7 @@ fn what_comes_later_is_told_from_what_is_unknown() {
     for (key, text) in [
         ("hold_prepared_transactions", "hold_prepared_transactions: true"),
         ("pool.reserve_size", "pool: {reserve_size: 3}"),
-        ("databases.a.pool.reset_query", "databases: {a: {pool: {reset_query: \"DISCARD ALL\"}}}"),
+        ("databases.a.pool.reserve_timeout", "databases: {a: {pool: {reserve_timeout: 3s}}}"),
         ("users.batch.pool.max_backends", "users: {batch: {pool: {max_backends: 0}}}"),
         ("servers[0].weight", "servers: [{address: a, weight: 3}]"),
     ] {

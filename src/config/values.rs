@@ -233,6 +233,23 @@ impl<'de, const MIN: u32, const MAX: u32> Deserialize<'de> for Count<MIN, MAX> {
     }
 }
 
+/// A statement for servers; empty: none.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Query(pub String);
+
+/// A statement that is sent often.
+const QUERY_SIZE_MAX: usize = 1000;
+
+impl FromText for Query {
+    fn allowed() -> String {
+        format!("a statement of at most {QUERY_SIZE_MAX} bytes, or an empty text for none")
+    }
+
+    fn from_text(text: &str) -> Option<Query> {
+        (text.len() <= QUERY_SIZE_MAX && !text.contains('\0')).then(|| Query(text.trim().to_owned()))
+    }
+}
+
 /// A number of bytes: plain, or with a unit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Size(pub u64);

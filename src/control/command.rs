@@ -14,6 +14,8 @@ pub enum Command {
         now: bool,
     },
     Status,
+    /// All that `top` shows.
+    Top,
     /// Open the log file anew.
     Reopen,
     Show(Topic),
@@ -101,6 +103,7 @@ impl Command {
                 _ => (Command::Quit { now: false }, rest),
             },
             "status" => (Command::Status, rest),
+            "top" => (Command::Top, rest),
             "reopen" => (Command::Reopen, rest),
             "show" => {
                 let (topic, rest) = rest.split_first().ok_or(CommandFault::TopicMissing)?;
@@ -157,6 +160,7 @@ impl fmt::Display for Command {
             Command::Quit { now: false } => f.write_str("quit"),
             Command::Quit { now: true } => f.write_str("quit --now"),
             Command::Status => f.write_str("status"),
+            Command::Top => f.write_str("top"),
             Command::Reopen => f.write_str("reopen"),
             Command::Show(topic) => write!(f, "show {}", topic.name()),
             Command::Reload { recycle: false } => f.write_str("reload"),
@@ -233,7 +237,7 @@ impl FromStr for Topic {
 
 impl fmt::Display for CommandFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const COMMANDS: &str = "quit [--now], status, reopen, reload [--recycle], pause [DB], resume [DB], drain DB, \
+        const COMMANDS: &str = "quit [--now], status, top, reopen, reload [--recycle], pause [DB], resume [DB], drain DB, \
                                 kill DB, disable DB, enable DB, reconnect [DB], get [KEY], set KEY VALUE, check-login DB USER, show TOPIC";
         let topics = Topic::ALL.map(Topic::name).join(", ");
         match self {
@@ -276,7 +280,7 @@ mod tests {
         let unnamed = Act::ALL.into_iter().filter(|act| !act.needs_database()).map(|act| Command::Order(act, None));
         let set = Command::Set { key: "POOL.SIZE".to_owned(), value: "3".to_owned() };
         let login = Command::CheckLogin { database: "DB".to_owned(), user: "JOE".to_owned(), password: None };
-        let get = [Command::Get(None), Command::Get(Some("POOL.SIZE".to_owned())), set, login];
+        let get = [Command::Get(None), Command::Get(Some("POOL.SIZE".to_owned())), set, login, Command::Top];
         let reload = [Command::Reload { recycle: false }, Command::Reload { recycle: true }];
         reload.into_iter().chain(named).chain(unnamed).chain(get).collect()
     }
@@ -328,12 +332,14 @@ mod tests {
     #[test]
     fn a_wrong_word_is_answered_with_the_right_ones() {
         let check = |line: &str, reason: &str| assert_eq!(parse(line), Err(reason.to_string()), "{line}");
-        let allowed = "quit [--now], status, reopen, reload [--recycle], pause [DB], resume [DB], drain DB, \
-                       kill DB, disable DB, enable DB, reconnect [DB], get [KEY], set KEY VALUE, show TOPIC";
+        let allowed = "quit [--now], status, top, reopen, reload [--recycle], pause [DB], resume [DB], drain DB, \
+                       kill DB, disable DB, enable DB, reconnect [DB], get [KEY], set KEY VALUE, check-login DB USER, \
+                       show TOPIC";
         check("", &format!("no command; allowed are: {allowed}"));
         check("stop", &format!("unknown command \"stop\"; allowed are: {allowed}"));
         check("kill", "kill which database?");
         check("pause a b", "pause a takes nothing more, found \"b\"");
+        check("check-login db", "check the login at which database, and as which user?");
         check("set pool.size", "set which key to what? for example: set pool.size 30");
         check("show", "show what? allowed are: memory, pools, clients, pins, backends, shards, stats, errors");
         check(

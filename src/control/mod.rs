@@ -10,4 +10,5 @@ pub mod console;
 pub mod report;
 pub mod socket;
 pub mod table;
+pub mod top;
 pub mod wire;

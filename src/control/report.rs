@@ -105,6 +105,10 @@ pub struct BackendRow {
     pub idle_s: u64,
     /// [`ClientRow::id`] of the client that it is linked to.
     pub client: Option<u64>,
+    /// Since its transaction began; 0 if none is under way.
+    pub transaction_ms: u64,
+    /// It works on something for its client.
+    pub busy: bool,
     /// It is to be replaced as soon as it is free.
     pub close_needed: bool,
     /// Whether its connection is encrypted.

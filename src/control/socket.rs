@@ -307,6 +307,7 @@ fn receive_command(stream: &UnixStream, peer: &Peer) -> Result<Command, String> 
         }
         Command::Quit { .. }
         | Command::Status
+        | Command::Top
         | Command::Reopen
         | Command::Show(_)
         | Command::Reload { .. }

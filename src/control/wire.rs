@@ -242,7 +242,7 @@ mod tests {
         check(r#"{"version":2,"command":{"dance":1}}"#, "control protocol 2 meets 1");
         check(
             r#"{"version":1,"command":"dance"}"#,
-            "unknown variant `dance`, expected one of `quit`, `status`, `reopen`, `show`, `reload`",
+            "unknown variant `dance`, expected one of `quit`, `status`, `top`, `reopen`, `show`, `reload`",
         );
         check(r#"{"version":1,"command":{"show":"tea"}}"#, "expected one of `memory`, `pools`, `clients`");
     }

@@ -20,7 +20,8 @@ use nix::sys::socket::{
     socket,
 };
 
-use crate::config::Listen;
+use crate::config::{Listen, Tcp};
+use crate::io::ring::Ring;
 
 /// Clients that connect while a shard is busy wait here; the kernel cuts it down to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
@@ -133,6 +134,18 @@ pub fn open(addresses: &[Listen], shards: usize) -> Result<Listeners, Error> {
         }
     }
     Ok(listeners)
+}
+
+/// What is accepted inherits how TCP notices that a peer is gone; the number of those that wait to be taken is told anew.
+pub fn tune(listeners: &Listeners, tcp: Tcp) -> nix::Result<()> {
+    for listener in listeners.shards.iter().flatten() {
+        if let Listen::Tcp(_) = listener.address {
+            Ring::tune(&listener.socket, (tcp.keepalive, tcp.user_timeout))?;
+        }
+        let backlog = i32::try_from(tcp.backlog).unwrap_or(i32::MAX);
+        listen(&listener.socket, Backlog::new(backlog).unwrap_or(Backlog::MAXALLOWABLE))?;
+    }
+    Ok(())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

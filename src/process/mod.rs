@@ -29,7 +29,8 @@ use crate::control::command::{Act, Command, Topic};
 use crate::control::report::metrics::{ProcessMetrics, ShardMetrics, has_server, page};
 use crate::control::report::{self, Draining, Reopened, RunState, ShardReport, Status};
 use crate::control::socket::{BindFault, Bound};
-use crate::control::wire::Answer;
+use crate::control::top::Top;
+use crate::control::wire::{Answer, Reply};
 use crate::ids::ShardId;
 use crate::io::doorbell::Doorbell;
 use crate::shard::Population;
@@ -113,6 +114,8 @@ pub fn run(config: Config, cores: usize, loader: Loader) -> Result<(), Error> {
     let bound = Bound::bind(&candidates).map_err(Error::Control)?;
     let scraped = config.metrics.map(|at| metrics::bind(at).map_err(|error| Error::Metrics(at, error))).transpose()?;
     let listening = listeners::open(&config.listen, cores).map_err(Error::Listen)?;
+    let tuned = listeners::tune(&listening, config.tcp);
+    tuned.map_err(|error| Error::Io("listening sockets cannot be set up (tcp)", error.into()))?;
 
     // All threads are started with these signals blocked; one of them waits for them.
     let signals = handled_signals();
@@ -271,6 +274,14 @@ impl Desk {
                 Ok(draining.reply())
             }
             Command::Status => Ok(self.status()?.reply()),
+            Command::Top => {
+                let mut reports = self.reports()?;
+                if let Some(first) = reports.first_mut() {
+                    first.memory.rss_bytes = resident_bytes();
+                }
+                let top = Top::new(self.status()?, &reports, &self.counted()?, &shards_cpu());
+                Ok(Reply::new(&top, String::new()))
+            }
             Command::Reopen => {
                 let reopened = self.log.reopen().map_err(|error| error.to_string())?;
                 info!("the log was opened anew");

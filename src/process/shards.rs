@@ -23,7 +23,9 @@ use crate::io::ring::{self, Ring};
 use crate::io::tls::Tls;
 use crate::io::{Event, Transport};
 use crate::memory::Arena;
-use crate::shard::{self, Catalogue, ClientsMax, Mailbox, PoolSettings, Population, Server, Shard, TlsSettings};
+use crate::shard::{
+    self, Catalogue, ClientsMax, Mailbox, PoolSettings, Population, Server, Shard, TlsSettings, Upkeep,
+};
 
 use super::listeners::Listener;
 
@@ -94,6 +96,12 @@ impl Catalogue for Settings {
             tls: found.tls,
             pool: found.pool,
             timeouts: found.timeouts,
+            upkeep: Upkeep {
+                reset_query: Some(found.upkeep.reset_query.as_str().into()),
+                statements_max: Some(found.upkeep.max_statements as usize),
+                slow_query: found.upkeep.slow_query,
+                queue_notice: found.upkeep.queue_notice,
+            },
             rules: found.rules,
             clients_max: ClientsMax { database: found.clients_max.0, user: found.clients_max.1 },
         })
@@ -221,7 +229,8 @@ fn build(start: Start) -> io::Result<Shard<Tls<Ring>>> {
         backend_reserve: sums.backend_chunks,
         ready_max: sums.ready_chunks,
     };
-    let ring = Ring::new(settings, doorbell)?;
+    let mut ring = Ring::new(settings, doorbell)?;
+    ring.set_tcp(config.tcp.keepalive, config.tcp.user_timeout);
     let mut ring = Tls::new(ring, sums.tls_connections, sums.send_nodes);
     for listener in listeners {
         let local = matches!(listener.address, Listen::Unix { .. });

@@ -499,6 +499,15 @@ impl Fault {
     }
 }
 
+/// What a client that waits long for a backend is told.
+pub fn queue_notice(pool: &str, waited: Duration, waiting: usize, oldest: Option<Duration>) -> String {
+    let waited = waited.as_millis();
+    let others = oldest_transaction(oldest);
+    format!(
+        "no server connection of pool {pool} is free yet: waiting for {waited} ms, with {waiting} in the queue{others}"
+    )
+}
+
 /// What keeps the server connections, for those who wait for one.
 fn oldest_transaction(age: Option<Duration>) -> String {
     match age {

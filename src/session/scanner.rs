@@ -13,9 +13,11 @@ use foldhash::fast::FixedState;
 
 use super::parameters::is_read_by_parser;
 use lexer::{Kind, Lexer};
+pub use mask::mask;
 use statement::Statement;
 
 mod lexer;
+mod mask;
 mod statement;
 
 /// Kinds of state that a text may have changed: a set.

@@ -30,7 +30,7 @@ impl<T: Transport> Shard<T> {
         checks: Option<ClientId>,
     ) -> Option<BackendId> {
         let now = self.io.now();
-        let mut backend = Backend::new(pool, purpose, self.settings.statements_max, now);
+        let mut backend = Backend::new(pool, purpose, self.statements_max_of(pool), now);
         backend.checks = checks;
         backend.deadline = Some(now + self.settings.connect_timeout);
         let Ok((index, generation)) = self.backends.insert(backend) else {

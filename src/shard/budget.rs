@@ -336,7 +336,7 @@ impl<T: Transport> Shard<T> {
             self.vectors.let_go(has);
             return;
         };
-        let mut backend = Backend::new(pool, Purpose::Pool, self.settings.statements_max, traveller.born);
+        let mut backend = Backend::new(pool, Purpose::Pool, self.statements_max_of(pool), traveller.born);
         backend.connection = Some(connection);
         backend.state = BackendState::Cleaning(Stage::Done);
         backend.pipeline.reset();

@@ -33,6 +33,7 @@ const MARK_ROLLBACK: u32 = 3;
 const MARK_RESET: u32 = 4;
 const MARK_FORGET: u32 = 5;
 const MARK_PROBE: u32 = 6;
+const MARK_OWN_RESET: u32 = 7;
 
 /// A backend that takes longer is closed.
 const CLEAN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -123,11 +124,21 @@ impl<T: Transport> Shard<T> {
         if backend.pipeline.is_busy() || backend.cancels > 0 || !backend.framer.at_boundary() {
             return;
         }
-        let status = backend.pipeline.status();
-        let reset = backend.mode == RelayMode::Session || backend.kept.must_reset;
+        let (status, pool) = (backend.pipeline.status(), backend.pool);
+        // What is known to be there has to be gone for certain.
+        let all = backend.kept.must_reset || backend.prepared.count() > 0 || !backend.stale.is_empty();
+        let must_reset = backend.mode == RelayMode::Session || backend.kept.must_reset;
+        let configured = self.pools.get(pool).settings.upkeep.reset_query.clone();
+        let configured = configured.as_ref().filter(|_| !all).map(|sql| sql.as_bytes());
+        let reset_query = configured.unwrap_or(RESET_QUERY);
+        let reset = must_reset && !reset_query.is_empty();
         let (next, sql, mark): (_, &[u8], _) = match stage {
             Stage::Draining if status != TransactionStatus::Idle => (Stage::RollingBack, b"ROLLBACK", MARK_ROLLBACK),
-            Stage::Draining | Stage::RollingBack if reset => (Stage::Resetting, RESET_QUERY, MARK_RESET),
+            Stage::Draining | Stage::RollingBack if reset => (
+                Stage::Resetting,
+                reset_query,
+                if reset_query.eq_ignore_ascii_case(RESET_QUERY) { MARK_RESET } else { MARK_OWN_RESET },
+            ),
             Stage::Draining | Stage::RollingBack | Stage::Resetting | Stage::Done => (Stage::Done, b"", 0),
         };
         let backend = self.backend(id).expect("looked up above");
@@ -187,6 +198,12 @@ impl<T: Transport> Shard<T> {
 
     /// The reset query was accepted.
     pub(super) fn on_own_answer(&mut self, id: BackendId, mark: u32) {
+        if mark == MARK_OWN_RESET
+            && let Some(backend) = self.backend(id)
+        {
+            // What it has reset, only its author knows: what the server reports is known anyway, the rest is set again.
+            backend.touched = true;
+        }
         if mark != MARK_RESET {
             return;
         }

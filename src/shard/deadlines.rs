@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use crate::ids::{BackendId, ClientId, PoolId};
 use crate::io::{Close, Transport};
-use crate::session::fault::Fault;
+use crate::protocol::error::Severity;
+use crate::protocol::{ErrorFields, SqlState};
+use crate::session::fault::{self, Fault};
 use crate::session::timeouts::{Doing, Overdue};
 
 use super::own_check::is_sentenced;
@@ -90,6 +92,8 @@ impl<T: Transport> Shard<T> {
                 self.fail(ClientId { index, generation }, &Fault::LoginTimeout);
                 continue;
             }
+            self.tell_waiting(ClientId { index, generation });
+            let Some(client) = self.clients.get(index, generation) else { continue };
             let idle_max = match (&client.state, client.pool) {
                 (ClientState::Ready, Some(pool)) => self.pools.get(pool).settings.timeouts.client_idle,
                 _ => Duration::ZERO,
@@ -98,6 +102,27 @@ impl<T: Transport> Shard<T> {
                 self.fail(ClientId { index, generation }, &Fault::ClientIdle);
             }
         }
+    }
+
+    /// A client that waits long for a backend is told so, once.
+    fn tell_waiting(&mut self, id: ClientId) {
+        let now = self.io.now();
+        let Some(client) = self.clients.get(id.index, id.generation) else { return };
+        let (ClientState::Waiting, Some(pool)) = (&client.state, client.pool) else { return };
+        let Some(since) = self.waiters.since(id) else { return };
+        let entry = self.pools.get(pool);
+        let (notice, waited) = (entry.settings.upkeep.queue_notice, now.duration_since(since));
+        if notice.is_zero() || waited < notice || client.noticed == Some(since) {
+            return;
+        }
+        let (connection, waiting) = (client.connection, entry.part.waiting());
+        let name = format!("{}/{}", entry.key.database, entry.key.user);
+        let text = fault::queue_notice(&name, waited, waiting, self.oldest_transaction(pool));
+        self.client(id).expect("looked up above").noticed = Some(since);
+        let fields = ErrorFields::new(Severity::Notice, SqlState::SUCCESSFUL_COMPLETION, &text);
+        self.write(connection, text.len() + 64, |writer| {
+            writer.notice_response(&fields).expect("the room was asked for");
+        });
     }
 
     fn scan_backends(&mut self) {

@@ -35,6 +35,7 @@ mod replies;
 pub mod report;
 mod reported;
 mod requests;
+mod slow;
 mod statements;
 mod stats;
 mod tables;
@@ -66,7 +67,7 @@ use crate::session::suspects::Learned;
 pub use mailbox::{Mail, Mailbox};
 pub use placement::Population;
 use pools::Pools;
-pub use pools::{ClientsMax, PoolSettings};
+pub use pools::{ClientsMax, PoolSettings, Upkeep};
 pub use reload::Reload;
 use statements::Statements;
 use tables::{Backend, BackendState, Cancel, Client, ClientState, Discard, Owner, Purpose, SECRET_SIZE, Unnamed};
@@ -580,6 +581,10 @@ impl<T: Transport> Shard<T> {
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         self.random
+    }
+
+    fn statements_max_of(&self, pool: crate::ids::PoolId) -> usize {
+        self.pools.get(pool).settings.upkeep.statements_max.unwrap_or(self.settings.statements_max)
     }
 }
 

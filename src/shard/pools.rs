@@ -1,6 +1,7 @@
 //! The shard's table of pools: made when the first client asks for one, dropped when nobody uses it any more.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::auth::incoming::Derived;
@@ -35,10 +36,25 @@ pub struct PoolSettings {
     pub pool: pool::Settings,
     /// How long clients may do what.
     pub timeouts: Timeouts,
+    /// What is done beside lending.
+    pub upkeep: Upkeep,
     /// Who checks clients, and how QCP logs in.
     pub rules: Rules,
     /// How many clients there may be.
     pub clients_max: ClientsMax,
+}
+
+/// What is done for a pool beside lending; by default what needs no saying.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Upkeep {
+    /// Session mode, before another client gets the backend, instead of DISCARD ALL; empty: nothing.
+    pub reset_query: Option<Arc<str>>,
+    /// Prepared statements that are kept on one backend, where that is not [`super::Settings::statements_max`].
+    pub statements_max: Option<usize>,
+    /// A transaction that lasts longer is logged; zero: none.
+    pub slow_query: Duration,
+    /// A client that waits longer for a backend is told so; zero: none.
+    pub queue_notice: Duration,
 }
 
 impl PoolSettings {

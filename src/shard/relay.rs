@@ -334,6 +334,13 @@ impl<T: Transport> Shard<T> {
             // "reads and discards messages until a Sync is reached": so they need not go there.
             return Verdict::Drop;
         }
+        let pool = link.pool;
+        if matches!(tag, tag::QUERY | tag::PARSE | tag::BIND)
+            && !self.pools.get(pool).settings.upkeep.slow_query.is_zero()
+        {
+            self.note_slow_text(id, backend, request, bytes);
+        }
+        let link = self.backends.get_mut(backend.index, backend.generation).expect("looked up above");
         let mut mark = 0;
         match tag {
             tag::QUERY => {

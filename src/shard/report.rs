@@ -7,6 +7,7 @@ use crate::control::report::{
 };
 use crate::ids::ClientId;
 use crate::io::Transport;
+use crate::protocol::TransactionStatus;
 use crate::session::RelayMode;
 use crate::session::prepared::count_names;
 
@@ -80,6 +81,13 @@ impl<T: Transport> Shard<T> {
                 age_s: now.duration_since(backend.born).as_secs(),
                 idle_s: now.duration_since(backend.used).as_secs(),
                 client: client.map(|client| u64::from(self.process_id(client))),
+                transaction_ms: {
+                    let open =
+                        backend.pipeline.status() != TransactionStatus::Idle || backend.pipeline.is_client_busy();
+                    let linked = matches!(backend.state, BackendState::Linked(_));
+                    if linked && open { now.duration_since(backend.begun).as_millis().max(1) as u64 } else { 0 }
+                },
+                busy: backend.pipeline.is_client_busy(),
                 close_needed: backend.tainted,
                 tls: backend.leg.encryption == super::tls::Encryption::Done,
                 prepared_statements: backend.prepared.count() as u64,

@@ -80,7 +80,12 @@ impl<T: Transport> Shard<T> {
         });
         // What is still under way in the pipeline has been begun by now.
         backend.asked = now;
-        if transaction.is_some() {
+        let is_over = transaction.is_some();
+        if is_over && backend.texts.is_some() {
+            self.log_if_slow(id);
+        }
+        let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
+        if is_over {
             backend.begun = now;
         }
         let bytes_out = std::mem::take(&mut backend.bytes_out);

@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::{clean, console, listens, login, placement, preserve, proxied, tally, tls};
+use super::{clean, console, listens, login, placement, preserve, proxied, slow, tally, tls};
 use crate::auth::outgoing::Outgoing;
 use crate::ids::{BackendId, ClientId, ConnectionId, PoolId, ShardId};
 use crate::io::SocketAddress;
@@ -90,6 +90,8 @@ pub(super) struct Client {
     pub(super) active: Instant,
     /// Received and not yet counted for its pool.
     pub(super) bytes_in: u64,
+    /// Since when it waits, if it was told so.
+    pub(super) noticed: Option<Instant>,
 }
 
 /// Bytes of a cancel key beside the process id, where the protocol has room for them (3.2).
@@ -196,6 +198,8 @@ pub(super) struct Backend {
     pub(super) fatal: bool,
     /// With `session_state: preserve`.
     pub(super) kept: preserve::Kept,
+    /// What the transaction under way has asked, where slow ones are logged.
+    pub(super) texts: Option<Box<slow::Texts>>,
 }
 
 /// Whose unnamed statement a backend has.
@@ -294,6 +298,7 @@ impl Backend {
             blamed: false,
             fatal: false,
             kept: preserve::Kept::default(),
+            texts: None,
         }
     }
 
@@ -358,6 +363,7 @@ impl Client {
             since: now,
             active: now,
             bytes_in: 0,
+            noticed: None,
         }
     }
 }

@@ -11,6 +11,7 @@ mod console;
 mod defaults;
 mod drivers;
 mod gone;
+mod keys;
 mod lifecycle;
 mod listen;
 mod load;

@@ -201,3 +201,44 @@ fn logins_are_checked_at_the_servers() {
     assert!(gone.stdout.contains("\"outcome\": \"error\"") && gone.status.code() == Some(1), "{gone:?}");
     assert!(qcp.control(&["check-login", "elsewhere", "x"]).failure().contains("not served"));
 }
+
+#[test]
+fn top_shows_who_waits_and_what_lasts() {
+    postgres().create_database("orders_top");
+    let qcp = Qcp::start("pool: {size: 1}\n", 2);
+    let (mut holder, mut waiter) = (client(&qcp, "orders_top"), client(&qcp, "orders_top"));
+    holder.query("BEGIN").expect("served");
+    let pid = holder.query("SELECT pg_backend_pid()").expect("served").remove(0);
+    ask(&mut waiter, "SELECT 1");
+    std::thread::sleep(Duration::from_millis(1200));
+    // Without a terminal it is one screen.
+    let shown = qcp.control(&["top", "--every", "300ms"]).success();
+    let line =
+        |what: &str| shown.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}:\n{shown}"));
+    let pool = shown.lines().find(|line| line.starts_with("orders_top ")).expect("the pool is there");
+    let pool: Vec<&str> = pool.split_whitespace().collect();
+    assert_eq!(&pool[2..6], ["1/1", "0", "2", "1"], "busy, idle, clients, waiting:\n{shown}");
+    assert!(line("waiting 1").contains("clients 2"), "{shown}");
+    let transaction: Vec<&str> = line(&format!(" {pid} ")).split_whitespace().collect();
+    assert_eq!((transaction[1], transaction[3]), ("idle", "orders_top"), "{shown}");
+    assert!(transaction[0].ends_with('s') && !transaction[0].ends_with("ms"), "more than a second:\n{shown}");
+    assert_eq!(shown.lines().filter(|line| line.trim_start().starts_with(['0', '1']) && line.contains('%')).count(), 2);
+    holder.query("COMMIT").expect("served");
+    waiter.receive_until_ready();
+    // At a terminal it goes on until q.
+    let script = "import pty, os, sys, time, select, fcntl, termios, struct\n\
+                  pid, terminal = pty.fork()\n\
+                  if pid == 0:\n\
+                  \x20   fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))\n\
+                  \x20   os.execv(sys.argv[1], sys.argv[1:])\n\
+                  seen = b''\n\
+                  until = time.time() + 3\n\
+                  while time.time() < until:\n\
+                  \x20   if select.select([terminal], [], [], 0.2)[0]: seen += os.read(terminal, 65536)\n\
+                  os.write(terminal, b'q')\n\
+                  print('ended', os.waitpid(pid, 0)[1], b'orders_top' in seen, b'[?1049h' in seen)\n";
+    let socket = qcp.control_socket();
+    let program = Program::new("/usr/bin/python3").args(["-c", script, env!("CARGO_BIN_EXE_qcp-ctrl"), "--socket"]);
+    let said = program.arg(&socket).arg("top").env("TERM", "xterm").finish().success();
+    assert_eq!(said.trim(), "ended 0 True True");
+}

@@ -357,6 +357,7 @@ impl Catalogue for Everything {
             rules: Rules { method: dials.method(), credentials: None },
             clients_max: ClientsMax::default(),
             timeouts: Default::default(),
+            upkeep: Default::default(),
             pool: Settings {
                 size: dials.pool_size,
                 min_size: dials.min_size.min(dials.pool_size),

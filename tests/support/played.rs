@@ -351,6 +351,7 @@ impl Catalogue for OnePool {
             rules: Rules { method: Method::Trust, credentials: None },
             clients_max: ClientsMax::default(),
             timeouts: Default::default(),
+            upkeep: Default::default(),
             pool: pool::Settings {
                 size: self.size,
                 min_size: 0,

@@ -43,6 +43,8 @@ impl Source for Fake {
             age_s: 90,
             idle_s: 0,
             client: None,
+            transaction_ms: 0,
+            busy: false,
             close_needed: false,
             tls: false,
             prepared_statements: 3,
@@ -383,4 +385,62 @@ fn nonsense_ends_the_session() {
     }
     let (out, progress) = ask(&mut Session::default(), b"X\0\0\0\x04", May::Look, &source);
     assert_eq!((out.len(), progress), (0, Progress::Ended));
+}
+
+/// Messages of the kinds that there are, of mostly sensible and sometimes any content.
+fn any_message() -> impl proptest::strategy::Strategy<Value = Vec<u8>> {
+    use proptest::prelude::*;
+    let words = prop::sample::select(vec![
+        "SHOW POOLS\0",
+        "SHOW HELP;\0",
+        "BEGIN\0",
+        "PAUSE shop\0",
+        "RELOAD\0",
+        "s\0",
+        "\0",
+        "SET a='b'\0",
+        "\0\0\0\0\0\0",
+        "\0\0\x01\0\x01",
+    ]);
+    let body = prop_oneof![
+        3 => prop::collection::vec(words, 0..4).prop_map(|words| words.concat().into_bytes()),
+        1 => prop::collection::vec(any::<u8>(), 0..40),
+    ];
+    (prop::sample::select(b"QPBDECHSXFpdcf?".to_vec()), body, 0..20u32).prop_map(|(tag, body, odd)| {
+        // Now and then a length that is not the message's.
+        let length = body.len() as u32 + if odd == 0 { 3 } else { 4 };
+        [&[tag][..], &length.to_be_bytes(), &body].concat()
+    })
+}
+
+proptest::proptest! {
+    /// Whatever comes, however it is cut: whole messages are answered, the same ones, and nothing panics.
+    #[test]
+    fn any_bytes_are_answered_in_whole_messages(
+        messages in proptest::collection::vec(any_message(), 0..12),
+        piece in 1..64usize,
+    ) {
+        let bytes = messages.concat();
+        let play = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+            let (mut session, source, mut out) = (Session::default(), Fake::default(), Vec::new());
+            for piece in pieces {
+                let mut progress = session.on_bytes(piece, May::Everything, &source, &mut out);
+                while progress == Progress::Waits {
+                    // Nothing is at work there, so what is waited for has come.
+                    progress = session.on_time(May::Everything, &source, &mut out);
+                }
+                if progress != Progress::Done {
+                    break;
+                }
+            }
+            lines(&out)
+        };
+        let whole = play(&mut std::iter::once(&bytes[..]));
+        proptest::prop_assert_eq!(whole, play(&mut bytes.chunks(piece)));
+    }
+
+    #[test]
+    fn any_text_is_a_statement_or_none(text in ".*") {
+        statements(text.as_bytes());
+    }
 }

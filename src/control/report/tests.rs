@@ -50,6 +50,8 @@ fn shards() -> Vec<ShardReport> {
         age_s: 90,
         idle_s: 0,
         client: Some(7),
+        transaction_ms: 0,
+        busy: false,
         close_needed: false,
         tls: false,
         prepared_statements: 0,

@@ -1,6 +1,8 @@
 //! How a connection begins: accepted from a listener, or connected to a server.
 
+use std::cell::Cell;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use io_uring::{cqueue, opcode, types};
 use nix::sys::socket::{self as sys, AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage};
@@ -17,7 +19,38 @@ pub(super) struct Listener {
     pub(super) resting: bool,
 }
 
+thread_local! {
+    /// How TCP notices that a server is gone. A ring and its shard are one thread's, and it is said once, at its start.
+    static TCP: Cell<(Duration, Duration)> = const { Cell::new((Duration::ZERO, Duration::ZERO)) };
+}
+
+/// The kernel takes no longer times for keepalive.
+const MAX_SECONDS: u32 = 32_767;
+
 impl Ring {
+    /// How TCP notices that a server is gone; see [`Ring::tune`].
+    pub fn set_tcp(&mut self, keepalive: Duration, user_timeout: Duration) {
+        TCP.set((keepalive, user_timeout));
+    }
+
+    /// Has a TCP socket notice a peer that is gone: probed after the first time, and given up six probes later, after as long
+    /// again; with bytes under way, after the second time. Zero: as the system does it.
+    pub fn tune(socket: &OwnedFd, (keepalive, user_timeout): (Duration, Duration)) -> nix::Result<()> {
+        const PROBES: u32 = 6;
+        let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(MAX_SECONDS).clamp(1, MAX_SECONDS);
+        sys::setsockopt(socket, sys::sockopt::KeepAlive, &true)?;
+        if !keepalive.is_zero() {
+            sys::setsockopt(socket, sys::sockopt::TcpKeepIdle, &seconds(keepalive))?;
+            sys::setsockopt(socket, sys::sockopt::TcpKeepInterval, &seconds(keepalive / PROBES))?;
+            sys::setsockopt(socket, sys::sockopt::TcpKeepCount, &PROBES)?;
+        }
+        if !user_timeout.is_zero() {
+            let millis = u32::try_from(user_timeout.as_millis()).unwrap_or(u32::MAX);
+            sys::setsockopt(socket, sys::sockopt::TcpUserTimeout, &millis)?;
+        }
+        Ok(())
+    }
+
     /// Accepts clients on `socket`, which must listen.
     pub fn listen(&mut self, socket: OwnedFd, local: bool) {
         self.listeners.push(Listener { socket, local, resting: false });
@@ -74,7 +107,7 @@ impl Ring {
         let socket = sys::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map_err(errno)?;
         if !local {
             sys::setsockopt(&socket, sys::sockopt::TcpNoDelay, &true).map_err(errno)?;
-            sys::setsockopt(&socket, sys::sockopt::KeepAlive, &true).map_err(errno)?;
+            Self::tune(&socket, TCP.get()).map_err(errno)?;
         }
         let id = self.insert(socket, Group::Backend, local).map_err(|_full| Errno(libc::ENFILE))?;
         let connection = self.connections.get_mut(id.index, id.generation).expect("just inserted");
