@@ -28,11 +28,11 @@ pub(super) enum Stage {
     Done,
 }
 
-/// Marks of the queries of this module.
+/// Marks of the queries of this module. No other module's are the same.
 const MARK_ROLLBACK: u32 = 3;
 const MARK_RESET: u32 = 4;
-const MARK_FORGET: u32 = 5;
-const MARK_PROBE: u32 = 6;
+const MARK_FORGET: u32 = 11;
+const MARK_PROBE: u32 = 12;
 const MARK_OWN_RESET: u32 = 7;
 
 /// A backend that takes longer is closed.
