@@ -33,7 +33,7 @@ const MARK_ROLLBACK: u32 = 3;
 const MARK_RESET: u32 = 4;
 const MARK_FORGET: u32 = 11;
 const MARK_PROBE: u32 = 12;
-const MARK_OWN_RESET: u32 = 7;
+const MARK_OWN_RESET: u32 = 13;
 
 /// A backend that takes longer is closed.
 const CLEAN_TIMEOUT: Duration = Duration::from_secs(10);
