@@ -4,7 +4,15 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::sync::Arc;
 use std::thread;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+use tokio_postgres::Config;
+use tokio_postgres::config::SslMode;
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::support::Address;
 use super::support::certificates::Authority;
@@ -139,32 +147,50 @@ impl Attempt {
         self.outcome_of_words(&format!("{}{}", finished.stdout, finished.stderr))
     }
 
-    /// `None`: it has no TLS without a further library.
-    fn by_tokio_postgres(&self, runtime: &tokio::runtime::Runtime) -> Option<String> {
-        if TRANSPORTS[self.transport] == "TLS" {
-            return None;
-        }
+    fn by_tokio_postgres(&self, runtime: &tokio::runtime::Runtime, folder: &Folder) -> String {
         let conninfo = self.conninfo.split(" sslmode").next().expect("there is a first part");
-        Some(runtime.block_on(async {
-            let code = |error: tokio_postgres::Error| {
-                error.code().map_or_else(|| format!("? {error}"), |code| code.code().to_owned())
+        let mut config: Config = conninfo.parse().expect("it takes what libpq takes");
+        let is_tls = TRANSPORTS[self.transport] == "TLS";
+        config.ssl_mode(if is_tls { SslMode::Require } else { SslMode::Disable });
+        let tls = MakeRustlsConnect::new(self.tls_of(folder));
+        let code = |error: tokio_postgres::Error| {
+            error.code().map_or_else(|| format!("? {error}"), |code| code.code().to_owned())
+        };
+        runtime.block_on(async {
+            let (client, connection) = match config.connect(tls).await {
+                Err(error) => return code(error),
+                Ok(both) => both,
             };
-            match tokio_postgres::connect(conninfo, tokio_postgres::NoTls).await {
+            let connection = tokio::spawn(connection);
+            let row = client.query_one("SELECT current_user::text", &[]).await;
+            let outcome = row.map(|row| row.get::<_, String>(0));
+            drop(client);
+            let _ = connection.await;
+            match outcome {
+                Ok(user) if user == self.role.name => "in".to_owned(),
+                Ok(user) => format!("? in as {user}"),
                 Err(error) => code(error),
-                Ok((client, connection)) => {
-                    let connection = tokio::spawn(connection);
-                    let row = client.query_one("SELECT current_user::text", &[]).await;
-                    let outcome = row.map(|row| row.get::<_, String>(0));
-                    drop(client);
-                    let _ = connection.await;
-                    match outcome {
-                        Ok(user) if user == self.role.name => "in".to_owned(),
-                        Ok(user) => format!("? in as {user}"),
-                        Err(error) => code(error),
-                    }
-                }
             }
-        }))
+        })
+    }
+
+    /// QCP's authority, and the certificate of `sslcert`, if there is one.
+    fn tls_of(&self, folder: &Folder) -> ClientConfig {
+        let mut roots = RootCertStore::empty();
+        let authority = CertificateDer::from_pem_file(folder.path("ca.crt")).expect("it was written");
+        roots.add(authority).expect("it is one");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let builder = builder.expect("it has ciphers for them").with_root_certificates(roots);
+        let file = |key: &str| {
+            let rest = self.conninfo.split_once(&format!("{key}=")).expect("it is there").1;
+            rest.split(' ').next().expect("there is a first part")
+        };
+        let Ok(certificate) = CertificateDer::from_pem_file(file("sslcert")) else {
+            return builder.with_no_client_auth();
+        };
+        let key = PrivateKeyDer::from_pem_file(file("sslkey")).expect("it was written with the certificate");
+        builder.with_client_auth_cert(vec![certificate], key).expect("they belong together")
     }
 }
 
@@ -196,10 +222,9 @@ fn play(check: &str, mode: &str, row: &[&'static str; 6], wrong: &mut Vec<String
     let by_psycopg2 = by_psycopg2(&attempts);
     let mut outcomes: BTreeMap<(usize, bool), String> = BTreeMap::new();
     for (attempt, by_psycopg2) in attempts.iter().zip(by_psycopg2) {
-        let of_clients = [Some(attempt.by_psql()), Some(by_psycopg2), attempt.by_tokio_postgres(&runtime)];
+        let of_clients = [attempt.by_psql(), by_psycopg2, attempt.by_tokio_postgres(&runtime, &folder)];
         let expected = attempt.expected(check, row);
         for (client, outcome) in CLIENTS.iter().zip(of_clients) {
-            let Some(outcome) = outcome else { continue };
             if outcome != expected {
                 let (server, transport) = (attempt.role.method, TRANSPORTS[attempt.transport]);
                 let how = if attempt.is_wrong { "wrong" } else { "right" };
