@@ -129,6 +129,19 @@ fn clients_know_qcp_by_its_certificate() {
     assert!(shown.stderr.contains("TLS_CHACHA20_POLY1305_SHA256"), "{shown:?}");
 }
 
+#[test]
+fn only_the_curves_that_are_listed_are_used() {
+    let folder = Folder::with_certificates();
+    let with = |qcp: &Qcp, curve| s_client(qcp.tcp().port, &["-starttls", "postgres", "-brief", "-groups", curve], b"");
+    for (listed, other) in [("P-256", "X25519"), ("X25519", "P-256")] {
+        let qcp = Qcp::start(&folder.client_tls("require", &format!(", curves: [{listed}]")), 1);
+        let shown = with(&qcp, listed);
+        assert!(shown.stderr.contains("CONNECTION ESTABLISHED"), "{listed}: {shown:?}");
+        let shown = with(&qcp, other);
+        assert!(!shown.stderr.contains("CONNECTION ESTABLISHED"), "{other}, where {listed} is listed: {shown:?}");
+    }
+}
+
 /// Each cipher of TLS 1.2 and 1.3 carries a query both ways.
 #[test]
 fn every_cipher_carries_queries() {
