@@ -5,7 +5,7 @@ mod support;
 #[path = "prometheus/parser.rs"]
 mod parser;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -16,8 +16,16 @@ use qcp::control::report::RelayMode;
 use qcp::control::report::metrics::{self, Histogram, Origin, PoolMetrics, ProcessMetrics, ShardMetrics, Totals};
 use support::pooler::{Qcp, Setup};
 use support::postgres::{SUPERUSER, postgres};
-use support::programs::{pgbench, psql};
+use support::programs::{Program, pgbench, psql};
 use support::{free_port, wait_until};
+
+/// Reads a page, and prints kind, name and number of samples of each family.
+const PROMETHEUS_CLIENT: &str = "
+import sys
+from prometheus_client.parser import text_string_to_metric_families
+for family in text_string_to_metric_families(sys.stdin.read()):
+    print(family.type, family.name, len(family.samples))
+";
 
 const DASHBOARD: &str = include_str!("../scripts/dashboard.json");
 
@@ -188,6 +196,32 @@ fn scraped_under_load() {
     assert!(last > 0.0);
     load.finish().success();
     let _ = std::fs::remove_file(&script);
+}
+
+/// Prometheus' own reader in Python finds the same families and as many samples.
+#[test]
+fn prometheus_reads_the_page() {
+    postgres().create_database("read_by_prometheus");
+    let (qcp, port) = start("relay_mode: Smart\npool: {size: 2}\n", 2, None);
+    let odd = psql(&qcp.tcp(), SUPERUSER, "read_by_prometheus").args(["-XAtq"]).input("select 1;\nselect 1/0;\n");
+    odd.env("PGAPPNAME", "a \"name\"\\").finish().success();
+    let (_, text) = get(port, "/metrics");
+    let page = Page::read(&text);
+    let finished = Program::new("/usr/bin/python3").args(["-c", PROMETHEUS_CLIENT]).input(text.into_bytes()).finish();
+    assert!(!finished.stderr.contains("ModuleNotFoundError"), "apt-get install python3-prometheus-client");
+    let said = finished.success();
+    let read: BTreeMap<&str, (&str, usize)> = said
+        .lines()
+        .map(|line| {
+            let words: Vec<&str> = line.split(' ').collect();
+            (words[1], (words[0], words[2].parse().expect("a number")))
+        })
+        .collect();
+    // It takes the ending off the names of counters.
+    let named: BTreeMap<&str, &str> =
+        page.families.iter().map(|(name, kind)| (name.strip_suffix("_total").unwrap_or(name), kind.as_str())).collect();
+    assert_eq!(read.iter().map(|(name, (kind, _))| (*name, *kind)).collect::<BTreeMap<_, _>>(), named);
+    assert_eq!(read.values().map(|(_, samples)| samples).sum::<usize>(), page.values.len());
 }
 
 /// Metrics named in the dashboard's queries and variables.

@@ -113,6 +113,8 @@ pub struct Ring {
     /// When the next tick is due, if one is under way.
     tick_at: Option<Instant>,
     enters: Cell<u64>,
+    /// Keepalive and user timeout of connections to servers; see [`Ring::tune`].
+    tcp: (Duration, Duration),
 }
 
 impl Ring {
@@ -178,6 +180,7 @@ impl Ring {
             tick: Box::new(types::Timespec::new()),
             tick_at: None,
             enters: Cell::new(0),
+            tcp: (Duration::ZERO, Duration::ZERO),
         };
         this.arena.set_block_floor(this.backend_reserve + SCRATCH_RESERVE);
         this.arm_doorbell();

@@ -1,6 +1,5 @@
 //! How a connection begins: accepted from a listener, or connected to a server.
 
-use std::cell::Cell;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -19,18 +18,13 @@ pub(super) struct Listener {
     pub(super) resting: bool,
 }
 
-thread_local! {
-    /// How TCP notices that a server is gone. A ring and its shard are one thread's, and it is said once, at its start.
-    static TCP: Cell<(Duration, Duration)> = const { Cell::new((Duration::ZERO, Duration::ZERO)) };
-}
-
 /// The kernel takes no longer times for keepalive.
 const MAX_SECONDS: u32 = 32_767;
 
 impl Ring {
     /// How TCP notices that a server is gone; see [`Ring::tune`].
     pub fn set_tcp(&mut self, keepalive: Duration, user_timeout: Duration) {
-        TCP.set((keepalive, user_timeout));
+        self.tcp = (keepalive, user_timeout);
     }
 
     /// Has a TCP socket notice a peer that is gone: probed after the first time, and given up six probes later, after as long
@@ -107,7 +101,7 @@ impl Ring {
         let socket = sys::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map_err(errno)?;
         if !local {
             sys::setsockopt(&socket, sys::sockopt::TcpNoDelay, &true).map_err(errno)?;
-            Self::tune(&socket, TCP.get()).map_err(errno)?;
+            Self::tune(&socket, self.tcp).map_err(errno)?;
         }
         let id = self.insert(socket, Group::Backend, local).map_err(|_full| Errno(libc::ENFILE))?;
         let connection = self.connections.get_mut(id.index, id.generation).expect("just inserted");
