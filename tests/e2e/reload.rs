@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use super::support::pooler::Qcp;
 use super::support::postgres::{SUPERUSER, postgres};
 use super::support::programs::psql;
-use super::support::raw::RawClient;
+use super::support::raw::{RawClient, message};
 use super::support::wait_until;
 
 fn client(qcp: &Qcp, database: &str) -> RawClient {
@@ -83,8 +83,50 @@ fn timeouts_and_limits_hold_at_once() {
     holder.query("COMMIT").expect("the server answers");
 }
 
+/// What a client has prepared in Smart mode, and what it has set in Session mode, is where that mode keeps it.
 #[test]
-fn another_mode_holds_from_the_next_checkout() {
+fn another_mode_holds_for_clients_that_come_from_then_on() {
+    let server = postgres();
+    server.create_database("reload_both");
+    let (smart, session) =
+        ("relay_mode: Smart\npool: {size: 2}\n", "relay_mode: Session\npool: {size: 2, queue_timeout: 300ms}\n");
+    let parse = [message(b'P', b"mine\0SELECT 'prepared'::text\0\0\0"), message(b'S', b"")].concat();
+    let bind = [message(b'B', b"\0mine\0\0\0\0\0\0\0"), message(b'E', b"\0\0\0\0\0"), message(b'S', b"")].concat();
+    let run = |client: &mut RawClient| {
+        client.send(&bind);
+        let answer = client.receive_until_ready();
+        assert!(answer.iter().any(|message| message.tag == b'D' && message.body.ends_with(b"prepared")), "{answer:?}");
+    };
+    let qcp = Qcp::start(smart, 1);
+    let mut old = client(&qcp, "reload_both");
+    old.send(&parse);
+    old.receive_until_ready();
+    run(&mut old);
+    qcp.reload(session);
+    // One of the two backends is the new client's now; the old one gives the other back, and has its statement there.
+    let mut new = client(&qcp, "reload_both");
+    new.query("SET work_mem = '3MB'").expect("the server answers");
+    let mut third = client(&qcp, "reload_both");
+    for _ in 0..3 {
+        run(&mut old);
+        assert_eq!(new.query("SHOW work_mem").expect("its own backend"), ["3MB"]);
+    }
+    assert_eq!(third.query("SELECT name FROM pg_prepared_statements").expect("free"), [""; 0]);
+    assert!(old.query("SELECT 1").is_err(), "both are taken for good");
+    qcp.reload(smart);
+    assert_eq!(new.query("SHOW work_mem").expect("its own backend"), ["3MB"]);
+    drop(third);
+    run(&mut old);
+    assert_eq!(new.query("SHOW work_mem").expect("its own backend"), ["3MB"]);
+    let mut fourth = client(&qcp, "reload_both");
+    for _ in 0..3 {
+        run(&mut old);
+        assert_eq!(fourth.query("SHOW work_mem").expect("in turn"), ["4MB"]);
+    }
+}
+
+#[test]
+fn a_session_outlives_a_pool_whose_sessions_are_kept_otherwise() {
     let server = postgres();
     server.create_database("reload_mode");
     let qcp = Qcp::start("relay_mode: Session\npool: {size: 1, queue_timeout: 300ms}\n", 1);
