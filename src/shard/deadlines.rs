@@ -112,13 +112,13 @@ impl<T: Transport> Shard<T> {
         let Some(since) = self.waiters.since(id) else { return };
         let entry = self.pools.get(pool);
         let (notice, waited) = (entry.settings.upkeep.queue_notice, now.duration_since(since));
-        if notice.is_zero() || waited < notice || client.noticed == Some(since) {
+        if notice.is_zero() || waited < notice || client.noticed {
             return;
         }
         let (connection, waiting) = (client.connection, entry.part.waiting());
         let name = format!("{}/{}", entry.key.database, entry.key.user);
         let text = fault::queue_notice(&name, waited, waiting, self.oldest_transaction(pool));
-        self.client(id).expect("looked up above").noticed = Some(since);
+        self.client(id).expect("looked up above").noticed = true;
         let fields = ErrorFields::new(Severity::Notice, SqlState::SUCCESSFUL_COMPLETION, &text);
         self.write(connection, text.len() + 64, |writer| {
             writer.notice_response(&fields).expect("the room was asked for");

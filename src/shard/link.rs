@@ -42,6 +42,7 @@ impl<T: Transport> Shard<T> {
                 Checkout::Wait => {
                     self.counters.waits += 1;
                     let client = self.client(id).expect("looked up above");
+                    client.noticed = false;
                     if matches!(client.state, ClientState::Ready) {
                         client.state = ClientState::Waiting;
                     }

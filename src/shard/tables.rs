@@ -90,8 +90,8 @@ pub(super) struct Client {
     pub(super) active: Instant,
     /// Received and not yet counted for its pool.
     pub(super) bytes_in: u64,
-    /// Since when it waits, if it was told so.
-    pub(super) noticed: Option<Instant>,
+    /// It has been told that it waits.
+    pub(super) noticed: bool,
 }
 
 /// Bytes of a cancel key beside the process id, where the protocol has room for them (3.2).
@@ -363,7 +363,7 @@ impl Client {
             since: now,
             active: now,
             bytes_in: 0,
-            noticed: None,
+            noticed: false,
         }
     }
 }

@@ -22,7 +22,7 @@ use coverage::Coverage;
 use shrink::Keep;
 
 /// So many seeds must reach all that can be reached.
-const ENOUGH: u64 = 1000;
+const ENOUGH: u64 = 5000;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text}")))
