@@ -129,6 +129,9 @@ impl<T: Transport> Shard<T> {
 
     pub(super) fn pipe_answer(&mut self, id: BackendId, client: ClientId, bytes: Slice) {
         let Some(connection) = self.client(client).map(|client| client.connection) else { return };
+        if let Some(backend) = self.backend(id) {
+            backend.stream.pass(&mut backend.framer, &bytes);
+        }
         self.io.send(connection, bytes);
         self.pause_if_congested(id, connection);
     }
@@ -179,13 +182,12 @@ impl<T: Transport> Shard<T> {
         self.dismiss(id);
     }
 
-    /// Whether the client has got the beginning of a message of the server's, and not its end; or may have, of a backend of
-    /// its own, whose messages nobody reads.
+    /// Whether the client has got the beginning of a message of the server's, and not its end.
     fn is_torn(&self, id: ClientId) -> bool {
         let backend = self.backend_of(id).and_then(|id| self.backends.get(id.index, id.generation));
-        backend.is_some_and(|backend| {
-            let piped = matches!(backend.state, BackendState::Piped(_));
-            piped || !backend.framer.at_boundary() && !backend.dropping
+        backend.is_some_and(|backend| match backend.state {
+            BackendState::Piped(_) => !backend.stream.is_whole(&backend.framer),
+            _ => !backend.framer.at_boundary() && !backend.dropping,
         })
     }
 

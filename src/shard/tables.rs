@@ -10,7 +10,7 @@ use crate::auth::outgoing::Outgoing;
 use crate::ids::{BackendId, ClientId, ConnectionId, PoolId, ShardId};
 use crate::io::SocketAddress;
 use crate::memory::{Block, Outbox, Stash};
-use crate::protocol::{Direction, Framer};
+use crate::protocol::{Direction, Framer, HEAD_SIZE, Step};
 use crate::session::RelayMode;
 use crate::session::parameters::VectorId;
 use crate::session::pipeline::Pipeline;
@@ -198,8 +198,45 @@ pub(super) struct Backend {
     pub(super) fatal: bool,
     /// With `session_state: preserve`.
     pub(super) kept: preserve::Kept,
+    /// Of the stream of a dedicated client: whether a message is under way.
+    pub(super) stream: Stream,
     /// What the transaction under way has asked, where slow ones are logged.
     pub(super) texts: Option<Box<slow::Texts>>,
+}
+
+/// How far the messages of a stream are that is passed on as it comes.
+#[derive(Default)]
+pub(super) struct Stream {
+    /// The beginning of a message's head.
+    head: [u8; HEAD_SIZE],
+    used: usize,
+    /// These are no messages that we know.
+    lost: bool,
+}
+
+impl Stream {
+    /// These bytes come next; `framer` counts what of a message has yet to come.
+    pub(super) fn pass(&mut self, framer: &mut Framer, mut bytes: &[u8]) {
+        while !bytes.is_empty() && !self.lost {
+            if framer.at_boundary() {
+                let count = bytes.len().min(HEAD_SIZE - self.used);
+                self.head[self.used..self.used + count].copy_from_slice(&bytes[..count]);
+                self.used += count;
+                bytes = &bytes[count..];
+                if self.used == HEAD_SIZE {
+                    self.used = 0;
+                    self.lost = framer.next(&self.head, |_, _| HEAD_SIZE).is_err();
+                }
+            } else if let Ok(Step::Rest { length, .. }) = framer.next(bytes, |_, _| 0) {
+                bytes = &bytes[length..];
+            }
+        }
+    }
+
+    /// Whether the last message is whole.
+    pub(super) fn is_whole(&self, framer: &Framer) -> bool {
+        self.used == 0 && framer.at_boundary() && !self.lost
+    }
 }
 
 /// Whose unnamed statement a backend has.
@@ -298,6 +335,7 @@ impl Backend {
             blamed: false,
             fatal: false,
             kept: preserve::Kept::default(),
+            stream: Stream::default(),
             texts: None,
         }
     }
@@ -365,5 +403,35 @@ impl Client {
             bytes_in: 0,
             noticed: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_is_whole_behind_its_messages_however_it_is_cut() {
+        let messages: [&[u8]; 3] = [b"Z\0\0\0\x05I", b"D\0\0\0\x0a\0\x01\xff\xff\xff\xff", b"2\0\0\0\x04"];
+        let bytes = messages.concat();
+        let ends: Vec<usize> = messages
+            .iter()
+            .scan(0, |at, message| {
+                *at += message.len();
+                Some(*at)
+            })
+            .collect();
+        for piece in 1..=bytes.len() {
+            let (mut stream, mut framer, mut at) = (Stream::default(), Framer::new(Direction::Backend), 0);
+            assert!(stream.is_whole(&framer));
+            for part in bytes.chunks(piece) {
+                stream.pass(&mut framer, part);
+                at += part.len();
+                assert_eq!(stream.is_whole(&framer), ends.contains(&at), "{at} in pieces of {piece}");
+            }
+        }
+        let (mut stream, mut framer) = (Stream::default(), Framer::new(Direction::Backend));
+        stream.pass(&mut framer, b"HTTP/1.1 400 Bad Request");
+        assert!(!stream.is_whole(&framer));
     }
 }
