@@ -74,8 +74,10 @@ impl Ring {
             return;
         }
         let has_room = self.parting.len() < self.parting.capacity();
+        let unsent = !connection.outbox.is_empty() && !connection.ended;
         if how == Close::Farewell
             && has_room
+            && !unsent
             && !connection.ended
             && connection.receive == Receive::Armed
             && connection.operations == 1
@@ -86,8 +88,8 @@ impl Ring {
             self.parting.push(id);
             return;
         }
-        let unsent = !connection.outbox.is_empty() && !connection.ended;
-        if how != Close::Flushed || !unsent {
+        // Who says farewell may have asked for something just before, and reads on.
+        if how == Close::Now || !unsent {
             self.begin_close(id);
             return;
         }
@@ -149,6 +151,19 @@ mod tests {
         ring.close(id, Close::Farewell);
         assert!(ticks_until_closed(&mut ring, Duration::from_millis(20)) >= 1);
         assert_eq!(peer.read(&mut [0; 1]).expect("it ends in an orderly way"), 0);
+    }
+
+    #[test]
+    fn whoever_says_farewell_gets_what_was_sent_before() {
+        let mut ring = ring();
+        let (id, mut peer) = connected(&mut ring);
+        let bytes = ring.scratch().copy(b"the last answer").expect("there is memory");
+        ring.send(id, bytes);
+        ring.close(id, Close::Farewell);
+        ticks_until_closed(&mut ring, Duration::from_millis(20));
+        let mut got = Vec::new();
+        peer.read_to_end(&mut got).expect("it ends in an orderly way");
+        assert_eq!(got, b"the last answer");
     }
 
     #[test]
