@@ -126,7 +126,7 @@ impl<T: Transport> Shard<T> {
         }
         let (status, pool) = (backend.pipeline.status(), backend.pool);
         // What is known to be there has to be gone for certain.
-        let all = backend.kept.must_reset || backend.prepared.count() > 0 || !backend.stale.is_empty();
+        let all = backend.kept.must_reset || backend.has_statements();
         let must_reset = backend.mode == RelayMode::Session || backend.kept.must_reset;
         let configured = self.pools.get(pool).settings.upkeep.reset_query.clone();
         let configured = configured.as_ref().filter(|_| !all).map(|sql| sql.as_bytes());

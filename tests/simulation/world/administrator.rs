@@ -222,11 +222,15 @@ impl World {
         self.tell(|done| Mail::Order(order.clone(), done));
     }
 
-    /// What a report says is what there is.
+    /// A report agrees with itself.
     pub(super) fn look_at_reports(&mut self) {
         self.administrator.reports.retain(|report| match report.try_recv() {
             Ok(report) => {
-                assert!(report.clients.len() <= CLIENTS_MAX as usize && report.pools.iter().all(|pool| pool.size > 0));
+                let counted = (report.counters.clients, report.counters.backends);
+                assert_eq!(counted, (report.clients.len() as u64, report.backends.len() as u64));
+                for pool in &report.pools {
+                    assert!(pool.size > 0 && pool.idle <= pool.permits, "{pool:?}");
+                }
                 false
             }
             Err(error) => error == TryRecvError::Empty,

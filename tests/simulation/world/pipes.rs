@@ -97,11 +97,12 @@ impl World {
                 }
                 let told = one.stage == application::Stage::Dismissed;
                 let half = one.hears_half();
+                let answering = !one.is_settled();
                 one.stage = application::Stage::Gone;
                 trace!(self, "client {index}: closed by the pooler");
-                // In the middle of a message nothing can be told any more; a small arena may run out there.
-                let dismissed = self.quitting.is_some() || self.administrator.has_dismissed;
-                let cut = self.dials.has_faults() || dismissed || self.dials.chunks < 64;
+                // In the middle of an answer nothing can be told any more; a small arena may run out there.
+                let torn = answering && (self.administrator.has_dismissed || self.dials.chunks < 64);
+                let cut = self.dials.has_faults() || self.quitting.is_some() || torn;
                 assert!(told || cut, "client {index} was closed without a word");
                 assert!(!half || cut, "client {index} got half a message");
             }
