@@ -34,10 +34,12 @@ impl<T: Transport> Shard<T> {
             }
         }
         self.work();
+        self.note_closed_doors();
         if now >= self.scan_at {
             self.scan_at = now + SCAN_EVERY;
             self.scan_clients();
             self.send_off();
+            self.send_off_idle();
             self.shed_load();
             self.scan_backends();
             self.scan_cancels();
