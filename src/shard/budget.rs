@@ -75,6 +75,7 @@ pub struct Traveller {
     /// What it is set to.
     settings: Vec<Setting>,
     touched: bool,
+    unset: Vec<Box<str>>,
     /// It has prepared statements, under names that mean something else there.
     has_statements: bool,
     /// What the server reports at a login.
@@ -281,6 +282,7 @@ impl<T: Transport> Shard<T> {
             used: backend.used,
             settings,
             touched: backend.touched,
+            unset: backend.unset,
             has_statements,
             reported: pool.parameters.clone(),
             refill: pool.part.refill(),
@@ -342,6 +344,7 @@ impl<T: Transport> Shard<T> {
         backend.pipeline.reset();
         backend.has = has;
         backend.touched = traveller.touched;
+        backend.unset = traveller.unset;
         backend.process_id = traveller.process_id;
         backend.key = traveller.key;
         backend.address = traveller.address;
