@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::ids::{ClientId, ShardId};
 use crate::io::doorbell::Doorbell;
+use crate::pool::Role;
 
+use super::Server;
 use super::budget::Given;
 use super::console::Told;
 use super::orders::Order;
@@ -66,6 +68,15 @@ pub enum Mail {
     },
     /// Places of a pool move to the shard that reads this.
     Give(Box<Given>),
+    /// A server has said what it is, and it was news.
+    Role {
+        /// Which.
+        server: Server,
+        /// What it is.
+        role: Role,
+        /// When it was seen to become the primary, if it was.
+        promoted: Option<Instant>,
+    },
     /// What a client at the console is answered.
     Told(ClientId, Told),
     /// Close the client with this process id; whether there was one.
@@ -129,7 +140,7 @@ pub mod reached {
     use super::Mail;
 
     /// Every kind of message but those of the console.
-    pub const KINDS: [&str; 12] = [
+    pub const KINDS: [&str; 13] = [
         "Quit",
         "Reload",
         "Order",
@@ -142,6 +153,7 @@ pub mod reached {
         "Ask",
         "Nothing",
         "Give",
+        "Role",
     ];
 
     thread_local! {
@@ -162,6 +174,7 @@ pub mod reached {
             Mail::Ask { .. } => 9,
             Mail::Nothing { .. } => 10,
             Mail::Give(_) => 11,
+            Mail::Role { .. } => 12,
             // Of the console, which is not simulated.
             Mail::Told(..) | Mail::KillClient(..) => return,
         };
