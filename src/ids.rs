@@ -31,6 +31,10 @@ generational! {
     ConnectionId
 }
 
+/// An address that clients come by, as all shards call it. Never used twice in the life of the process.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct DoorId(pub u32);
+
 /// A shard's part of a pool (one server, database and user), an index into the shard's table of pools.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct PoolId(pub u32);

@@ -40,7 +40,7 @@ impl Scratch {
 
     fn serve(&self) -> Server {
         let bound = Bound::bind(&[self.socket()]).expect("a free place");
-        bound.serve(Box::new(answer)).expect("a thread")
+        bound.serve(Box::new(answer), Box::new(drop)).expect("a thread")
     }
 
     /// Runs `qcp-ctrl --socket ..` with further words.
@@ -90,7 +90,7 @@ fn answer(command: Command) -> Answer {
         }
         Command::Get(_) => Ok(report::show_keys(&[])),
         Command::Set { .. } => Err("no such key".to_string()),
-        Command::Top => Err("not here".to_string()),
+        Command::Top | Command::Takeover | Command::Cancel { .. } => Err("not here".to_string()),
         Command::CheckLogin { .. } => Ok(report::show_logins(&[])),
     }
 }

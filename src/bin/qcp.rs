@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{ArgGroup, Parser};
 use qcp::config::{Config, Warning};
 use qcp::import::{self, Import};
-use qcp::process;
+use qcp::process::{self, Beginning};
 
 /// QCP, a PostgreSQL connection pooler
 ///
@@ -46,6 +46,15 @@ struct Arguments {
     /// server}`, since clients answer it themselves. Each login may take reconnect.connect_timeout.
     #[arg(long)]
     check: bool,
+
+    /// Take the place of the qcp that runs with this configuration's control socket: no client that connects is refused
+    ///
+    /// It is handed the listening sockets (the number of cores may differ), and goes on when it can serve; if it cannot, the
+    /// other goes on as before. The other ends when its clients have gone: transactions end as they would, clients that do
+    /// nothing for a second are sent off, those that never pause, or keep a server connection, after its shutdown_timeout.
+    /// Until then its control socket has its process id behind its name, and server connections of both count.
+    #[arg(long, conflicts_with_all = ["check", "import_pgbouncer"])]
+    takeover: bool,
 }
 
 const EXAMPLES: &str = "\
@@ -98,7 +107,8 @@ fn main() -> ExitCode {
     if arguments.check {
         return process::check(&config);
     }
-    match process::run(config, cores, Box::new(move || from.load())) {
+    let beginning = if arguments.takeover { Beginning::Takeover } else { Beginning::Fresh };
+    match process::run(config, cores, Box::new(move || from.load()), beginning) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => refuse(&error),
     }

@@ -77,6 +77,11 @@ impl Connection {
         answer.map_err(|fault| Failure::Message { path: self.path.clone(), fault })?.map_err(Failure::Refused)
     }
 
+    /// For a conversation of more than one command.
+    pub fn into_stream(self) -> UnixStream {
+        self.stream
+    }
+
     /// After `quit`: returns when the process has gone, which the kernel shows by closing the connection.
     pub fn wait_for_exit(mut self, patience: Duration) -> Result<(), Failure> {
         let ended = self.stream.set_read_timeout(Some(patience)).map_err(LineFault::from).and_then(|()| {

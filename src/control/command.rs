@@ -1,5 +1,6 @@
 //! What may be asked of a running pooler. A command is the same thing as words (`show memory`), as JSON on the control
-//! socket, and as a value here; `Display` and [`Command::parse`] are each other's inverse.
+//! socket, and as a value here; `Display` and [`Command::parse`] are each other's inverse. What poolers say to each other
+//! has no words.
 
 use std::fmt;
 use std::str::FromStr;
@@ -37,6 +38,13 @@ pub enum Command {
         database: String,
         user: String,
         password: Option<Password>,
+    },
+    /// Of a starting pooler, which wants to take over: not a command but the beginning of a conversation (`process::takeover`).
+    Takeover,
+    /// Of a pooler that has taken over: a cancel request that may be for a client that is left here.
+    Cancel {
+        process_id: u32,
+        key: Vec<u8>,
     },
 }
 
@@ -171,6 +179,8 @@ impl fmt::Display for Command {
             Command::Get(Some(key)) => write!(f, "get {key}"),
             Command::Set { key, value } => write!(f, "set {key} {value}"),
             Command::CheckLogin { database, user, .. } => write!(f, "check-login {database} {user}"),
+            Command::Takeover => f.write_str("takeover"),
+            Command::Cancel { process_id, .. } => write!(f, "cancel {process_id}"),
         }
     }
 }

@@ -13,10 +13,11 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt}
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
+use nix::sys::socket::{Shutdown, UnixAddr, getsockopt, shutdown, sockopt};
 use nix::unistd::geteuid;
 
 use super::client::{Connection, Failure};
@@ -25,6 +26,9 @@ use super::wire::{self, Answer, Deadline, LineFault};
 
 /// Does a command. It runs on the control thread, and must come to an end by itself.
 pub type Handler = Box<dyn Fn(Command) -> Answer + Send>;
+
+/// Goes on with the connection of a pooler that wants to take over, on a thread of its own.
+pub type Succession = Box<dyn Fn(UnixStream) + Send>;
 
 /// For a request to arrive, and again for its answer to be taken.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -39,15 +43,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The socket is ours, and who connects waits in its backlog until [`Bound::serve`].
 pub struct Bound {
     listener: UnixListener,
-    file: SocketFile,
+    file: Place,
 }
+
+/// Where the socket is found, which changes when another process takes over.
+#[derive(Clone)]
+pub struct Place(Arc<Mutex<SocketFile>>);
 
 /// The running thread.
 pub struct Server {
     /// Another descriptor of the thread's listener, to shut it down by.
     listener: UnixListener,
     thread: JoinHandle<Vec<UnixStream>>,
-    file: SocketFile,
+    file: Place,
 }
 
 /// Connections of `quit` that close when the process ends. Whoever holds this leaves it to the kernel, by
@@ -97,33 +105,42 @@ impl Bound {
     pub fn bind(candidates: &[PathBuf]) -> Result<Bound, BindFault> {
         let (last, others) = candidates.split_last().expect("there is always a default place");
         for path in others {
-            match bind_at(path) {
+            match bind_at(path, Holder::Keeps) {
                 Err(BindFault::Io { error, .. }) if not_ours_to_write(&error) => {}
                 result => return result,
             }
         }
-        bind_at(last)
+        bind_at(last, Holder::Keeps)
     }
 
-    pub fn path(&self) -> &Path {
-        &self.file.path
+    /// Takes the place of the pooler that holds it, and that has agreed to that.
+    pub fn replace(path: &Path) -> Result<Bound, BindFault> {
+        bind_at(path, Holder::MakesWay)
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.file.path()
+    }
+
+    pub fn place(&self) -> Place {
+        self.file.clone()
     }
 
     /// Starts the thread. Signals that it shall not take must be blocked before.
-    pub fn serve(self, handler: Handler) -> io::Result<Server> {
+    pub fn serve(self, handler: Handler, succession: Succession) -> io::Result<Server> {
         let Bound { listener, file } = self;
         let accepting = listener.try_clone()?;
         let owner_uid = geteuid().as_raw();
         let thread = thread::Builder::new()
             .name("qcp-control".to_string())
-            .spawn(move || accept_until_shutdown(&accepting, owner_uid, &handler))?;
+            .spawn(move || accept_until_shutdown(&accepting, owner_uid, &handler, &succession))?;
         Ok(Server { listener, thread, file })
     }
 }
 
 impl Server {
-    pub fn path(&self) -> &Path {
-        &self.file.path
+    pub fn path(&self) -> PathBuf {
+        self.file.path()
     }
 
     /// Lets the conversation that goes on come to its end, takes no other, and removes the file.
@@ -131,7 +148,7 @@ impl Server {
         // Wakes the thread out of accept with EINVAL. Nothing else can be wrong with a socket that we hold.
         shutdown(self.listener.as_raw_fd(), Shutdown::Both).expect("a listening socket can be shut down");
         let mourners = self.thread.join().unwrap_or_else(|_| {
-            log::error!("control: the thread of {} had died", self.file.path.display());
+            log::error!("control: the thread of {} had died", self.file.path().display());
             Vec::new()
         });
         Farewell { mourners }
@@ -145,6 +162,51 @@ impl Farewell {
     }
 }
 
+impl Place {
+    pub fn path(&self) -> PathBuf {
+        self.lock().path.clone()
+    }
+
+    /// Gives the socket a second name, with this process's number behind it, so that the first can be another's.
+    pub fn make_way(&self) -> io::Result<PathBuf> {
+        let path = self.path();
+        let mut aside = path.clone().into_os_string();
+        aside.push(format!(".{}", std::process::id()));
+        let aside = PathBuf::from(aside);
+        // Nobody could connect to a name that is too long.
+        UnixAddr::new(&aside)?;
+        match fs::hard_link(&path, &aside) {
+            // Left of an attempt that came to nothing, or of a process of the same number.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                fs::remove_file(&aside)?;
+                fs::hard_link(&path, &aside)?;
+            }
+            made => made?,
+        }
+        Ok(aside)
+    }
+
+    /// From now on the second name is the socket's only one.
+    pub fn stay_aside(&self, aside: &Path) {
+        self.lock().path = aside.to_path_buf();
+    }
+
+    /// Nobody has come: the first name is this socket's again, whatever stands there now.
+    pub fn come_back(&self, aside: &Path) {
+        let path = self.path();
+        // Where both are still the same file this does nothing, and the second name is left.
+        let back = fs::rename(aside, &path);
+        let _ = fs::remove_file(aside);
+        if let Err(error) = back {
+            log::error!("control: {} cannot be had again: {error}", path.display());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SocketFile> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let ours = |found: &Metadata| found.dev() == self.device && found.ino() == self.inode;
@@ -155,7 +217,14 @@ impl Drop for SocketFile {
     }
 }
 
-fn bind_at(path: &Path) -> Result<Bound, BindFault> {
+/// The living process that may have the place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    Keeps,
+    MakesWay,
+}
+
+fn bind_at(path: &Path, holder: Holder) -> Result<Bound, BindFault> {
     let fails = |act| move |error| BindFault::Io { path: path.to_path_buf(), act, error };
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -170,14 +239,15 @@ fn bind_at(path: &Path) -> Result<Bound, BindFault> {
     // all threads. Connections find the socket by its inode, so that it may move.
     let cradle = directory.join(".qcp-control");
     make_cradle(&cradle).map_err(fails("prepare"))?;
-    let made = take_over(path).and_then(|()| {
+    let free = if holder == Holder::Keeps { take_over(path) } else { Ok(()) };
+    let made = free.and_then(|()| {
         let newborn = cradle.join("s");
         let listener = UnixListener::bind(&newborn).map_err(fails("bind"))?;
         fs::set_permissions(&newborn, Permissions::from_mode(0o600)).map_err(fails("protect"))?;
         let found = fs::symlink_metadata(&newborn).map_err(fails("find"))?;
         fs::rename(&newborn, path).map_err(fails("name"))?;
         let file = SocketFile { path: path.to_path_buf(), device: found.dev(), inode: found.ino() };
-        Ok(Bound { listener, file })
+        Ok(Bound { listener, file: Place(Arc::new(Mutex::new(file))) })
     });
     if let Err(error) = fs::remove_dir_all(&cradle) {
         log::warn!("control: cannot remove {}: {error}", cradle.display());
@@ -245,7 +315,12 @@ fn not_ours_to_write(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }
 
-fn accept_until_shutdown(listener: &UnixListener, owner_uid: u32, handler: &Handler) -> Vec<UnixStream> {
+fn accept_until_shutdown(
+    listener: &UnixListener,
+    owner_uid: u32,
+    handler: &Handler,
+    succession: &Succession,
+) -> Vec<UnixStream> {
     let mut mourners = Vec::new();
     loop {
         let stream = match listener.accept() {
@@ -268,6 +343,7 @@ fn accept_until_shutdown(listener: &UnixListener, owner_uid: u32, handler: &Hand
         let room = mourners.len() < MOURNERS_MAX;
         match converse(&stream, Peer { uid: peer_uid, owner_uid, may_wait_for_exit: room }, handler) {
             Ok(Some(Command::Quit { .. })) if stream.set_nonblocking(true).is_ok() => mourners.push(stream),
+            Ok(Some(Command::Takeover)) => succession(stream),
             Ok(_) => {}
             Err(fault) => log::debug!("control: a conversation broke off: {fault}"),
         }
@@ -283,6 +359,8 @@ struct Peer {
 /// One request and its answer. Returns the command if it was done.
 fn converse(stream: &UnixStream, peer: Peer, handler: &Handler) -> Result<Option<Command>, LineFault> {
     let (command, answer) = match receive_command(stream, &peer) {
+        // The answer is all that follows.
+        Ok(Command::Takeover) => return Ok(Some(Command::Takeover)),
         Ok(command) => (Some(command.clone()), handle(command, handler)),
         Err(reason) => {
             log::warn!("control: refused uid {}: {reason}", peer.uid);
@@ -314,7 +392,9 @@ fn receive_command(stream: &UnixStream, peer: &Peer) -> Result<Command, String> 
         | Command::Order(..)
         | Command::Get(_)
         | Command::Set { .. }
-        | Command::CheckLogin { .. } => Ok(command),
+        | Command::CheckLogin { .. }
+        | Command::Takeover
+        | Command::Cancel { .. } => Ok(command),
     }
 }
 

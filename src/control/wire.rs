@@ -152,7 +152,8 @@ impl Deadline {
         Deadline(Instant::now() + duration)
     }
 
-    fn left(self) -> Result<Duration, LineFault> {
+    /// How long there is; an error when there is nothing left.
+    pub fn left(self) -> Result<Duration, LineFault> {
         let left = self.0.saturating_duration_since(Instant::now());
         // A timeout of zero would mean none at all to the socket.
         if left.is_zero() { Err(LineFault::TimedOut) } else { Ok(left) }

@@ -5,6 +5,7 @@
 
 mod buffers;
 mod bulk;
+pub mod descriptors;
 pub mod doorbell;
 pub mod parcel;
 pub mod park;
@@ -12,11 +13,12 @@ pub mod resolve;
 pub mod ring;
 pub mod tls;
 
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 pub use parcel::Parcel;
 
-use crate::ids::ConnectionId;
+use crate::ids::{ConnectionId, DoorId};
 use crate::memory::{Arena, Scratch, Slice};
 
 /// Whose sockets take from which buffers: clients can never take the chunks that backends need to answer.
@@ -191,6 +193,18 @@ pub trait Transport {
 
     /// Whether the peer came over a Unix socket, and is run by root or by the user who runs this process.
     fn is_run_by_owner(&self, _connection: ConnectionId) -> bool {
+        false
+    }
+
+    /// Accepts clients on `socket`, which must listen. `door` names it from then on; several sockets may have one name. Only
+    /// for transports that have sockets.
+    fn listen(&mut self, _socket: OwnedFd, _local: bool, _door: DoorId) {}
+
+    /// Accepts no more clients at a door. Those that were accepted already may still be told of.
+    fn close_door(&mut self, _door: DoorId) {}
+
+    /// Whether a client may still come by this door.
+    fn is_open(&self, _door: DoorId) -> bool {
         false
     }
 

@@ -102,7 +102,7 @@ pub struct Ring {
     detached: Vec<ConnectionId>,
     /// Came from another shard with bytes that their owners want.
     early: Vec<ConnectionId>,
-    listeners: Vec<Listener>,
+    listeners: Vec<Option<Listener>>,
     doorbell: Doorbell,
     resolver: Resolver,
     completions: Vec<cqueue::Entry>,
@@ -434,7 +434,7 @@ impl Ring {
     fn on_tick(&mut self) {
         self.look_for_stuck();
         for listener in 0..self.listeners.len() {
-            if std::mem::take(&mut self.listeners[listener].resting) {
+            if self.listeners[listener].as_mut().is_some_and(|listener| std::mem::take(&mut listener.resting)) {
                 self.arm_accept(listener);
             }
         }

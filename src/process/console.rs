@@ -190,7 +190,7 @@ impl Source for View<'_> {
             Listen::Tcp(address) => Some(address.port()),
             Listen::Unix { .. } => None,
         };
-        self.desk.started_with.listen.iter().find_map(port).unwrap_or(DEFAULT_PORT)
+        self.desk.listening().addresses().find_map(port).unwrap_or(DEFAULT_PORT)
     }
 
     fn answer(&self, command: &Command) -> Answer {

@@ -1,8 +1,11 @@
-//! The sockets on which clients are accepted, made before any shard exists.
+//! The sockets on which clients are accepted. The process keeps them, and shards get duplicates: so one can be handed to
+//! another process, and an address can come and go while qcp runs.
 //!
 //! Each shard has a socket of its own for each TCP address (SO_REUSEPORT: the kernel spreads the clients), and a
 //! descriptor of the one socket of each Unix socket file. They are made by hand because the libraries' listeners leave
-//! out SO_REUSEADDR or CLOEXEC and have small backlogs.
+//! out SO_REUSEADDR or CLOEXEC and have small backlogs. Where there are more sockets than shards (another process with more
+//! cores has made them), a shard has several: none may be left without a shard, since the kernel goes on filling its queue.
+//! Where there are fewer, shards share.
 
 use std::fmt;
 use std::fs;
@@ -16,30 +19,42 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{Ipv6V6Only, KeepAlive, ReuseAddr, ReusePort, TcpNoDelay};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind, listen, setsockopt,
-    socket,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind, getsockname, getsockopt,
+    listen, setsockopt, socket, sockopt,
 };
 
 use crate::config::{Listen, Tcp};
+use crate::ids::DoorId;
 use crate::io::ring::Ring;
+use crate::shard::mailbox::Listener;
 
 /// Clients that connect while a shard is busy wait here; the kernel cuts it down to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
-/// All listening sockets of the process.
+/// The addresses that clients come by.
 #[derive(Debug)]
-pub struct Listeners {
-    /// One set for each shard, in the order of the addresses.
-    pub shards: Vec<Vec<Listener>>,
-    /// Dropped when the process has stopped to accept.
-    pub socket_files: Vec<SocketFile>,
+pub struct Listening {
+    doors: Vec<Door>,
+    shards: usize,
+    tcp: Tcp,
+    /// That of the next one.
+    number: u32,
 }
 
+/// One address.
 #[derive(Debug)]
-pub struct Listener {
-    pub socket: OwnedFd,
-    /// Where it listens; whether a client came over TCP or not is for `auth` to know.
-    pub address: Listen,
+pub struct Door {
+    id: DoorId,
+    /// Whether a client came over TCP or not is for `auth` to know.
+    address: Listen,
+    sockets: Vec<OwnedFd>,
+    file: Option<SocketFile>,
+}
+
+/// What is to be changed: it listens already, and nobody accepts there yet.
+pub struct Plan {
+    come: Vec<Door>,
+    go: Vec<DoorId>,
 }
 
 /// A Unix socket's name in the file system; removed when dropped, unless another has taken the name since.
@@ -104,48 +119,205 @@ impl fmt::Display for Error {
     }
 }
 
-/// Either all addresses for all shards, or none.
-pub fn open(addresses: &[Listen], shards: usize) -> Result<Listeners, Error> {
-    // SO_REUSEPORT lets a second instance in without a word, and it would take half of the clients. So each address is
-    // tried once without it.
-    for address in addresses {
-        if let Listen::Tcp(tcp) = address {
-            open_tcp(*tcp, Sharing::Alone).map_err(|errno| refused_tcp(*tcp, errno))?;
+impl Listening {
+    /// Either all addresses for all shards, or none. `given`: sockets that somebody else has opened and that listen, which
+    /// are taken where an address is theirs.
+    pub fn open(addresses: &[Listen], shards: usize, tcp: Tcp, given: Vec<Given>) -> Result<Listening, Error> {
+        let mut listening = Listening { doors: Vec::new(), shards, tcp, number: 0 };
+        let plan = listening.plan(addresses, given)?;
+        listening.carry_out(plan);
+        Ok(listening)
+    }
+
+    /// What it takes to listen on these addresses and no others. Whatever stands in the way does so now.
+    pub fn plan(&mut self, addresses: &[Listen], mut given: Vec<Given>) -> Result<Plan, Error> {
+        let mut plan = Plan { come: Vec::new(), go: Vec::new() };
+        for door in &self.doors {
+            if !addresses.contains(&door.address) {
+                plan.go.push(door.id);
+            }
+        }
+        for address in addresses {
+            if self.doors.iter().chain(&plan.come).any(|door| door.address == *address) {
+                continue;
+            }
+            let (sockets, file) = match given.iter().position(|given| given.address == *address) {
+                Some(at) => {
+                    let Given { sockets, .. } = given.swap_remove(at);
+                    let file = match address {
+                        Listen::Unix { path, .. } => SocketFile::of(path).ok(),
+                        Listen::Tcp(_) => None,
+                    };
+                    (sockets, file)
+                }
+                None => self.make(address)?,
+            };
+            let door = Door { id: DoorId(self.number), address: address.clone(), sockets, file };
+            self.number += 1;
+            door.tune(self.tcp)?;
+            plan.come.push(door);
+        }
+        Ok(plan)
+    }
+
+    /// What comes, for [`Self::of_shard`], and what goes, to be closed by the shards before [`Self::forget`].
+    pub fn carry_out(&mut self, plan: Plan) -> (Vec<DoorId>, Vec<DoorId>) {
+        let come = plan.come.iter().map(|door| door.id).collect();
+        self.doors.extend(plan.come);
+        (come, plan.go)
+    }
+
+    /// Closes what no shard accepts on any more.
+    pub fn forget(&mut self, doors: &[DoorId]) {
+        self.doors.retain(|door| !doors.contains(&door.id));
+    }
+
+    /// What a shard accepts on. None may be left out: over all shards these are all sockets.
+    pub fn of_shard(&self, shard: usize, doors: &[DoorId]) -> io::Result<Vec<Listener>> {
+        let mut listeners = Vec::new();
+        for door in self.doors.iter().filter(|door| doors.contains(&door.id)) {
+            let local = matches!(door.address, Listen::Unix { .. });
+            let count = door.sockets.len();
+            let own = (0..count)
+                .filter(|at| if count < self.shards { shard % count == *at } else { at % self.shards == shard });
+            for at in own {
+                listeners.push(Listener { socket: door.sockets[at].try_clone()?, local, door: door.id });
+            }
+        }
+        Ok(listeners)
+    }
+
+    pub fn ids(&self) -> Vec<DoorId> {
+        self.doors.iter().map(|door| door.id).collect()
+    }
+
+    pub fn addresses(&self) -> impl Iterator<Item = &Listen> {
+        self.doors.iter().map(|door| &door.address)
+    }
+
+    /// Accepts no more, once the shards have stopped too. Names of socket files stay until the end, as before.
+    pub fn close(&mut self) {
+        for door in &mut self.doors {
+            door.sockets.clear();
         }
     }
-    let mut listeners = Listeners { shards: (0..shards).map(|_| Vec::new()).collect(), socket_files: Vec::new() };
-    for address in addresses {
+
+    /// At the end: the names of socket files go too.
+    pub fn end(&mut self) {
+        self.doors.clear();
+    }
+
+    /// Another process has all of it now: the names of socket files are its to remove.
+    pub fn give_away(&mut self) {
+        for door in self.doors.drain(..) {
+            if let Some(file) = door.file {
+                file.leave();
+            }
+        }
+    }
+
+    /// Each address with its sockets, for another process.
+    pub fn sockets(&self) -> impl Iterator<Item = (&Listen, &[OwnedFd])> {
+        self.doors.iter().map(|door| (&door.address, door.sockets.as_slice()))
+    }
+
+    /// Where a TCP address has fewer sockets than there are shards, makes more, so that the kernel spreads the clients. What
+    /// is made gets clients at once. Where it cannot be, shards share, which works as well.
+    pub fn widen(&mut self) {
+        for door in &mut self.doors {
+            let Listen::Tcp(address) = door.address else { continue };
+            while door.sockets.len() < self.shards {
+                let Ok(socket) = open_tcp(address, Sharing::WithShards) else { break };
+                door.sockets.push(socket);
+            }
+            // It has been done to the others, too.
+            let _ = door.tune(self.tcp);
+        }
+    }
+
+    fn make(&self, address: &Listen) -> Result<(Vec<OwnedFd>, Option<SocketFile>), Error> {
         match address {
             Listen::Tcp(tcp) => {
-                for shard in &mut listeners.shards {
-                    let socket = open_tcp(*tcp, Sharing::WithShards).map_err(|errno| refused_tcp(*tcp, errno))?;
-                    shard.push(Listener { socket, address: address.clone() });
+                let refused = |errno| refused_tcp(*tcp, errno);
+                // SO_REUSEPORT lets a second instance in without a word, and it would take half of the clients. So each
+                // address is tried once without it, unless it is ourselves who are in the way (0.0.0.0 and 127.0.0.1).
+                let ours =
+                    self.doors.iter().any(|door| matches!(door.address, Listen::Tcp(own) if own.port() == tcp.port()));
+                if !ours {
+                    open_tcp(*tcp, Sharing::Alone).map_err(refused)?;
                 }
+                let sockets = (0..self.shards).map(|_| open_tcp(*tcp, Sharing::WithShards).map_err(refused));
+                Ok((sockets.collect::<Result<_, _>>()?, None))
             }
             Listen::Unix { path, .. } => {
-                let refused = |cause| Error { address: address.clone(), cause };
-                let (first, socket_file) = open_unix(path).map_err(refused)?;
-                listeners.socket_files.push(socket_file);
-                for shard in &mut listeners.shards {
-                    let socket = first.try_clone().map_err(|error| refused(Cause::Other(errno(&error))))?;
-                    shard.push(Listener { socket, address: address.clone() });
-                }
+                let (socket, file) = open_unix(path).map_err(|cause| Error { address: address.clone(), cause })?;
+                Ok((vec![socket], Some(file)))
             }
         }
     }
-    Ok(listeners)
 }
 
-/// What is accepted inherits how TCP notices that a peer is gone; the number of those that wait to be taken is told anew.
-pub fn tune(listeners: &Listeners, tcp: Tcp) -> nix::Result<()> {
-    for listener in listeners.shards.iter().flatten() {
-        if let Listen::Tcp(_) = listener.address {
-            Ring::tune(&listener.socket, (tcp.keepalive, tcp.user_timeout))?;
+impl Door {
+    /// What is accepted inherits how TCP notices that a peer is gone; the number of those that wait to be taken is told anew.
+    fn tune(&self, tcp: Tcp) -> Result<(), Error> {
+        let refused = |errno| Error { address: self.address.clone(), cause: Cause::Other(errno) };
+        for socket in &self.sockets {
+            if let Listen::Tcp(_) = self.address {
+                Ring::tune(socket, (tcp.keepalive, tcp.user_timeout)).map_err(refused)?;
+            }
+            let backlog = i32::try_from(tcp.backlog).unwrap_or(i32::MAX);
+            listen(socket, Backlog::new(backlog).unwrap_or(Backlog::MAXALLOWABLE)).map_err(refused)?;
         }
-        let backlog = i32::try_from(tcp.backlog).unwrap_or(i32::MAX);
-        listen(&listener.socket, Backlog::new(backlog).unwrap_or(Backlog::MAXALLOWABLE))?;
+        Ok(())
     }
-    Ok(())
+}
+
+/// Sockets of an address that somebody else has opened.
+#[derive(Debug)]
+pub struct Given {
+    pub address: Listen,
+    pub sockets: Vec<OwnedFd>,
+}
+
+/// Sorts sockets by the addresses that they listen on, as far as clients can come there.
+pub fn by_address(sockets: Vec<OwnedFd>) -> Vec<Given> {
+    let mut given: Vec<Given> = Vec::new();
+    for socket in sockets {
+        let listens = getsockopt(&socket, sockopt::AcceptConn) == Ok(true);
+        let Some(address) = address_of(&socket).filter(|_| listens) else {
+            log::warn!("a socket that qcp was given is of no use: it does not listen, or not on TCP or a file");
+            continue;
+        };
+        match given.iter_mut().find(|given| given.address == address) {
+            Some(given) => given.sockets.push(socket),
+            None => given.push(Given { address, sockets: vec![socket] }),
+        }
+    }
+    given
+}
+
+fn address_of(socket: &OwnedFd) -> Option<Listen> {
+    let bound = getsockname::<SockaddrStorage>(socket.as_raw_fd()).ok()?;
+    if let Some(v4) = bound.as_sockaddr_in() {
+        return Some(Listen::Tcp(SocketAddr::from((v4.ip(), v4.port()))));
+    }
+    if let Some(v6) = bound.as_sockaddr_in6() {
+        return Some(Listen::Tcp(SocketAddr::from((v6.ip(), v6.port()))));
+    }
+    let path = bound.as_unix_addr()?.path()?.to_owned();
+    Some(Listen::Unix { directory: path.parent()?.to_owned(), path })
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<SocketFile> {
+        let found = fs::symlink_metadata(path)?;
+        Ok(SocketFile { path: path.to_owned(), device: found.dev(), inode: found.ino() })
+    }
+
+    /// The name is somebody else's to remove.
+    fn leave(mut self) {
+        self.inode = 0;
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -190,8 +362,7 @@ fn open_unix(path: &Path) -> Result<(OwnedFd, SocketFile), Cause> {
     let stream = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map_err(Cause::Other)?;
     let address = UnixAddr::new(path).map_err(Cause::Other)?;
     let socket = bind_and_listen(stream, &address).map_err(file_cause)?;
-    let found = fs::symlink_metadata(path).map_err(|error| file_cause(errno(&error)))?;
-    let socket_file = SocketFile { path: path.to_owned(), device: found.dev(), inode: found.ino() };
+    let socket_file = SocketFile::of(path).map_err(|error| file_cause(errno(&error)))?;
     // Any user may connect, as with PostgreSQL; who may log in is for `auth`, or for the directory.
     fs::set_permissions(path, fs::Permissions::from_mode(0o777)).map_err(|error| file_cause(errno(&error)))?;
     Ok((socket, socket_file))
@@ -241,6 +412,19 @@ mod tests {
     use super::*;
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixListener;
+    use std::time::Duration;
+
+    const TCP: Tcp = Tcp { keepalive: Duration::ZERO, user_timeout: Duration::ZERO, backlog: 128 };
+
+    fn open(addresses: &[Listen], shards: usize) -> Result<Listening, Error> {
+        Listening::open(addresses, shards, TCP, Vec::new())
+    }
+
+    /// How many sockets each shard accepts on.
+    fn spread(listening: &Listening) -> Vec<usize> {
+        let ids = listening.ids();
+        (0..listening.shards).map(|shard| listening.of_shard(shard, &ids).unwrap().len()).collect()
+    }
 
     fn free_port() -> SocketAddr {
         TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
@@ -258,8 +442,44 @@ mod tests {
     fn each_shard_has_a_socket_of_its_own() {
         let address = free_port();
         let listeners = open(&[Listen::Tcp(address)], 3).unwrap();
-        assert_eq!(listeners.shards.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1, 1]);
+        assert_eq!(spread(&listeners), [1, 1, 1]);
         TcpStream::connect(address).unwrap();
+    }
+
+    /// However many cores it has: each socket of the one before has a shard that accepts on it.
+    #[test]
+    fn sockets_of_another_process_are_all_accepted_on() {
+        let address = Listen::Tcp(free_port());
+        let given = || {
+            let before = open(std::slice::from_ref(&address), 3).unwrap();
+            let sockets = before.sockets().flat_map(|(_, sockets)| sockets).map(|socket| socket.try_clone().unwrap());
+            by_address(sockets.collect())
+        };
+        let take = |shards| Listening::open(std::slice::from_ref(&address), shards, TCP, given()).unwrap();
+        assert_eq!(spread(&take(1)), [3]);
+        assert_eq!(spread(&take(2)), [2, 1]);
+        assert_eq!(spread(&take(3)), [1, 1, 1]);
+        let mut wider = take(5);
+        assert_eq!(spread(&wider), [1, 1, 1, 1, 1], "two are shared");
+        wider.widen();
+        assert_eq!(wider.sockets().map(|(_, sockets)| sockets.len()).sum::<usize>(), 5);
+        assert_eq!(spread(&wider), [1, 1, 1, 1, 1]);
+    }
+
+    #[test]
+    fn addresses_come_and_go() {
+        let (one, other, third) = (Listen::Tcp(free_port()), Listen::Tcp(free_port()), Listen::Tcp(free_port()));
+        let mut listening = open(&[one.clone(), other.clone()], 1).unwrap();
+        let plan = listening.plan(&[other.clone(), third.clone()], Vec::new()).unwrap();
+        let (come, go) = listening.carry_out(plan);
+        assert_eq!((come.len(), go.len()), (1, 1));
+        listening.forget(&go);
+        assert_eq!(listening.addresses().collect::<Vec<_>>(), [&other, &third]);
+        // One that is taken: nothing is changed.
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Listen::Tcp(taken.local_addr().unwrap());
+        assert!(listening.plan(&[address], Vec::new()).is_err());
+        assert_eq!(listening.addresses().count(), 2);
     }
 
     #[test]
@@ -280,8 +500,8 @@ mod tests {
     #[test]
     fn a_restart_does_not_wait_for_old_connections() {
         let address = free_port();
-        let first = open(&[Listen::Tcp(address)], 1).unwrap();
-        let accepting = TcpListener::from(first.shards.into_iter().next().unwrap().remove(0).socket);
+        let mut first = open(&[Listen::Tcp(address)], 1).unwrap();
+        let accepting = TcpListener::from(first.doors.remove(0).sockets.remove(0));
         let client = TcpStream::connect(address).unwrap();
         // The side that closes first keeps the port in TIME_WAIT.
         drop(accepting.accept().unwrap());
@@ -293,7 +513,7 @@ mod tests {
     fn a_socket_file_is_shared_by_the_shards_and_removed_at_the_end() {
         let (path, listen) = unix_listen("shared");
         let listeners = open(&[listen], 2).unwrap();
-        assert_eq!(listeners.shards.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(spread(&listeners), [1, 1]);
         UnixStream::connect(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o777);
         drop(listeners);

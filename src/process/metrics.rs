@@ -6,10 +6,14 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
 /// Who is asked more is told to come back.
 const CONNECTIONS_MAX: usize = 8;
@@ -38,14 +42,45 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address)
 }
 
-/// Answers until the process ends.
-pub fn serve(listener: TcpListener, pages: impl Pages) -> io::Result<()> {
+/// What is asked here.
+pub struct Scraped {
+    listener: TcpListener,
+    stop: EventFd,
+}
+
+impl Scraped {
+    /// For another process, to go on with.
+    pub fn socket(&self) -> io::Result<OwnedFd> {
+        Ok(self.listener.try_clone()?.into())
+    }
+
+    /// Answers nobody any more. Whoever has connected by then is another process's, if that has the socket too.
+    pub fn stop(&self) {
+        // A counter that was never written to has room.
+        let _ = self.stop.write(1);
+    }
+}
+
+/// Answers until the process ends, or is told to stop.
+pub fn serve(listener: TcpListener, pages: impl Pages) -> io::Result<Scraped> {
     let pages = Arc::new(pages);
     let count = Arc::new(AtomicUsize::new(0));
+    // Two processes may wait for one connection: the one that comes too late must not wait in accept.
+    listener.set_nonblocking(true)?;
+    let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
+    let scraped = Scraped { listener: listener.try_clone()?, stop };
+    let told = scraped.stop.as_fd().try_clone_to_owned()?;
     let accept = move || {
         loop {
+            let mut both =
+                [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(told.as_fd(), PollFlags::POLLIN)];
+            let polled = poll(&mut both, PollTimeout::NONE);
+            if polled.is_ok() && both[1].any() == Some(true) {
+                return;
+            }
             match listener.accept() {
                 Ok((stream, _)) => begin(stream, &pages, &count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
                     log::warn!("metrics: cannot accept: {error}");
                     thread::sleep(ACCEPT_PAUSE);
@@ -53,7 +88,8 @@ pub fn serve(listener: TcpListener, pages: impl Pages) -> io::Result<()> {
             }
         }
     };
-    thread::Builder::new().name("qcp-metrics".to_owned()).stack_size(STACK_SIZE).spawn(accept).map(drop)
+    thread::Builder::new().name("qcp-metrics".to_owned()).stack_size(STACK_SIZE).spawn(accept)?;
+    Ok(scraped)
 }
 
 fn begin<P: Pages>(stream: TcpStream, pages: &Arc<P>, count: &Arc<AtomicUsize>) {

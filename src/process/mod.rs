@@ -8,17 +8,20 @@ mod metrics;
 
 mod check;
 mod console;
+mod notify;
 mod reload;
 mod shards;
+mod takeover;
 mod tls;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ::log::{error, info};
@@ -31,12 +34,16 @@ use crate::control::report::{self, Draining, Reopened, RunState, ShardReport, St
 use crate::control::socket::{BindFault, Bound};
 use crate::control::top::Top;
 use crate::control::wire::{Answer, Reply};
-use crate::ids::ShardId;
+use crate::ids::{DoorId, ShardId};
+use crate::io::descriptors;
 use crate::io::doorbell::Doorbell;
 use crate::shard::Population;
+use crate::shard::doors::Stray;
 use crate::shard::mailbox::{Address, Mail, mailboxes};
 
 pub use check::check;
+use listeners::Listening;
+use notify::Tell;
 use reload::InForce;
 pub use reload::Loader;
 
@@ -47,6 +54,8 @@ pub enum Error {
     Log(log::Error),
     /// The kernel does not have or does not give what is needed.
     Refusal(limits::Refusal),
+    /// The running process cannot be taken over from.
+    Takeover(takeover::Error),
     /// An address cannot be listened on.
     Listen(listeners::Error),
     /// The control socket cannot be had.
@@ -75,6 +84,7 @@ impl fmt::Display for Error {
         match self {
             Error::Log(error) => error.fmt(f),
             Error::Refusal(refusal) => refusal.fmt(f),
+            Error::Takeover(error) => error.fmt(f),
             Error::Listen(error) => error.fmt(f),
             Error::Control(fault) => fault.fmt(f),
             Error::Metrics(address, error) => write!(f, "metrics.address: {address}: {error}"),
@@ -96,8 +106,19 @@ pub fn cores(command_line: Option<usize>, config: &Config) -> usize {
     command_line.or(config.cores).unwrap_or_else(available)
 }
 
+/// How the pooler comes by what it listens on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Beginning {
+    /// By itself, or from systemd.
+    Fresh,
+    /// From a running one, which ends when its clients have gone.
+    Takeover,
+}
+
 /// Runs the pooler until it is told to stop. `loader` reads the configuration again.
-pub fn run(config: Config, cores: usize, loader: Loader) -> Result<(), Error> {
+pub fn run(config: Config, cores: usize, loader: Loader, beginning: Beginning) -> Result<(), Error> {
+    // Before anything else is opened: these descriptors have numbers, not names.
+    let mut given = listeners::by_address(descriptors::inherited());
     let log = log::start(&config.log).map_err(Error::Log)?;
     limits::check_io_uring().map_err(Error::Refusal)?;
     limits::check_locked_memory(cores).map_err(Error::Refusal)?;
@@ -111,11 +132,22 @@ pub fn run(config: Config, cores: usize, loader: Loader) -> Result<(), Error> {
     }
     let runtime = std::env::var_os("XDG_RUNTIME_DIR");
     let candidates = control_sockets(config.control_socket.as_deref(), runtime.as_deref());
-    let bound = Bound::bind(&candidates).map_err(Error::Control)?;
-    let scraped = config.metrics.map(|at| metrics::bind(at).map_err(|error| Error::Metrics(at, error))).transpose()?;
-    let listening = listeners::open(&config.listen, cores).map_err(Error::Listen)?;
-    let tuned = listeners::tune(&listening, config.tcp);
-    tuned.map_err(|error| Error::Io("listening sockets cannot be set up (tcp)", error.into()))?;
+    let mut heritage = match beginning {
+        Beginning::Takeover => Some(takeover::ask(&candidates).map_err(Error::Takeover)?),
+        Beginning::Fresh => None,
+    };
+    let bound = match &heritage {
+        Some(_) => None,
+        None => Some(Bound::bind(&candidates).map_err(Error::Control)?),
+    };
+    let inherited = config.metrics.and_then(|at| heritage.as_mut()?.metrics(at));
+    let scraped = match (inherited, config.metrics) {
+        (None, Some(at)) => Some(metrics::bind(at).map_err(|error| Error::Metrics(at, error))?),
+        (inherited, _) => inherited,
+    };
+    given.extend(heritage.iter_mut().flat_map(|heritage| std::mem::take(&mut heritage.sockets)));
+    let listening = Listening::open(&config.listen, cores, config.tcp, given).map_err(Error::Listen)?;
+    let first_doors = listening.ids();
 
     // All threads are started with these signals blocked; one of them waits for them.
     let signals = handled_signals();
@@ -132,8 +164,16 @@ pub fn run(config: Config, cores: usize, loader: Loader) -> Result<(), Error> {
     let mut handles = Vec::new();
     let (ended, ends) = mpsc::channel();
     let (at_console, visitors) = mpsc::channel();
-    let parts = listening.shards.into_iter().zip(doorbells).zip(boxes);
-    for (at, ((listeners, doorbell), mailbox)) in parts.enumerate() {
+    let strays = heritage.as_ref().map(|_| takeover::strays());
+    for (at, (doorbell, mailbox)) in doorbells.into_iter().zip(boxes).enumerate() {
+        // What another process accepts on is not accepted on here, yet.
+        let listeners = match &heritage {
+            Some(_) => Vec::new(),
+            None => {
+                let listeners = listening.of_shard(at, &first_doors);
+                listeners.map_err(|error| Error::Io("a descriptor cannot be had", error))?
+            }
+        };
         let start = shards::Start {
             id: ShardId(at as u16),
             cores,
@@ -145,6 +185,7 @@ pub fn run(config: Config, cores: usize, loader: Loader) -> Result<(), Error> {
             salts: salts.clone(),
             population: population.clone(),
             console: at_console.clone(),
+            strays: strays.as_ref().map(|(strays, _)| strays.clone()),
             ended: ended.clone(),
         };
         handles.push(shards::start(start).map_err(Error::Shard)?);
@@ -159,16 +200,30 @@ pub fn run(config: Config, cores: usize, loader: Loader) -> Result<(), Error> {
         draining: Arc::default(),
         log,
         counted: Arc::default(),
+        listening: Arc::new(Mutex::new(listening)),
+        scraped: Arc::default(),
+        elders: Arc::default(),
+        in_succession: Arc::default(),
     };
     wait_for_signals(signals, desk.clone())?;
     drop(at_console);
     console::start(desk.clone(), visitors).map_err(|error| Error::Io("the console thread cannot be started", error))?;
+    let bound = match (heritage, bound) {
+        (Some(heritage), _) => desk.come_into(heritage, &ends, strays.map(|(_, strays)| strays))?,
+        (None, bound) => bound.expect("bound above, as nobody was to be taken over from"),
+    };
     if let Some(listener) = scraped {
         let served = metrics::serve(listener, desk.clone());
-        served.map_err(|error| Error::Io("the metrics thread cannot be started", error))?;
+        *desk.scraped() = Some(served.map_err(|error| Error::Io("the metrics thread cannot be started", error))?);
     }
-    let server = bound.serve(Box::new(move |command| desk.answer(&command)));
+    let place = bound.place();
+    let (answering, succeeded) = (desk.clone(), desk.clone());
+    let server = bound.serve(
+        Box::new(move |command| answering.answer(&command)),
+        Box::new(move |stream| succeeded.begin_succession(stream, &place)),
+    );
     let server = server.map_err(|error| Error::Io("the control thread cannot be started", error))?;
+    Tell::Ready.say();
     let where_to: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
     info!("qcp {} listens on {} with {cores} cores", env!("CARGO_PKG_VERSION"), where_to.join(", "));
 
@@ -188,7 +243,7 @@ pub fn run(config: Config, cores: usize, loader: Loader) -> Result<(), Error> {
         // How it ended has been told.
         let _ = handle.join();
     }
-    drop(listening.socket_files);
+    desk.listening().end();
     info!("qcp has stopped");
     server.close().until_exit();
     outcome
@@ -243,7 +298,17 @@ struct Desk {
     log: log::Reopener,
     /// What the shards have counted, and when.
     counted: Arc<Mutex<Counted>>,
+    /// What clients come by.
+    listening: Arc<Mutex<Listening>>,
+    scraped: Arc<Mutex<Option<metrics::Scraped>>>,
+    /// Control sockets of processes that this one has taken over from.
+    elders: Arc<Mutex<Vec<PathBuf>>>,
+    /// Another process is about to take over.
+    in_succession: Arc<std::sync::atomic::AtomicBool>,
 }
+
+/// For the shards of a process to come up: the arena is made by then.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A shard that does not answer within this is hung.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -256,9 +321,65 @@ impl Desk {
         self.draining.store(true, Ordering::Relaxed);
         let within = if now { Duration::ZERO } else { self.config().shutdown_timeout };
         info!("stopping{}", if now { " now" } else { ": transactions may finish" });
+        Tell::Stopping.say();
         for address in &self.addresses {
             address.send(Mail::Quit(within));
         }
+        // The shards close theirs: who connects is refused.
+        self.listening().close();
+    }
+
+    fn listening(&self) -> MutexGuard<'_, Listening> {
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn scraped(&self) -> MutexGuard<'_, Option<metrics::Scraped>> {
+        self.scraped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the shards accept clients by these doors.
+    fn accept_at(&self, doors: &[DoorId]) -> io::Result<()> {
+        let listening = self.listening();
+        let all = 0..self.addresses.len();
+        // All of them before the first is sent: descriptors may run out.
+        let mut listeners =
+            all.map(|shard| listening.of_shard(shard, doors)).collect::<io::Result<Vec<_>>>()?.into_iter();
+        self.tell(|done| Mail::Listen(listeners.next().unwrap_or_default(), done));
+        Ok(())
+    }
+
+    /// Takes the place of the process that this one has taken over from, when all shards are up.
+    fn come_into(
+        &self,
+        heritage: takeover::Heritage,
+        ends: &mpsc::Receiver<io::Result<()>>,
+        strays: Option<mpsc::Receiver<Stray>>,
+    ) -> Result<Bound, Error> {
+        let until = Instant::now() + START_TIMEOUT;
+        while let Err(reason) = self.reports() {
+            match ends.try_recv() {
+                Ok(ended) => return Err(Error::Shard(ended.err().unwrap_or_else(|| io::Error::other("it has ended")))),
+                Err(_) if Instant::now() >= until => return Err(Error::Shard(io::Error::other(reason))),
+                Err(_) => {}
+            }
+        }
+        let (control, pid) = (heritage.control.clone(), heritage.pid);
+        let promised = heritage.hand_over().map_err(Error::Takeover)?;
+        let bound = Bound::replace(&control).map_err(Error::Control)?;
+        let doors = {
+            let mut listening = self.listening();
+            listening.widen();
+            listening.ids()
+        };
+        self.accept_at(&doors).map_err(|error| Error::Io("a descriptor cannot be had", error))?;
+        *self.elders.lock().unwrap_or_else(PoisonError::into_inner) = promised.elders.clone();
+        if let Some(strays) = strays {
+            let passing = takeover::pass_on(strays, promised.elders.clone());
+            passing.map_err(|error| Error::Io("a thread cannot be started", error))?;
+        }
+        promised.keep();
+        info!("has taken over from process {pid}");
+        Ok(bound)
     }
 
     fn config(&self) -> Arc<Config> {
@@ -286,6 +407,14 @@ impl Desk {
                 let reopened = self.log.reopen().map_err(|error| error.to_string())?;
                 info!("the log was opened anew");
                 Ok(Reopened { file: reopened.map(|path| path.display().to_string()) }.reply())
+            }
+            // The control thread does not ask for it here.
+            Command::Takeover => Err("a takeover is a conversation of two poolers".to_owned()),
+            Command::Cancel { process_id, key } => {
+                let slot = (process_id & 0xff_ffff).wrapping_sub(1);
+                let shard = self.addresses.get((process_id >> 24) as usize);
+                let sent = shard.is_some_and(|shard| shard.send(Mail::Cancel { slot, secret: key.clone() }));
+                if sent { Ok(Reply::new(&(), String::new())) } else { Err("there is no such shard".to_owned()) }
             }
             Command::Reload { recycle } => Ok(self.reload(*recycle)?.reply()),
             Command::Order(act, database) => self.order(*act, database.as_deref()),
@@ -324,7 +453,7 @@ impl Desk {
             cores: self.addresses.len() as u64,
             clients: u64::from(self.population.count()),
             backends,
-            listening: self.started_with.listen.iter().map(ToString::to_string).collect(),
+            listening: self.listening().addresses().map(ToString::to_string).collect(),
             config: self.started_with.file().to_owned(),
         })
     }

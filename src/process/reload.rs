@@ -1,5 +1,6 @@
 //! A changed configuration: read, checked, compared with the one in force, and told to all shards; or nothing of it.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use ::log::{error, info};
@@ -12,6 +13,8 @@ use crate::control::wire::Answer;
 use crate::shard::orders::{Order, Scope};
 use crate::shard::{Mail, Reload, TlsSettings};
 
+use super::listeners::Plan;
+use super::notify::Tell;
 use super::{Desk, shards, tls};
 
 /// Reads the configuration from where it came from at the start.
@@ -26,10 +29,12 @@ pub(super) struct InForce {
 impl Desk {
     /// Reads all of it again. Connections that are there keep what they have.
     pub(super) fn reload(&self, recycle: bool) -> Result<Reloaded, String> {
+        Tell::Reloading.say();
         let outcome = (self.loader)().and_then(|(config, warnings)| self.put_in_force(config, warnings, recycle));
         if let Err(error) = &outcome {
             error!("nothing was reloaded: {error}");
         }
+        Tell::Ready.say();
         outcome
     }
 
@@ -67,9 +72,14 @@ impl Desk {
         changed.retain(|change| !needs_restart.iter().any(|needs| needs.key == change.key));
         let config = config.over_start(&self.started_with).map_err(|error| error.to_string())?;
         let tls = tls::load(&config, Some(&current.tls)).map_err(|error| error.to_string())?;
+        // What cannot be listened on is known before anything is changed.
+        let plan = self.plan_doors(&config)?;
         let (config, tls) = (Arc::new(config), Arc::new(tls));
         let cores = self.addresses.len();
         self.tell(|done| Mail::Reload(Box::new(reload(&config, &tls, cores, recycle)), done));
+        if let Some(plan) = plan {
+            self.change_doors(plan);
+        }
         ::log::set_max_level(config.log.level);
         *current = InForce { config, tls };
         drop(current);
@@ -87,6 +97,29 @@ impl Desk {
         // Whether these have changed is not looked at.
         info!("reloaded the certificates, users and rules of access");
         Ok(told)
+    }
+
+    /// `None`: clients are not to come here any more.
+    fn plan_doors(&self, config: &Config) -> Result<Option<Plan>, String> {
+        if self.draining.load(Ordering::Relaxed) || self.in_succession.load(Ordering::Acquire) {
+            return Ok(None);
+        }
+        self.listening().plan(&config.listen, Vec::new()).map(Some).map_err(|error| error.to_string())
+    }
+
+    /// Clients that are there stay, by whatever door they came.
+    fn change_doors(&self, plan: Plan) {
+        let (come, go) = self.listening().carry_out(plan);
+        if !come.is_empty()
+            && let Err(error) = self.accept_at(&come)
+        {
+            error!("nobody can come by a new address until the next reload: {error}");
+            self.listening().forget(&come);
+        }
+        if !go.is_empty() {
+            self.tell(|done| Mail::Close(go.clone(), done));
+            self.listening().forget(&go);
+        }
     }
 
     /// Has all shards do something, and says how things stand when they have.
@@ -107,7 +140,7 @@ impl Desk {
     }
 
     /// Sends to all shards, and waits until each has done it (or has hung for as long as one may).
-    fn tell(&self, mail: impl Fn(std::sync::mpsc::Sender<()>) -> Mail) {
+    pub(super) fn tell(&self, mut mail: impl FnMut(std::sync::mpsc::Sender<()>) -> Mail) {
         let (done, all_done) = std::sync::mpsc::channel();
         for address in &self.addresses {
             address.send(mail(done.clone()));

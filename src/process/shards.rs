@@ -7,7 +7,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Sender, SyncSender};
 use std::time::{Duration, Instant};
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
@@ -15,7 +15,7 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use crate::auth::secrets::Salts;
 use crate::auth::settings::Method;
 use crate::config::sums::Sums;
-use crate::config::{Config, Listen, ServerAddress};
+use crate::config::{Config, ServerAddress};
 use crate::ids::{ConnectionId, ShardId};
 use crate::io::doorbell::Doorbell;
 use crate::io::park::Park;
@@ -23,11 +23,11 @@ use crate::io::ring::{self, Ring};
 use crate::io::tls::Tls;
 use crate::io::{Event, Transport};
 use crate::memory::Arena;
+use crate::shard::doors::Stray;
+use crate::shard::mailbox::Listener;
 use crate::shard::{
     self, Catalogue, ClientsMax, Mailbox, PoolSettings, Population, Server, Shard, TlsSettings, Upkeep,
 };
-
-use super::listeners::Listener;
 
 /// While there is traffic: how long the pump may stay in its ring before glommio and the deadlines get a turn.
 const BUSY_TICK: Duration = Duration::from_millis(5);
@@ -50,6 +50,8 @@ pub(super) struct Start {
     pub population: Arc<Population>,
     /// Where clients of the console are answered.
     pub console: shard::console::Desk,
+    /// Where cancel requests go that are for clients of a process that this one has taken over from.
+    pub strays: Option<SyncSender<Stray>>,
     /// Told once, when the shard has ended, however that came about.
     pub ended: Sender<io::Result<()>>,
 }
@@ -222,7 +224,8 @@ fn connection_of(event: &Event) -> Option<ConnectionId> {
 }
 
 fn build(start: Start) -> io::Result<Shard<Tls<Ring>>> {
-    let Start { id, cores, config, tls, listeners, doorbell, mailbox, population, salts, console, ended: _ } = start;
+    let Start { id, cores, config, tls, listeners, doorbell, mailbox, population, salts, console, strays, ended: _ } =
+        start;
     let sums = Sums::new(&config, cores);
     let settings = ring::Settings {
         arena: Arena::new(config.arena.chunk_size, sums.chunks)?,
@@ -234,9 +237,8 @@ fn build(start: Start) -> io::Result<Shard<Tls<Ring>>> {
     let mut ring = Ring::new(settings, doorbell)?;
     ring.set_tcp(config.tcp.keepalive, config.tcp.user_timeout);
     let mut ring = Tls::new(ring, sums.tls_connections, sums.send_nodes);
-    for listener in listeners {
-        let local = matches!(listener.address, Listen::Unix { .. });
-        ring.listen(listener.socket, local);
+    for Listener { socket, local, door } in listeners {
+        ring.listen(socket, local, door);
     }
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
@@ -264,6 +266,9 @@ fn build(start: Start) -> io::Result<Shard<Tls<Ring>>> {
     };
     let mut shard = Shard::new(ring, settings, Rc::new(Settings(config)), mailbox, population);
     shard.set_console(console);
+    if let Some(strays) = strays {
+        shard.set_strays(strays);
+    }
     Ok(shard)
 }
 

@@ -87,8 +87,9 @@ impl<T: Transport> Shard<T> {
                 // In plaintext too, whatever `tls.client.mode` says: libpq before 17 has no other, and PostgreSQL takes it.
                 if shard == self.settings.id {
                     self.on_one_mail(mail);
-                } else {
-                    self.mailbox.send(shard, mail);
+                } else if !self.mailbox.send(shard, mail) {
+                    // No shard of ours; another process may have had more.
+                    self.cancel_elsewhere(request.process_id, request.key);
                 }
                 // "there is no reply": the connection is closed whatever came of it (Canceling Requests in Progress).
                 self.leave(id);

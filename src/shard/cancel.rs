@@ -7,21 +7,23 @@ use crate::ids::{BackendId, ClientId};
 use crate::io::{Close, Transport};
 use crate::session::fault::Fault;
 
+use super::tables::SECRET_SIZE;
 use super::{BackendState, Cancel, ClientState, Owner, Shard};
 
 impl<T: Transport> Shard<T> {
     /// Any shard may be asked; the key says which client is meant.
     pub(super) fn on_cancel_request(&mut self, slot: u32, secret: &[u8]) {
         let found = self.clients.next_used(slot).filter(|&(index, _)| index == slot);
-        let Some((index, generation)) = found else { return };
-        let id = ClientId { index, generation };
-        let client = self.client(id).expect("just found");
-        let key = if client.long_key { &client.secret[..] } else { &client.secret[..4] };
-        if !matches!(client.state, ClientState::Waiting | ClientState::Linked(_) | ClientState::Piped(_))
-            || !is_same(key, secret)
-        {
+        let id = found.map(|(index, generation)| ClientId { index, generation });
+        let key_of = |client: &super::Client| if client.long_key { SECRET_SIZE } else { 4 };
+        let is_meant = |client: &super::Client| is_same(&client.secret[..key_of(client)], secret);
+        let known = id.and_then(|id| Some((id, self.clients.get(id.index, id.generation)?)));
+        let Some((id, client)) = known.filter(|(_, client)| is_meant(client)) else {
+            // "process_id" as the client was told it, whoever told it that.
+            let process_id = (u32::from(self.settings.id.0) << 24) | (slot.wrapping_add(1) & 0xff_ffff);
+            self.cancel_elsewhere(process_id, secret);
             return;
-        }
+        };
         match client.state {
             ClientState::Waiting => {
                 self.leave_queue(id);

@@ -36,11 +36,13 @@ impl<T: Transport> Shard<T> {
         }
         self.work();
         self.watch_servers();
+        self.note_closed_doors();
         if now >= self.scan_at {
             self.scan_at = now + SCAN_EVERY;
             self.scan_clients();
             self.expire_parked();
             self.send_off();
+            self.send_off_idle();
             self.shed_load();
             self.scan_backends();
             self.scan_cancels();

@@ -2,10 +2,11 @@
 //! shared but what is handed over.
 
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use crate::ids::{ClientId, ShardId};
+use crate::ids::{ClientId, DoorId, ShardId};
 use crate::io::doorbell::Doorbell;
 use crate::pool::Role;
 
@@ -23,6 +24,13 @@ use super::stats::ShardMetrics;
 pub enum Mail {
     /// Let transactions finish, then end; at the latest after this time.
     Quit(Duration),
+    /// Accept clients on these too. The sender is dropped when they are known to the shard.
+    Listen(Vec<Listener>, Sender<()>),
+    /// Accept no more by these doors. The sender is dropped when nobody can come by them any more.
+    Close(Vec<DoorId>, Sender<()>),
+    /// Clients come to another process from now on. Serve those that are here, and send off those that do nothing; after this
+    /// time also whoever is between two transactions.
+    SeeOff(Duration),
     /// The configuration has changed. The sender is dropped when that is done.
     Reload(Box<Reload>, Sender<()>),
     /// What somebody at the control socket wants done. The sender is dropped when it is.
@@ -83,6 +91,16 @@ pub enum Mail {
     KillClient(u32, Sender<bool>),
 }
 
+/// A socket on which a shard accepts clients.
+pub struct Listener {
+    /// It listens.
+    pub socket: OwnedFd,
+    /// Clients come over a Unix socket.
+    pub local: bool,
+    /// By which name it is closed.
+    pub door: DoorId,
+}
+
 /// How to reach a shard, from any thread.
 #[derive(Clone)]
 pub struct Address {
@@ -139,7 +157,7 @@ pub mod reached {
 
     use super::Mail;
 
-    /// Every kind of message but those of the console.
+    /// Every kind of message but those of the console and of the process's sockets.
     pub const KINDS: [&str; 13] = [
         "Quit",
         "Reload",
@@ -175,8 +193,8 @@ pub mod reached {
             Mail::Nothing { .. } => 10,
             Mail::Give(_) => 11,
             Mail::Role { .. } => 12,
-            // Of the console, which is not simulated.
-            Mail::Told(..) | Mail::KillClient(..) => return,
+            // Of the console and of real sockets, which are not simulated.
+            Mail::Told(..) | Mail::KillClient(..) | Mail::Listen(..) | Mail::Close(..) | Mail::SeeOff(_) => return,
         };
         let mut seen = SEEN.get();
         seen[kind] += 1;

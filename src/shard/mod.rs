@@ -17,6 +17,7 @@ mod clean;
 mod client;
 pub mod console;
 mod deadlines;
+pub mod doors;
 mod link;
 mod listens;
 mod login;
@@ -243,6 +244,7 @@ pub struct Shard<T: Transport> {
     counters: Counters,
     errors: stats::Errors,
     running: Running,
+    doors: doors::Doors,
     scan_at: Instant,
     /// Since when no client can be received from, for want of memory.
     starved_since: Option<Instant>,
@@ -312,6 +314,7 @@ impl<T: Transport> Shard<T> {
             counters: Counters::default(),
             errors: stats::Errors::new(),
             running: Running::Yes,
+            doors: doors::Doors::default(),
             scan_at: now,
             starved_since: None,
             started: now,
@@ -423,6 +426,12 @@ impl<T: Transport> Shard<T> {
         mailbox::reached::note(&mail);
         match mail {
             Mail::Quit(within) => self.drain(within),
+            Mail::Listen(listeners, done) => {
+                self.open_doors(listeners);
+                drop(done);
+            }
+            Mail::Close(doors, done) => self.close_doors(doors, done),
+            Mail::SeeOff(within) => self.see_off(within),
             Mail::Report(answer) => {
                 // Whoever asked may have given up waiting.
                 let _ = answer.send(self.report());

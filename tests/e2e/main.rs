@@ -28,5 +28,6 @@ mod routes;
 mod servers;
 mod shards;
 mod slow;
+mod takeover;
 mod timeouts;
 mod tls;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use super::support::Address;
 use super::support::pooler::Qcp;
 use super::support::postgres::{SUPERUSER, postgres};
 use super::support::programs::psql;
@@ -213,11 +214,11 @@ fn what_needs_a_restart_is_said() {
     postgres().create_database("reload_restart");
     let qcp = Qcp::start("log_level: Debug\n", 1);
     let mut client = client(&qcp, "reload_restart");
-    let yaml = "listening_address: 127.0.0.1:1\ncores: 3\npool: {size: 7}\nlimits: {max_clients: 20000}\n";
+    let yaml = "tcp: {backlog: 7}\ncores: 3\npool: {size: 7}\nlimits: {max_clients: 20000}\n";
     for _ in 0..2 {
         let said = qcp.reload(yaml);
         let restart = |key: &str| said.lines().any(|line| line.starts_with(key) && line.ends_with("(needs a restart)"));
-        assert!(restart("listening_address:") && restart("cores:") && restart("limits.max_clients:"), "{said}");
+        assert!(restart("tcp.backlog:") && restart("cores:") && restart("limits.max_clients:"), "{said}");
         assert!(!restart("pool.size:"), "{said}");
     }
     client.query("SELECT 1").expect("nobody was dropped");
@@ -225,6 +226,50 @@ fn what_needs_a_restart_is_said() {
     let refused = "tls: {server: {mode: prefer}}\n";
     qcp.rewrite(refused);
     assert!(qcp.control(&["reload"]).failure().contains("restart"));
+}
+
+/// Clients stay, by whatever address they came.
+#[test]
+fn addresses_come_and_go() {
+    postgres().create_database("reload_addresses");
+    let qcp = Qcp::start("pool: {size: 2}\n", 2);
+    let (first, second) = (qcp.tcp(), Address::loopback(super::support::free_port()));
+    let connects = |address: &Address| std::net::TcpStream::connect((address.host.as_str(), address.port)).is_ok();
+    let listening = |addresses: &[&str]| format!("listening_address: {addresses:?}\npool: {{size: 2}}\n");
+    let mut early = client(&qcp, "reload_addresses");
+    let mut over_unix = RawClient::login(&qcp.unix(), SUPERUSER, "reload_addresses");
+
+    let other = format!("127.0.0.1:{}", second.port);
+    let said = qcp.reload(&listening(&["127.0.0.1:$port", &other]));
+    assert!(said.contains("listening_address: ") && !said.contains("restart"), "{said}");
+    let mut late = RawClient::login(&second, SUPERUSER, "reload_addresses");
+    late.query("SELECT 1").expect("it comes by the new address");
+    assert!(connects(&first), "the old one is still there");
+    assert!(!qcp.file(&format!(".s.PGSQL.{}", first.port)).exists(), "the socket file has gone");
+
+    qcp.reload(&listening(&[&other]));
+    assert!(!connects(&first), "nobody comes by the old one");
+    for client in [&mut early, &mut over_unix, &mut late] {
+        client.query("SELECT 1").expect("nobody was dropped");
+    }
+
+    // One that is taken: nothing is changed, nothing else of the file either.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("it is bound").to_string();
+    qcp.rewrite(&listening(&["127.0.0.1:$port", &address]).replace("size: 2", "size: 9"));
+    let said = qcp.control(&["reload"]).failure();
+    assert!(said.contains("in use"), "{said}");
+    assert!(!connects(&first) && connects(&second));
+    assert_eq!(qcp.control(&["get", "pool.size"]).success().trim(), "2");
+
+    // All addresses of the machine instead of one of them, on the same port, and back; and the socket file again.
+    qcp.reload(&listening(&[&format!("0.0.0.0:{}", second.port), "unix:$folder:$port"]));
+    RawClient::login(&second, SUPERUSER, "reload_addresses").query("SELECT 1").expect("served");
+    RawClient::login(&qcp.unix(), SUPERUSER, "reload_addresses").query("SELECT 1").expect("served");
+    qcp.reload(&listening(&[&other]));
+    RawClient::login(&second, SUPERUSER, "reload_addresses").query("SELECT 1").expect("served");
+    assert!(qcp.control(&["status"]).success().contains(&other));
+    late.query("SELECT 1").expect("nobody was dropped");
 }
 
 #[test]
@@ -246,22 +291,35 @@ fn recycling_replaces_backends() {
     assert_ne!(client.query("SELECT pg_backend_pid()").expect("served"), after);
 }
 
-/// Sizes, modes, users, databases and times change under load; nobody is dropped, no answer is wrong. Session mode is not
-/// among them: who is in it keeps its backend until it disconnects.
+/// Sizes, modes, users, databases, servers' names, times and addresses change under load; nobody is dropped, no answer is
+/// wrong. Session mode is not among them: who is in it keeps its backend until it disconnects.
 #[test]
 fn many_reloads_under_load() {
     const RELOADS: usize = 200;
     let server = postgres();
     server.create_database("reload_load");
+    let second = super::support::free_port();
     let settings: Vec<String> = (0..8)
         .map(|at| {
             let (size, mode) = (1 + at * 3 % 7, ["Smart", "Smart", "Statement"][at % 3]);
             let user = if at % 2 == 0 { "users: {joe: {pool: {size: 1}}}\n" } else { "" };
             let database = if at % 3 == 0 { "databases: {reload_load: {pool: {lifetime: 1s}}}\n" } else { "" };
-            format!("relay_mode: {mode}\npool: {{size: {size}, queue_timeout: {}s}}\n{user}{database}", 60 + at)
+            // The same server by another name: every backend is replaced.
+            let host = if at % 4 < 2 { "127.0.0.1" } else { "localhost" };
+            let doors =
+                ["\"127.0.0.1:$port\"".to_owned(), format!("\"127.0.0.1:{second}\""), "\"unix:$folder\"".to_owned()];
+            let doors: Vec<String> =
+                doors.into_iter().enumerate().filter(|(door, _)| *door != at % 3).map(|(_, door)| door).collect();
+            format!(
+                "listening_address: [{}]\nservers: [\"{host}:{}\"]\nrelay_mode: {mode}\n\
+                 pool: {{size: {size}, queue_timeout: {}s}}\n{user}{database}",
+                doors.join(", "),
+                server.tcp().port,
+                60 + at
+            )
         })
         .collect();
-    let qcp = Qcp::start(&settings[0], 2);
+    let qcp = Qcp::start("pool: {size: 4}\n", 2);
     let (ended, answered) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for who in 0..8 {
@@ -275,6 +333,19 @@ fn many_reloads_under_load() {
                     let said = client.query(&format!("SELECT '{expected}'"));
                     assert_eq!(said.expect("nobody is dropped"), [expected]);
                     answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        // And some that come and go, by whichever address is there.
+        for address in [qcp.tcp(), Address::loopback(second), qcp.unix()] {
+            let (ended, answered) = (&ended, &answered);
+            scope.spawn(move || {
+                while !ended.load(Ordering::Relaxed) {
+                    // The address may have gone, and with it whoever had not been accepted yet. Who is in is served.
+                    if let Some(mut client) = RawClient::try_login(&address, SUPERUSER, "reload_load") {
+                        client.query("SELECT 1").expect("who is in is served");
+                        answered.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
             });
         }

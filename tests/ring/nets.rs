@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use qcp::ids::ConnectionId;
+use qcp::ids::{ConnectionId, DoorId};
 use qcp::io::doorbell::Doorbell;
 use qcp::io::ring::{Ring, Settings};
 use qcp::io::{Errno, Event, Transport};
@@ -137,8 +137,8 @@ impl Sockets {
         let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("qcp-ring-{}-{number}", std::process::id()));
         let unix = UnixListener::bind(&path).expect("a socket file");
-        ring.listen(OwnedFd::from(tcp), false);
-        ring.listen(OwnedFd::from(unix), true);
+        ring.listen(OwnedFd::from(tcp), false, DoorId(0));
+        ring.listen(OwnedFd::from(unix), true, DoorId(1));
         Self { ring, peers: HashMap::new(), waiting: Default::default(), port, path }
     }
 

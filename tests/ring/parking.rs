@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use glommio::{LocalExecutorBuilder, Placement};
+use qcp::ids::DoorId;
 use qcp::io::doorbell::Doorbell;
 use qcp::io::park::Park;
 use qcp::io::ring::{Ring, Settings};
@@ -37,7 +38,7 @@ async fn sleeper(doorbell: Doorbell, port: Sender<u16>, woken: Sender<Woken>, st
         ready_max: 4,
     };
     let mut ring = Ring::new(settings, doorbell.clone()).expect("io_uring");
-    ring.listen(listener.into(), false);
+    ring.listen(listener.into(), false, DoorId(0));
     let park = Park::new(&doorbell).expect("a descriptor");
     ring.register_park(park.descriptor()).expect("an eventfd");
     port.send(number).expect("the test waits for it");

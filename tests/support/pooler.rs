@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -20,9 +21,27 @@ const ARENA: &str = "arena: {total_size: 32 MB}\n";
 
 pub struct Qcp {
     child: Child,
-    folder: PathBuf,
+    folder: Arc<Folder>,
     port: u16,
     setup: Setup,
+    log: PathBuf,
+}
+
+/// Removed when the last pooler that uses it is gone.
+struct Folder(PathBuf);
+
+impl std::ops::Deref for Folder {
+    type Target = PathBuf;
+
+    fn deref(&self) -> &PathBuf {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 /// How a pooler that is to be started differs from the usual.
@@ -90,21 +109,42 @@ impl Qcp {
     }
 
     fn spawn(setup: Setup) -> Qcp {
-        let folder = temporary_folder();
-        let port = free_port();
+        Qcp::spawn_in(setup, Arc::new(Folder(temporary_folder())), free_port(), &[], &[])
+    }
+
+    /// Starts another one that is to take over from this, with this many cores and other keys.
+    pub fn succeeded_by(&self, yaml: &str, cores: usize) -> Qcp {
+        let setup = Setup { yaml: yaml.to_owned(), cores, server: self.setup.server.clone() };
+        Qcp::spawn_in(setup, self.folder.clone(), self.port, &["--takeover"], &[])
+    }
+
+    /// Waits until it has taken over.
+    pub fn wait_until_it_serves(&mut self) {
+        wait_until("it takes over", Duration::from_secs(20), || {
+            let ended = self.child.try_wait().expect("the child is ours");
+            assert!(ended.is_none(), "qcp ended at its start: {ended:?}\n{}", self.log());
+            self.log().contains("listens on")
+        });
+    }
+
+    fn spawn_in(setup: Setup, folder: Arc<Folder>, port: u16, more: &[&str], environment: &[(&str, &str)]) -> Qcp {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
         let config = write_configuration(&setup, &folder, port);
-        let log = fs::File::create(folder.join("log")).expect("the temporary folder is writable");
+        let path = folder.join(format!("log-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
+        let log = fs::File::create(&path).expect("the temporary folder is writable");
         let log_too = log.try_clone().expect("a descriptor is left");
         // setpriv becomes qcp, under the same pid, and has the kernel kill it when the test's thread is gone.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_qcp"), "--cores", &setup.cores.to_string(), "--config"])
             .arg(&config)
+            .args(more)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(log_too)
             .spawn()
             .expect("setpriv is part of util-linux");
-        Qcp { child, folder, port, setup }
+        Qcp { child, folder, port, setup, log: path }
     }
 
     /// Writes its configuration anew, with other keys than those it was started with; nothing is reloaded yet.
@@ -161,7 +201,7 @@ impl Qcp {
     }
 
     pub fn log(&self) -> String {
-        fs::read_to_string(self.folder.join("log")).unwrap_or_else(|error| format!("(no log: {error})"))
+        fs::read_to_string(&self.log).unwrap_or_else(|error| format!("(no log: {error})"))
     }
 }
 
@@ -173,7 +213,6 @@ impl Drop for Qcp {
         // Both fail only when it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 

@@ -95,6 +95,18 @@ impl RawClient {
         RawClient::connect(address).logged_in(user, database)
     }
 
+    /// As `login`; `None` where nobody accepts, or it is closed before the login is over.
+    pub fn try_login(address: &Address, user: &str, database: &str) -> Option<RawClient> {
+        let stream = if address.host.starts_with('/') {
+            UnixStream::connect(format!("{}/.s.PGSQL.{}", address.host, address.port)).map(Stream::Unix)
+        } else {
+            TcpStream::connect((address.host.as_str(), address.port)).map(Stream::Tcp)
+        };
+        let mut client = RawClient { stream: stream.ok()?, received: Vec::new(), taken: 0, key: Vec::new() };
+        client.send(&startup(PROTOCOL_3_0, &[("user", user), ("database", database)]));
+        client.receive_until_ready().last().is_some_and(|last| last.tag == b'Z').then_some(client)
+    }
+
     /// Logs in where no password is asked for.
     pub fn logged_in(self, user: &str, database: &str) -> RawClient {
         let mut client = self;

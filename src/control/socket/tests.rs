@@ -31,7 +31,7 @@ impl Drop for Scratch {
 }
 
 fn start(path: &Path) -> Server {
-    bind(path).expect("a free place").serve(Box::new(echo)).expect("a thread")
+    bind(path).expect("a free place").serve(Box::new(echo), Box::new(drop)).expect("a thread")
 }
 
 fn bind(path: &Path) -> Result<Bound, BindFault> {
@@ -138,7 +138,9 @@ fn of_two_that_start_at_once_one_gets_the_place() {
     let starts: Vec<_> = (0..4)
         .map(|_| {
             let path = path.clone();
-            thread::spawn(move || bind(&path).map(|bound| bound.serve(Box::new(echo)).expect("a thread")))
+            thread::spawn(move || {
+                bind(&path).map(|bound| bound.serve(Box::new(echo), Box::new(drop)).expect("a thread"))
+            })
         })
         .collect();
     let ends: Vec<_> = starts.into_iter().map(|start| start.join().expect("no panic")).collect();

@@ -8,12 +8,16 @@ use nix::sys::socket::{self as sys, AddressFamily, SockFlag, SockType, SockaddrL
 
 use super::Ring;
 use super::connection::{Closing, Operation, user_data};
-use crate::ids::ConnectionId;
+use crate::ids::{ConnectionId, DoorId};
 use crate::io::{Errno, Event, Group, SocketAddress, Transport};
 
 pub(super) struct Listener {
     pub(super) socket: OwnedFd,
     pub(super) local: bool,
+    /// By which name its owner closes it.
+    pub(super) door: DoorId,
+    /// Accepts no more; it goes with the last completion of its accept.
+    pub(super) closing: bool,
     /// Accepting failed (no descriptors): armed again at the next tick.
     pub(super) resting: bool,
 }
@@ -45,14 +49,46 @@ impl Ring {
         Ok(())
     }
 
-    /// Accepts clients on `socket`, which must listen.
-    pub fn listen(&mut self, socket: OwnedFd, local: bool) {
-        self.listeners.push(Listener { socket, local, resting: false });
-        self.arm_accept(self.listeners.len() - 1);
+    /// See [`Transport::listen`].
+    pub(super) fn accept_on(&mut self, socket: OwnedFd, local: bool, door: DoorId) {
+        let listener = Some(Listener { socket, local, door, closing: false, resting: false });
+        // A place is free when no accept of the listener that it had is in flight.
+        let at = match self.listeners.iter().position(Option::is_none) {
+            Some(free) => {
+                self.listeners[free] = listener;
+                free
+            }
+            None => {
+                self.listeners.push(listener);
+                self.listeners.len() - 1
+            }
+        };
+        self.arm_accept(at);
+    }
+
+    /// Ends the accepts of these doors. What the kernel has accepted by then is told of as ever; what it has not stays in
+    /// the socket's queue, for whoever else has the socket.
+    pub(super) fn unlisten(&mut self, is_meant: impl Fn(DoorId) -> bool) {
+        for at in 0..self.listeners.len() {
+            let Some(listener) = self.listeners[at].as_mut().filter(|listener| is_meant(listener.door)) else {
+                continue;
+            };
+            if std::mem::take(&mut listener.resting) {
+                self.listeners[at] = None;
+                continue;
+            }
+            if std::mem::replace(&mut listener.closing, true) {
+                continue;
+            }
+            let number = ConnectionId { index: at as u32, generation: 0 };
+            let entry = opcode::AsyncCancel::new(user_data(Operation::Accept, number)).build();
+            let nobody = ConnectionId { index: u32::MAX, generation: 0 };
+            self.push(entry.user_data(user_data(Operation::Cancel, nobody)));
+        }
     }
 
     pub(super) fn arm_accept(&mut self, listener: usize) {
-        let Some(Listener { socket, .. }) = self.listeners.get(listener) else { return };
+        let Some(Some(Listener { socket, .. })) = self.listeners.get(listener) else { return };
         let entry = opcode::AcceptMulti::new(types::Fd(socket.as_raw_fd())).flags(libc::SOCK_CLOEXEC).build();
         let number = ConnectionId { index: listener as u32, generation: 0 };
         self.push(entry.user_data(user_data(Operation::Accept, number)));
@@ -60,15 +96,17 @@ impl Ring {
 
     pub(super) fn on_accept(&mut self, listener: usize, entry: &cqueue::Entry) -> Option<Event> {
         let result = entry.result();
+        let known = self.listeners.get_mut(listener).and_then(Option::as_mut);
+        let local = known.as_ref().is_some_and(|listener| listener.local);
         if !cqueue::more(entry.flags()) {
-            if result == -libc::ECANCELED {
-                return None;
-            }
-            if result < 0 && self.listeners.get(listener).is_some() {
-                log::warn!("accepting a client failed: {}; trying again", Errno(-result));
-                self.listeners[listener].resting = true;
-            } else {
-                self.arm_accept(listener);
+            match known {
+                Some(known) if known.closing || result == -libc::ECANCELED => self.listeners[listener] = None,
+                Some(resting) if result < 0 => {
+                    log::warn!("accepting a client failed: {}; trying again", Errno(-result));
+                    resting.resting = true;
+                }
+                Some(_) => self.arm_accept(listener),
+                None => {}
             }
         }
         if result < 0 {
@@ -76,7 +114,6 @@ impl Ring {
         }
         // SAFETY: the kernel has just made this descriptor for us; nobody else has it.
         let socket = unsafe { OwnedFd::from_raw_fd(result) };
-        let local = self.listeners.get(listener).is_some_and(|listener| listener.local);
         match self.insert(socket, Group::Client, local) {
             Ok(connection) => Some(Event::Accepted { connection, local }),
             Err(_full) => None,

@@ -1,5 +1,6 @@
 //! The ring as the shard's [`Transport`].
 
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use io_uring::opcode;
@@ -8,7 +9,7 @@ use super::Ring;
 use super::connection::{Closing, Operation, Receive, Sending, user_data};
 use super::peers::taken;
 use super::sending::GATHER_MAX;
-use crate::ids::ConnectionId;
+use crate::ids::{ConnectionId, DoorId};
 use crate::io::{Close, Errno, Group, Parcel, SocketAddress, Transport};
 use crate::memory::{Arena, Scratch, Slice};
 
@@ -155,13 +156,19 @@ impl Transport for Ring {
     }
 
     fn stop_listening(&mut self) {
-        for listener in 0..self.listeners.len() {
-            let number = ConnectionId { index: listener as u32, generation: 0 };
-            let entry = opcode::AsyncCancel::new(user_data(Operation::Accept, number)).build();
-            let nobody = ConnectionId { index: u32::MAX, generation: 0 };
-            self.push(entry.user_data(user_data(Operation::Cancel, nobody)));
-        }
-        self.listeners.clear();
+        self.unlisten(|_| true);
+    }
+
+    fn listen(&mut self, socket: OwnedFd, local: bool, door: DoorId) {
+        self.accept_on(socket, local, door);
+    }
+
+    fn close_door(&mut self, door: DoorId) {
+        self.unlisten(|known| known == door);
+    }
+
+    fn is_open(&self, door: DoorId) -> bool {
+        self.listeners.iter().flatten().any(|listener| listener.door == door)
     }
 
     fn resolve(&mut self, host: &str, port: u16, ticket: u64) {

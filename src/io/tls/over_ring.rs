@@ -1,7 +1,7 @@
 //! TLS over the shard's ring, as `process::shards` pumps it: the ring's turns with TLS's work in them.
 
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 use super::super::Event;
@@ -9,11 +9,6 @@ use super::super::ring::Ring;
 use super::Tls;
 
 impl Tls<Ring> {
-    /// See [`Ring::listen`].
-    pub fn listen(&mut self, socket: OwnedFd, local: bool) {
-        self.inner.listen(socket, local);
-    }
-
     /// See [`Ring::wait`]. Does not wait while a handshake can go on.
     pub fn wait(&mut self, tick: Duration) -> io::Result<()> {
         self.end_turn();

@@ -1,12 +1,13 @@
 //! The transport that is seen from above.
 
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use super::handshake::{Facts, Handshake};
 use super::opening::keep;
 use super::record::alert;
 use super::{Secure, Session, State, Tls};
-use crate::ids::ConnectionId;
+use crate::ids::{ConnectionId, DoorId};
 use crate::io::{Close, Errno, Group, Parcel, SocketAddress, Transport};
 use crate::memory::{Arena, Scratch, Slice};
 
@@ -141,6 +142,18 @@ impl<T: Transport> Transport for Tls<T> {
 
     fn peer_user(&self, connection: ConnectionId) -> Option<String> {
         self.inner.peer_user(connection)
+    }
+
+    fn listen(&mut self, socket: OwnedFd, local: bool, door: DoorId) {
+        self.inner.listen(socket, local, door);
+    }
+
+    fn close_door(&mut self, door: DoorId) {
+        self.inner.close_door(door);
+    }
+
+    fn is_open(&self, door: DoorId) -> bool {
+        self.inner.is_open(door)
     }
 
     fn stop_listening(&mut self) {
