@@ -90,7 +90,7 @@ fn answer(command: Command) -> Answer {
         }
         Command::Get(_) => Ok(report::show_keys(&[])),
         Command::Set { .. } => Err("no such key".to_string()),
-        Command::Top | Command::Takeover | Command::Cancel { .. } => Err("not here".to_string()),
+        Command::Top | Command::Upgrade | Command::Takeover | Command::Cancel { .. } => Err("not here".to_string()),
         Command::CheckLogin { .. } => Ok(report::show_logins(&[])),
     }
 }

@@ -2,41 +2,24 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use qcp::config::{self, Config, control_sockets};
 use qcp::control::client::{Connection, Failure};
 use qcp::control::command::{Act, Command, CommandFault, Password, Topic};
-use qcp::control::report::{Draining, LoginOutcome, LoginRow, Ordered};
+use qcp::control::report::{Draining, LoginOutcome, LoginRow, Ordered, Upgrading};
 use qcp::control::wire::Reply;
 use serde::Deserialize;
 
+#[path = "qcp-ctrl/arguments.rs"]
+mod arguments;
 #[path = "qcp-ctrl/top.rs"]
 mod top;
 
-const EXAMPLES: &str = "\
-Examples:
-  qcp-ctrl status                        is it running, and since when
-  qcp-ctrl show pools                    who waits, and for which backends
-  qcp-ctrl show clients --json           every client, as JSON for a script
-  qcp-ctrl show stats --watch            queries, transactions and their times, each second
-  qcp-ctrl top                           all of it, live
-  qcp-ctrl reload                        apply the changed configuration; nobody is dropped
-  qcp-ctrl pause shop                    let its transactions end, and its clients wait
-  qcp-ctrl --config qcp.yaml quit        let transactions finish, then stop, and wait for the end
-  qcp-ctrl --socket /tmp/q.sock quit --now
-
-Without --socket and --config it tries /run/qcp/control.sock, then qcp/control.sock under $XDG_RUNTIME_DIR.
-
-Exit codes:
-  0  done
-  1  the pooler said no, or did not answer, and why
-  2  wrong usage
-  3  nobody there";
+use arguments::{Arguments, Order, Request};
 
 const OUTPUT_EXIT_CODE: i32 = 1;
 const USAGE_EXIT_CODE: u8 = 2;
@@ -46,156 +29,6 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 const LOGIN_PATIENCE: Duration = Duration::from_secs(60);
 /// For the process to end once its drain is over.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Controls a running qcp
-#[derive(Parser)]
-#[command(name = "qcp-ctrl", version, after_help = EXAMPLES, arg_required_else_help = true)]
-struct Arguments {
-    /// The control socket of the pooler
-    #[arg(long, value_name = "PATH", conflicts_with = "config")]
-    socket: Option<PathBuf>,
-
-    /// The configuration file of the pooler, for its control.socket
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-
-    #[command(subcommand)]
-    request: Request,
-}
-
-#[derive(Subcommand)]
-enum Request {
-    /// Stop the pooler: take no new clients, let transactions finish, close, within shutdown_timeout
-    ///
-    /// Returns when the process has gone, or fails when that takes 5 s longer than its shutdown_timeout.
-    Quit {
-        /// Do not wait for transactions
-        #[arg(long)]
-        now: bool,
-
-        /// Return as soon as the pooler has begun to stop
-        #[arg(long)]
-        no_wait: bool,
-    },
-
-    /// Tell whether it runs or drains, since when, where it listens
-    Status {
-        /// Print JSON, for a script
-        #[arg(long)]
-        json: bool,
-    },
-
-    /// Show what the pooler does, live: its cores, its pools and who waits for them, the longest transactions
-    ///
-    /// Ends with q. Where the output is no terminal, it prints one screen of 200 columns and ends.
-    Top {
-        /// How often it is drawn (500ms, 5s)
-        #[arg(long, value_name = "EVERY", default_value = "1s", value_parser = interval)]
-        every: Duration,
-    },
-
-    /// Open the log file anew, after it was moved away; SIGHUP does that too
-    Reopen,
-
-    /// Read the configuration again and apply it, whole or not at all, without dropping anybody; SIGHUP does that too
-    ///
-    /// Lists what has changed, and what needs a restart. Passwords, rules of access and certificates are read again as well.
-    Reload {
-        /// Replace server connections too, each when it is free
-        #[arg(long)]
-        recycle: bool,
-
-        /// Print JSON, for a script
-        #[arg(long)]
-        json: bool,
-    },
-
-    /// Lend no server connections: transactions end, clients wait, and time out as in the queue (SIGUSR1: all)
-    Pause(Order),
-
-    /// Take back a pause, of `pause` or of `kill` (SIGUSR2: all)
-    Resume(Order),
-
-    /// Let nobody in, and send clients off between transactions
-    Drain(Order),
-
-    /// Close clients and server connections at once, and pause: DROP DATABASE works then
-    Kill(Order),
-
-    /// Let nobody in; who is there stays
-    Disable(Order),
-
-    /// Let clients in again, after `disable` or `drain`
-    Enable(Order),
-
-    /// Replace server connections, each when it is free
-    Reconnect(Order),
-
-    /// Print a key of the configuration (or all below it), or all of them
-    Get {
-        /// With dots between: pool.size
-        key: Option<String>,
-
-        /// Print JSON, for a script: with defaults, and whether it can be changed without a restart
-        #[arg(long)]
-        json: bool,
-    },
-
-    /// Give a key another value until the next reload: set pool.size 30
-    Set {
-        /// With dots between: pool.size
-        key: String,
-
-        value: String,
-    },
-
-    /// Log in to the servers of a database as a user, from the running pooler, and say how that went
-    ///
-    /// With the password of the environment's PGPASSWORD, if there is one; else as QCP itself would log in. One line for
-    /// each server: ok, invalid password, or what else is wrong. Exits 0 only if all are ok.
-    CheckLogin {
-        /// As clients name it
-        database: String,
-
-        user: String,
-
-        /// Print JSON, for a script
-        #[arg(long)]
-        json: bool,
-    },
-
-    /// List what the pooler has at this moment, over all its cores
-    #[command(arg_required_else_help = true)]
-    Show {
-        /// memory: what was taken at start, and for what; pools: per server, database and user; shards: per core; stats: what
-        /// pools have done and how long it took; errors: by SQLSTATE. "servers" is "backends"
-        #[arg(value_parser = topic_parser())]
-        topic: Topic,
-
-        /// Print JSON, for a script
-        #[arg(long)]
-        json: bool,
-
-        /// Print it again and again, each second or as often as is said (500ms, 5s); with --json one line each time
-        #[arg(long, value_name = "EVERY", num_args = 0..=1, default_missing_value = "1s", value_parser = interval)]
-        watch: Option<Duration>,
-    },
-}
-
-/// What is ordered, for which database.
-#[derive(clap::Args)]
-struct Order {
-    /// As clients name it; none: all databases
-    database: Option<String>,
-
-    /// For pause, drain and kill: do not wait until it is done
-    #[arg(long)]
-    no_wait: bool,
-
-    /// For pause, drain and kill: fail when it takes longer
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = interval)]
-    timeout: Duration,
-}
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -256,6 +89,7 @@ fn run(candidates: &[PathBuf], request: &Request) -> Result<(), Failure> {
         }
         Request::Top { every } => return top::run(candidates, *every),
         Request::Status { json } => print(&ask(Command::Status)?, *json),
+        Request::Upgrade { timeout } => return upgrade(candidates, *timeout),
         Request::Reopen => print(&ask(Command::Reopen)?, false),
         Request::Show { topic, json, watch: None } => {
             print(&ask(Command::Show(*topic))?, *json);
@@ -272,6 +106,35 @@ fn run(candidates: &[PathBuf], request: &Request) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Returns when the other process has taken over.
+fn upgrade(candidates: &[PathBuf], timeout: Duration) -> Result<(), Failure> {
+    let since = Instant::now();
+    let ask = |command| Connection::open(candidates, ANSWER_PATIENCE)?.ask(command, ANSWER_PATIENCE);
+    let reply = ask(Command::Upgrade)?;
+    print(&reply, false);
+    let Ok(Upgrading { pid }) = Upgrading::deserialize(&reply.value) else {
+        return Err(Failure::Refused("which process it starts was not said".to_owned()));
+    };
+    loop {
+        std::thread::sleep(Duration::from_millis(100));
+        // The place of the control socket is the other's when it serves.
+        let now = Connection::open(candidates, ANSWER_PATIENCE)?;
+        if now.peer_pid() == Some(pid) {
+            print_text(&format!("process {pid} serves\n"));
+            return Ok(());
+        }
+        if !Path::new(&format!("/proc/{pid}")).exists() {
+            let text = format!("process {pid} could not take over; its log says why. All is as it was");
+            return Err(Failure::Refused(text));
+        }
+        if since.elapsed() >= timeout {
+            return Err(Failure::Refused(format!(
+                "process {pid} has not taken over within {timeout:?}, and goes on trying"
+            )));
+        }
+    }
 }
 
 /// Orders something, and waits until it is so.
@@ -326,11 +189,6 @@ fn watch(candidates: &[PathBuf], topic: Topic, json: bool, every: Duration) -> R
     }
 }
 
-fn interval(text: &str) -> Result<Duration, String> {
-    let every = config::parse_duration(text).filter(|every| *every >= Duration::from_millis(100));
-    every.ok_or_else(|| "a duration of at least 100ms, such as 500ms or 5s".to_owned())
-}
-
 /// How long the pooler said that it may take.
 fn drain_max(reply: &Reply) -> Duration {
     let draining = Draining::deserialize(&reply.value);
@@ -355,9 +213,4 @@ fn print_text(text: &str) -> bool {
         }
         written => written.is_ok(),
     }
-}
-
-fn topic_parser() -> impl TypedValueParser<Value = Topic> {
-    PossibleValuesParser::new(Topic::ALL.map(Topic::name).into_iter().chain(["servers"]))
-        .try_map(|name| name.parse::<Topic>())
 }

@@ -39,6 +39,8 @@ pub enum Command {
         user: String,
         password: Option<Password>,
     },
+    /// Start the program anew, to take over from this process.
+    Upgrade,
     /// Of a starting pooler, which wants to take over: not a command but the beginning of a conversation (`process::takeover`).
     Takeover,
     /// Of a pooler that has taken over: a cancel request that may be for a client that is left here.
@@ -113,6 +115,7 @@ impl Command {
             "status" => (Command::Status, rest),
             "top" => (Command::Top, rest),
             "reopen" => (Command::Reopen, rest),
+            "upgrade" => (Command::Upgrade, rest),
             "show" => {
                 let (topic, rest) = rest.split_first().ok_or(CommandFault::TopicMissing)?;
                 (Command::Show(topic.parse()?), rest)
@@ -170,6 +173,7 @@ impl fmt::Display for Command {
             Command::Status => f.write_str("status"),
             Command::Top => f.write_str("top"),
             Command::Reopen => f.write_str("reopen"),
+            Command::Upgrade => f.write_str("upgrade"),
             Command::Show(topic) => write!(f, "show {}", topic.name()),
             Command::Reload { recycle: false } => f.write_str("reload"),
             Command::Reload { recycle: true } => f.write_str("reload --recycle"),
@@ -247,7 +251,7 @@ impl FromStr for Topic {
 
 impl fmt::Display for CommandFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const COMMANDS: &str = "quit [--now], status, top, reopen, reload [--recycle], pause [DB], resume [DB], drain DB, \
+        const COMMANDS: &str = "quit [--now], status, top, reopen, upgrade, reload [--recycle], pause [DB], resume [DB], drain DB, \
                                 kill DB, disable DB, enable DB, reconnect [DB], get [KEY], set KEY VALUE, check-login DB USER, show TOPIC";
         let topics = Topic::ALL.map(Topic::name).join(", ");
         match self {
@@ -290,7 +294,14 @@ mod tests {
         let unnamed = Act::ALL.into_iter().filter(|act| !act.needs_database()).map(|act| Command::Order(act, None));
         let set = Command::Set { key: "POOL.SIZE".to_owned(), value: "3".to_owned() };
         let login = Command::CheckLogin { database: "DB".to_owned(), user: "JOE".to_owned(), password: None };
-        let get = [Command::Get(None), Command::Get(Some("POOL.SIZE".to_owned())), set, login, Command::Top];
+        let get = [
+            Command::Get(None),
+            Command::Get(Some("POOL.SIZE".to_owned())),
+            set,
+            login,
+            Command::Top,
+            Command::Upgrade,
+        ];
         let reload = [Command::Reload { recycle: false }, Command::Reload { recycle: true }];
         reload.into_iter().chain(named).chain(unnamed).chain(get).collect()
     }
@@ -342,7 +353,7 @@ mod tests {
     #[test]
     fn a_wrong_word_is_answered_with_the_right_ones() {
         let check = |line: &str, reason: &str| assert_eq!(parse(line), Err(reason.to_string()), "{line}");
-        let allowed = "quit [--now], status, top, reopen, reload [--recycle], pause [DB], resume [DB], drain DB, \
+        let allowed = "quit [--now], status, top, reopen, upgrade, reload [--recycle], pause [DB], resume [DB], drain DB, \
                        kill DB, disable DB, enable DB, reconnect [DB], get [KEY], set KEY VALUE, check-login DB USER, \
                        show TOPIC";
         check("", &format!("no command; allowed are: {allowed}"));

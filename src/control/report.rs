@@ -230,6 +230,18 @@ pub struct Reopened {
     pub file: Option<String>,
 }
 
+/// The answer to `upgrade`: who is to take over.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Upgrading {
+    pub pid: u32,
+}
+
+impl Upgrading {
+    pub fn reply(&self) -> Reply {
+        Reply::new(self, format!("process {} starts, to take over\n", self.pid))
+    }
+}
+
 /// The answer to `reload` and `set`.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Reloaded {

@@ -393,6 +393,7 @@ fn receive_command(stream: &UnixStream, peer: &Peer) -> Result<Command, String> 
         | Command::Get(_)
         | Command::Set { .. }
         | Command::CheckLogin { .. }
+        | Command::Upgrade
         | Command::Takeover
         | Command::Cancel { .. } => Ok(command),
     }

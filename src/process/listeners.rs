@@ -37,6 +37,8 @@ pub struct Listening {
     doors: Vec<Door>,
     shards: usize,
     tcp: Tcp,
+    /// Of addresses that another process had and this one has not: removed when the other has gone from there.
+    unused: Vec<SocketFile>,
     /// That of the next one.
     number: u32,
 }
@@ -63,12 +65,14 @@ pub struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+    /// Not yet, or not any more: another process listens there.
+    ours: bool,
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let is_ours = |found: fs::Metadata| (found.dev(), found.ino()) == (self.device, self.inode);
-        if fs::symlink_metadata(&self.path).is_ok_and(is_ours) {
+        if self.ours && fs::symlink_metadata(&self.path).is_ok_and(is_ours) {
             // Nobody is left to be told; a file that stays is recognised as stale by the next start.
             let _ = fs::remove_file(&self.path);
         }
@@ -123,7 +127,7 @@ impl Listening {
     /// Either all addresses for all shards, or none. `given`: sockets that somebody else has opened and that listen, which
     /// are taken where an address is theirs.
     pub fn open(addresses: &[Listen], shards: usize, tcp: Tcp, given: Vec<Given>) -> Result<Listening, Error> {
-        let mut listening = Listening { doors: Vec::new(), shards, tcp, number: 0 };
+        let mut listening = Listening { doors: Vec::new(), shards, tcp, unused: Vec::new(), number: 0 };
         let plan = listening.plan(addresses, given)?;
         listening.carry_out(plan);
         Ok(listening)
@@ -143,12 +147,9 @@ impl Listening {
             }
             let (sockets, file) = match given.iter().position(|given| given.address == *address) {
                 Some(at) => {
-                    let Given { sockets, .. } = given.swap_remove(at);
-                    let file = match address {
-                        Listen::Unix { path, .. } => SocketFile::of(path).ok(),
-                        Listen::Tcp(_) => None,
-                    };
-                    (sockets, file)
+                    let given = given.swap_remove(at);
+                    let file = given.file();
+                    (given.sockets, file)
                 }
                 None => self.make(address)?,
             };
@@ -156,6 +157,10 @@ impl Listening {
             self.number += 1;
             door.tune(self.tcp)?;
             plan.come.push(door);
+        }
+        for given in given {
+            log::warn!("{} is not in listening_address (any more), and is closed", given.address);
+            self.unused.extend(given.file());
         }
         Ok(plan)
     }
@@ -209,11 +214,30 @@ impl Listening {
 
     /// Another process has all of it now: the names of socket files are its to remove.
     pub fn give_away(&mut self) {
+        self.unused.clear();
         for door in self.doors.drain(..) {
             if let Some(file) = door.file {
                 file.leave();
             }
         }
+    }
+
+    /// The process that had it before has gone from there: names of socket files are this one's to remove, and those of
+    /// addresses that it has not are removed at once.
+    pub fn settle(&mut self) {
+        for file in self.doors.iter_mut().filter_map(|door| door.file.as_mut()).chain(&mut self.unused) {
+            file.ours = true;
+        }
+        self.unused.clear();
+    }
+
+    /// Socket files that are not for this process to remove.
+    pub fn borrowed(&self) -> Vec<PathBuf> {
+        let path = |door: &Door| match &door.address {
+            Listen::Unix { path, .. } if door.file.is_none() => Some(path.clone()),
+            Listen::Unix { .. } | Listen::Tcp(_) => None,
+        };
+        self.doors.iter().filter_map(path).collect()
     }
 
     /// Each address with its sockets, for another process.
@@ -277,6 +301,21 @@ impl Door {
 pub struct Given {
     pub address: Listen,
     pub sockets: Vec<OwnedFd>,
+    /// Whoever opened it removes the name of its socket file.
+    pub borrowed: bool,
+}
+
+impl Given {
+    fn file(&self) -> Option<SocketFile> {
+        match &self.address {
+            Listen::Unix { path, .. } if !self.borrowed => {
+                let mut file = SocketFile::of(path).ok()?;
+                file.ours = false;
+                Some(file)
+            }
+            Listen::Unix { .. } | Listen::Tcp(_) => None,
+        }
+    }
 }
 
 /// Sorts sockets by the addresses that they listen on, as far as clients can come there.
@@ -290,7 +329,7 @@ pub fn by_address(sockets: Vec<OwnedFd>) -> Vec<Given> {
         };
         match given.iter_mut().find(|given| given.address == address) {
             Some(given) => given.sockets.push(socket),
-            None => given.push(Given { address, sockets: vec![socket] }),
+            None => given.push(Given { address, sockets: vec![socket], borrowed: false }),
         }
     }
     given
@@ -311,12 +350,12 @@ fn address_of(socket: &OwnedFd) -> Option<Listen> {
 impl SocketFile {
     fn of(path: &Path) -> io::Result<SocketFile> {
         let found = fs::symlink_metadata(path)?;
-        Ok(SocketFile { path: path.to_owned(), device: found.dev(), inode: found.ino() })
+        Ok(SocketFile { path: path.to_owned(), device: found.dev(), inode: found.ino(), ours: true })
     }
 
     /// The name is somebody else's to remove.
     fn leave(mut self) {
-        self.inode = 0;
+        self.ours = false;
     }
 }
 
@@ -464,6 +503,28 @@ mod tests {
         wider.widen();
         assert_eq!(wider.sockets().map(|(_, sockets)| sockets.len()).sum::<usize>(), 5);
         assert_eq!(spread(&wider), [1, 1, 1, 1, 1]);
+    }
+
+    /// As long as it is not sure that the other process goes.
+    #[test]
+    fn what_is_taken_over_keeps_its_name() {
+        let (path, address) = unix_listen("inherited");
+        let before = open(std::slice::from_ref(&address), 1).unwrap();
+        let given = || {
+            let sockets = before.sockets().flat_map(|(_, sockets)| sockets).map(|socket| socket.try_clone().unwrap());
+            by_address(sockets.collect())
+        };
+        drop(Listening::open(std::slice::from_ref(&address), 1, TCP, given()).unwrap());
+        drop(Listening::open(&[], 1, TCP, given()).unwrap());
+        assert!(path.exists());
+        let mut taken = Listening::open(std::slice::from_ref(&address), 1, TCP, given()).unwrap();
+        taken.settle();
+        let mut before = before;
+        before.give_away();
+        drop(before);
+        assert!(path.exists());
+        drop(taken);
+        assert!(!path.exists());
     }
 
     #[test]

@@ -119,6 +119,7 @@ pub enum Beginning {
 pub fn run(config: Config, cores: usize, loader: Loader, beginning: Beginning) -> Result<(), Error> {
     // Before anything else is opened: these descriptors have numbers, not names.
     let mut given = listeners::by_address(descriptors::inherited());
+    given.iter_mut().for_each(|given| given.borrowed = true);
     let log = log::start(&config.log).map_err(Error::Log)?;
     limits::check_io_uring().map_err(Error::Refusal)?;
     limits::check_locked_memory(cores).map_err(Error::Refusal)?;
@@ -190,7 +191,10 @@ pub fn run(config: Config, cores: usize, loader: Loader, beginning: Beginning) -
         };
         handles.push(shards::start(start).map_err(Error::Shard)?);
     }
+    let program = takeover::Program::of_this_process();
     let desk = Desk {
+        program: Arc::new(program),
+        succeeded: Arc::default(),
         started_with: config.clone(),
         in_force: Arc::new(Mutex::new(InForce { config: config.clone(), tls })),
         loader: Arc::new(loader),
@@ -303,6 +307,10 @@ struct Desk {
     scraped: Arc<Mutex<Option<metrics::Scraped>>>,
     /// Control sockets of processes that this one has taken over from.
     elders: Arc<Mutex<Vec<PathBuf>>>,
+    /// What was started, and how.
+    program: Arc<takeover::Program>,
+    /// Another process has taken over.
+    succeeded: Arc<std::sync::atomic::AtomicBool>,
     /// Another process is about to take over.
     in_succession: Arc<std::sync::atomic::AtomicBool>,
 }
@@ -321,12 +329,19 @@ impl Desk {
         self.draining.store(true, Ordering::Relaxed);
         let within = if now { Duration::ZERO } else { self.config().shutdown_timeout };
         info!("stopping{}", if now { " now" } else { ": transactions may finish" });
-        Tell::Stopping.say();
+        self.tell_systemd(Tell::Stopping);
         for address in &self.addresses {
             address.send(Mail::Quit(within));
         }
         // The shards close theirs: who connects is refused.
         self.listening().close();
+    }
+
+    /// Who has been taken over from is no business of systemd's any more.
+    fn tell_systemd(&self, tell: Tell) {
+        if !self.succeeded.load(Ordering::Relaxed) {
+            tell.say();
+        }
     }
 
     fn listening(&self) -> MutexGuard<'_, Listening> {
@@ -369,6 +384,7 @@ impl Desk {
         let doors = {
             let mut listening = self.listening();
             listening.widen();
+            listening.settle();
             listening.ids()
         };
         self.accept_at(&doors).map_err(|error| Error::Io("a descriptor cannot be had", error))?;
@@ -408,6 +424,7 @@ impl Desk {
                 info!("the log was opened anew");
                 Ok(Reopened { file: reopened.map(|path| path.display().to_string()) }.reply())
             }
+            Command::Upgrade => self.upgrade(),
             // The control thread does not ask for it here.
             Command::Takeover => Err("a takeover is a conversation of two poolers".to_owned()),
             Command::Cancel { process_id, key } => {

@@ -29,12 +29,12 @@ pub(super) struct InForce {
 impl Desk {
     /// Reads all of it again. Connections that are there keep what they have.
     pub(super) fn reload(&self, recycle: bool) -> Result<Reloaded, String> {
-        Tell::Reloading.say();
+        self.tell_systemd(Tell::Reloading);
         let outcome = (self.loader)().and_then(|(config, warnings)| self.put_in_force(config, warnings, recycle));
         if let Err(error) = &outcome {
             error!("nothing was reloaded: {error}");
         }
-        Tell::Ready.say();
+        self.tell_systemd(Tell::Ready);
         outcome
     }
 

@@ -14,12 +14,14 @@
 //! Invariant: each socket is accepted on by exactly one of the two, or for a moment by none, and closed by nobody before the
 //! other has it. Whenever the new process goes away before its last word, the old one accepts again as if nothing had been.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::process::{Child, Stdio};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -28,8 +30,10 @@ use std::time::Duration;
 use ::log::{error, info, warn};
 use serde::{Deserialize, Serialize};
 
+use crate::config::Listen;
 use crate::control::client::{Connection, Failure};
 use crate::control::command::Command;
+use crate::control::report::Upgrading;
 use crate::control::socket::Place;
 use crate::control::wire::{self, Answer, Deadline, LineFault, MessageFault, Reply};
 use crate::io::descriptors;
@@ -59,6 +63,8 @@ struct Offer {
     version: String,
     /// Control sockets of those that it has taken over from itself, and that may still have clients.
     elders: Vec<PathBuf>,
+    /// Socket files that it has from systemd, which removes them.
+    borrowed: Vec<PathBuf>,
 }
 
 /// The rest of what is said; each is a line.
@@ -128,13 +134,17 @@ pub fn ask(candidates: &[PathBuf]) -> Result<Heritage, Error> {
     let reply = wire::decode_answer(&line).map_err(Error::Message)?.map_err(Error::Refused)?;
     let offer = Offer::deserialize(&reply.value).map_err(|_| Error::Unexpected)?;
     info!("taking over from qcp {}, process {}: {} sockets", offer.version, offer.pid, sockets.len());
-    Ok(Heritage { stream, control, sockets: by_address(sockets), elders: offer.elders, pid: offer.pid })
+    let mut sockets = by_address(sockets);
+    for given in &mut sockets {
+        given.borrowed = matches!(&given.address, Listen::Unix { path, .. } if offer.borrowed.contains(path));
+    }
+    Ok(Heritage { stream, control, sockets, elders: offer.elders, pid: offer.pid })
 }
 
 impl Heritage {
     /// The socket of the metrics, if they are to be where they were.
     pub fn metrics(&mut self, at: std::net::SocketAddr) -> Option<TcpListener> {
-        let is_it = |given: &Given| matches!(given.address, crate::config::Listen::Tcp(address) if address == at);
+        let is_it = |given: &Given| matches!(given.address, Listen::Tcp(address) if address == at);
         let found = self.sockets.iter().position(is_it)?;
         let socket = self.sockets.swap_remove(found).sockets.pop()?;
         Some(TcpListener::from(socket))
@@ -191,7 +201,49 @@ pub fn pass_on(strays: Receiver<Stray>, mut elders: Vec<PathBuf>) -> io::Result<
     std::thread::Builder::new().name("qcp-strays".to_owned()).spawn(run).map(drop)
 }
 
+/// How this process was started, for another to be started like that.
+pub(super) struct Program {
+    /// By its name at the start: what stands there when it is asked for may be a newer one.
+    path: io::Result<PathBuf>,
+    arguments: Vec<OsString>,
+}
+
+impl Program {
+    pub(super) fn of_this_process() -> Program {
+        let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--takeover").collect();
+        Program { path: std::env::current_exe(), arguments }
+    }
+
+    fn start(&self) -> io::Result<Child> {
+        let path = self.path.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
+        // These name this process, and sockets that the other is handed.
+        let unset = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+        let mut command = std::process::Command::new(path);
+        for name in unset {
+            command.env_remove(name);
+        }
+        command.args(&self.arguments).arg("--takeover").stdin(Stdio::null()).spawn()
+    }
+}
+
 impl Desk {
+    /// Starts what is to take over: as a child of this process, so that whoever watches over that has the other, too.
+    pub(super) fn upgrade(&self) -> Answer {
+        if self.draining.load(Ordering::Relaxed) || self.in_succession.load(Ordering::Acquire) {
+            return Err("it is about to end".to_owned());
+        }
+        let mut child = self.program.start().map_err(|error| format!("the program cannot be started: {error}"))?;
+        let pid = child.id();
+        info!("process {pid} is started, to take over");
+        let wait = move || match child.wait() {
+            Ok(status) if !status.success() => error!("process {pid}, which was to take over, has ended: {status}"),
+            Ok(_) | Err(_) => {}
+        };
+        let waiting = std::thread::Builder::new().name("qcp-upgrade".to_owned()).spawn(wait);
+        waiting.map_err(|error| format!("a thread cannot be started: {error}"))?;
+        Ok(Upgrading { pid }.reply())
+    }
+
     /// The old process's side: on the control thread, which is not to wait. `place` is that of its control socket.
     pub(super) fn begin_succession(&self, stream: UnixStream, place: &Place) {
         let (desk, place) = (self.clone(), place.clone());
@@ -244,7 +296,7 @@ impl Desk {
         let sockets: Vec<BorrowedFd<'_>> = all.map(AsFd::as_fd).collect();
         let elders = self.elders.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        let offer = Offer { pid: std::process::id(), version, elders };
+        let offer = Offer { pid: std::process::id(), version, elders, borrowed: listening.borrowed() };
         let answer: Answer = Ok(Reply::new(&offer, String::new()));
         let line = wire::encode_answer(&answer);
         let pieces = sockets.chunks(descriptors::AT_ONCE_MAX);
@@ -265,6 +317,7 @@ impl Desk {
         let within = self.config().shutdown_timeout;
         info!("process {successor} has taken over; {} clients are left to be served here", self.population.count());
         Tell::Successor(successor).say();
+        self.succeeded.store(true, Ordering::Relaxed);
         for address in &self.addresses {
             address.send(Mail::SeeOff(within));
         }
