@@ -74,6 +74,8 @@ pub enum Checkin {
 
 /// Logins under way at once for one part, so that a server that comes back is not stormed.
 const OPENING_MAX: u32 = 4;
+/// Idle backends that are looked at for one that suits a client.
+const LOOKED_AT_MAX: usize = 16;
 
 impl Backoff {
     /// No failure yet.
@@ -131,9 +133,21 @@ impl Part {
 
     /// A client needs a backend now. Waiters come first.
     pub fn checkout(&mut self, waiters: &mut Waiters, client: ClientId, now: Instant, queue_max: u32) -> Checkout {
+        self.checkout_like(waiters, client, now, queue_max, |_| true)
+    }
+
+    /// The same, where some backends suit this client better: one of those that were used last, if one `suits`, or the last.
+    pub fn checkout_like(
+        &mut self,
+        waiters: &mut Waiters,
+        client: ClientId,
+        now: Instant,
+        queue_max: u32,
+        suits: impl Fn(BackendId) -> bool,
+    ) -> Checkout {
         if self.queue.is_empty()
             && !self.paused
-            && let Some(backend) = self.idle.pop()
+            && let Some(backend) = self.pop_idle(suits)
         {
             self.lent += 1;
             return Checkout::Ready(backend);
@@ -143,6 +157,20 @@ impl Part {
         }
         waiters.push(&mut self.queue, client, now);
         Checkout::Wait
+    }
+
+    /// The others keep their order: those that nobody has used for long are closed first, as ever.
+    #[inline]
+    fn pop_idle(&mut self, suits: impl Fn(BackendId) -> bool) -> Option<BackendId> {
+        let last = *self.idle.last()?;
+        if suits(last) {
+            return self.idle.pop();
+        }
+        let looked_at = self.idle.iter().enumerate().rev().take(LOOKED_AT_MAX);
+        match looked_at.skip(1).find(|(_, backend)| suits(**backend)).map(|(at, _)| at) {
+            Some(at) => Some(self.idle.remove(at)),
+            None => self.idle.pop(),
+        }
     }
 
     /// A lent backend comes back clean, or one that was opened is ready.
@@ -382,6 +410,30 @@ mod tests {
 
     const fn backend(index: u32) -> BackendId {
         BackendId { index, generation: 0 }
+    }
+
+    #[test]
+    fn like_goes_to_like_among_the_last_used() {
+        let count = LOOKED_AT_MAX as u32 + 3;
+        let (mut part, mut waiters, now) = (part(count), Waiters::new(4), Instant::now());
+        for index in 0..count {
+            assert!(part.begin_open());
+            part.opened();
+            part.checkin(&mut waiters, backend(index));
+        }
+        let mut take =
+            |suits: &dyn Fn(u32) -> bool| match part
+                .checkout_like(&mut waiters, client(0), now, 0, |backend| suits(backend.index))
+            {
+                Checkout::Ready(backend) => backend.index,
+                other => panic!("{other:?}"),
+            };
+        assert_eq!(take(&|index| index < count - 2), count - 3);
+        assert_eq!(take(&|_| true), count - 1);
+        // Too far away, or nowhere: the last.
+        assert_eq!(take(&|index| index == 0), count - 2);
+        assert_eq!(take(&|_| false), count - 4);
+        assert_eq!(part.idle().iter().map(|backend| backend.index).collect::<Vec<_>>(), Vec::from_iter(0..count - 4));
     }
 
     #[test]

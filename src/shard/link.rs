@@ -25,10 +25,14 @@ impl<T: Transport> Shard<T> {
         let own = self.settings.id;
         let Some(pool) = self.client(id).and_then(|client| client.pool) else { return Ok(()) };
         loop {
-            let Self { pools, waiters, .. } = self;
+            let Self { pools, waiters, backends, clients, .. } = self;
+            let wanted = clients.get(id.index, id.generation).map(|client| client.wanted);
             let entry = pools.get_mut(pool);
             let queue_max = entry.homes.queue_share(entry.settings.pool.max_queue, own);
-            match entry.part.checkout(waiters, id, now, queue_max) {
+            // One that has this client's settings needs none set.
+            let suits =
+                |idle: BackendId| backends.get(idle.index, idle.generation).map(|backend| backend.has) == wanted;
+            match entry.part.checkout_like(waiters, id, now, queue_max, suits) {
                 Checkout::Ready(backend) => {
                     let expired = self.backends.get(backend.index, backend.generation);
                     if expired.is_some_and(|backend| self.is_expired(backend)) && self.can_replace(pool) {

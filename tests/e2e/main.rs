@@ -12,6 +12,7 @@ mod defaults;
 mod drivers;
 mod gone;
 mod keys;
+mod kinds;
 mod lifecycle;
 mod listen;
 mod load;

@@ -1,7 +1,9 @@
-//! A door before a server: lets connections through, or says what a server in trouble would; counts who knocks.
+//! A door before a server: lets connections through, or says what a server in trouble would; counts who knocks, and how
+//! often those inside have asked something and been answered.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -28,6 +30,8 @@ struct State {
     /// Refusals under way.
     inside: usize,
     inside_most: usize,
+    /// Round trips.
+    turns: usize,
 }
 
 impl Door {
@@ -35,12 +39,12 @@ impl Door {
     pub fn before(server: Address, manner: Manner) -> Door {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is left");
         let port = listener.local_addr().expect("it is bound").port();
-        let state = Arc::new(Mutex::new(State { manner, knocks: Vec::new(), inside: 0, inside_most: 0 }));
+        let state = Arc::new(Mutex::new(State { manner, knocks: Vec::new(), inside: 0, inside_most: 0, turns: 0 }));
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
             for knocking in listener.incoming().flatten() {
                 let (shared, server) = (Arc::clone(&shared), server.clone());
-                std::thread::spawn(move || answer(knocking, &server, &shared));
+                std::thread::spawn(move || answer(knocking, &server, shared));
             }
         });
         Door { port, state }
@@ -59,13 +63,18 @@ impl Door {
         std::mem::take(&mut self.state.lock().expect("nobody panics with it").knocks)
     }
 
+    /// How often the server was asked something and answered.
+    pub fn turns(&self) -> usize {
+        self.state.lock().expect("nobody panics with it").turns
+    }
+
     /// Most that waited for their refusal at a time.
     pub fn inside_most(&self) -> usize {
         self.state.lock().expect("nobody panics with it").inside_most
     }
 }
 
-fn answer(mut knocking: TcpStream, server: &Address, state: &Mutex<State>) {
+fn answer(mut knocking: TcpStream, server: &Address, state: Arc<Mutex<State>>) {
     let manner = {
         let mut state = state.lock().expect("nobody panics with it");
         state.knocks.push(Instant::now());
@@ -75,8 +84,15 @@ fn answer(mut knocking: TcpStream, server: &Address, state: &Mutex<State>) {
         Manner::Open => {
             let Ok(through) = TcpStream::connect((server.host.as_str(), server.port)) else { return };
             let (Ok(back), Ok(forth)) = (knocking.try_clone(), through.try_clone()) else { return };
-            std::thread::spawn(move || pass(through, back));
-            pass(knocking, forth);
+            let answered = Arc::new(AtomicBool::new(true));
+            let says = Arc::clone(&answered);
+            std::thread::spawn(move || pass(through, back, || says.store(true, Ordering::SeqCst)));
+            // What is asked behind an answer is one more round trip; its second piece is not.
+            pass(knocking, forth, || {
+                if answered.swap(false, Ordering::SeqCst) {
+                    state.lock().expect("nobody panics with it").turns += 1;
+                }
+            });
         }
         Manner::Refuse(code, text, delay) => {
             {
@@ -95,7 +111,13 @@ fn answer(mut knocking: TcpStream, server: &Address, state: &Mutex<State>) {
     }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream) {
-    let _ = std::io::copy(&mut from, &mut to);
+fn pass(mut from: TcpStream, mut to: TcpStream, mut comes: impl FnMut()) {
+    let mut room = [0; 16 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut room) {
+        comes();
+        if to.write_all(&room[..length]).is_err() {
+            break;
+        }
+    }
     let _ = to.shutdown(Shutdown::Both);
 }
