@@ -36,6 +36,7 @@ pub(super) struct File {
     pub cores: Option<Count<1, 1024>>,
     pub session_state: Option<Parsed<SessionState>>,
     pub transparency: Option<Parsed<Transparency>>,
+    pub hold_prepared_transactions: Option<bool>,
     pub pool: Pool,
     pub limits: Limits,
     pub reconnect: Reconnect,
@@ -161,6 +162,7 @@ pub(super) struct Database {
     pub relay_mode: Option<Parsed<RelayMode>>,
     pub session_state: Option<Parsed<SessionState>>,
     pub transparency: Option<Parsed<Transparency>>,
+    pub hold_prepared_transactions: Option<bool>,
     pub slow_query: Option<Parsed<Wait<0>>>,
     pub pool: Pool,
     pub limits: OwnLimits,
@@ -175,6 +177,7 @@ pub(super) struct User {
     pub relay_mode: Option<Parsed<RelayMode>>,
     pub session_state: Option<Parsed<SessionState>>,
     pub transparency: Option<Parsed<Transparency>>,
+    pub hold_prepared_transactions: Option<bool>,
     pub slow_query: Option<Parsed<Wait<0>>>,
     pub pool: Pool,
     pub limits: OwnLimits,
@@ -330,7 +333,7 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
     let path = words(path);
     let Some((key, map)) = path.split_last() else { return false };
     let later: &[&str] = match map {
-        [] => &["hold_prepared_transactions", "dns_ttl"],
+        [] => &["dns_ttl"],
         ["pool"] | ["databases" | "users", _, "pool"] => &["reserve_size", "reserve_timeout", "max_backends"],
         _ => &[],
     };

@@ -207,6 +207,9 @@ pub struct PoolConfig {
     pub relay_mode: RelayMode,
     /// Whether a client in Smart mode keeps its whole session, and how hard that is looked after.
     pub preserve: Option<Transparency>,
+    /// Whether such a client stays on its backend while a transaction that it has prepared is neither committed nor rolled
+    /// back.
+    pub hold_prepared: bool,
     /// Not pooled: each client has a backend of its own for as long as it is there.
     pub dedicated: bool,
     /// For each of `servers`, which of [`Config::server_tls`].
@@ -281,6 +284,7 @@ impl Config {
             server_database: server_database.to_owned(),
             relay_mode: settings.relay_mode,
             preserve: (settings.session_state == SessionState::Preserve).then_some(settings.transparency),
+            hold_prepared: settings.hold_prepared_transactions,
             dedicated: self.dedicated_databases.contains(database) || self.dedicated_users.contains(user),
             tls: servers.iter().map(|place| tls_of(place, listed)).collect(),
             pool: settings.pool,

@@ -163,7 +163,7 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     check("control:\n  port: 3", "qcp.yaml:2: control.port: unknown key; allowed here: socket");
     check(
         "databases: {a: {size: 3}}",
-        "qcp.yaml:1: databases.a.size: unknown key; allowed here: servers, dbname, route, relay_mode, session_state, transparency, slow_query, pool, limits, tls, auth",
+        "qcp.yaml:1: databases.a.size: unknown key; allowed here: servers, dbname, route, relay_mode, session_state, transparency, hold_prepared_transactions, slow_query, pool, limits, tls, auth",
     );
     check("databases: {a: 3}", "qcp.yaml:1: databases.a: found 3: a map of settings");
     check("just a text", "qcp.yaml:1: found \"just a text\": a map of settings");
@@ -224,7 +224,6 @@ fn a_route_is_the_primary_where_there_are_several_servers() {
 #[test]
 fn what_comes_later_is_told_from_what_is_unknown() {
     for (key, text) in [
-        ("hold_prepared_transactions", "hold_prepared_transactions: true"),
         ("pool.reserve_size", "pool: {reserve_size: 3}"),
         ("databases.a.pool.reserve_timeout", "databases: {a: {pool: {reserve_timeout: 3s}}}"),
         ("users.batch.pool.max_backends", "users: {batch: {pool: {max_backends: 0}}}"),

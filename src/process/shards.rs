@@ -96,6 +96,7 @@ impl Catalogue for Settings {
             server_database: found.server_database,
             mode: found.relay_mode,
             preserve: found.preserve,
+            hold_prepared: found.hold_prepared,
             dedicated: found.dedicated,
             tls: found.tls,
             pool: found.pool,

@@ -13,6 +13,7 @@ use lexer::Kind;
 pub use mask::mask;
 use skim::{Cursor, Windows};
 use statement::Statement;
+pub use two_phase::prepared_transactions;
 
 mod block;
 mod lexer;
@@ -20,6 +21,7 @@ mod mask;
 mod print;
 mod skim;
 mod statement;
+mod two_phase;
 
 /// Kinds of state that a text may have changed: a set.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

@@ -27,8 +27,12 @@ const TEXTS_MAX: usize = 8;
 const NAMES_SIZE_MAX: usize = 2048;
 
 /// Kinds that the server can be asked about.
-const ASKABLE: Effects =
-    Effects::TEMPORARY.and(Effects::LISTEN).and(Effects::CURSOR).and(Effects::PREPARED).and(Effects::LOCK);
+const ASKABLE: Effects = Effects::TEMPORARY
+    .and(Effects::LISTEN)
+    .and(Effects::CURSOR)
+    .and(Effects::PREPARED)
+    .and(Effects::LOCK)
+    .and(Effects::TWO_PHASE);
 
 impl Suspects {
     /// Nothing to ask.
@@ -78,8 +82,9 @@ impl Suspects {
         }
     }
 
-    /// Writes the question. `known`: names of settings that the client has already.
-    pub fn write_question<'n>(&self, known: impl Iterator<Item = &'n str>, sql: &mut Vec<u8>) {
+    /// Writes the question. `known`: names of settings that the client has already; `held`: constants, with commas between
+    /// them, that name transactions which the client has prepared.
+    pub fn write_question<'n>(&self, known: impl Iterator<Item = &'n str>, held: &[u8], sql: &mut Vec<u8>) {
         let all = self.effects.has(Effects::OPAQUE);
         let mut column = |kind: Effects, question: &str| {
             sql.extend_from_slice(if sql.is_empty() { b"SELECT " } else { b"," });
@@ -98,6 +103,15 @@ impl Suspects {
             "EXISTS(SELECT FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory' \
              AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid())",
         );
+        if held.is_empty() {
+            sql.extend_from_slice(b",false");
+        } else {
+            sql.extend_from_slice(
+                b",EXISTS(SELECT FROM pg_catalog.pg_prepared_xacts WHERE gid OPERATOR(pg_catalog.=) ANY(ARRAY[",
+            );
+            sql.extend_from_slice(held);
+            sql.extend_from_slice(b"]::pg_catalog.text[]))");
+        }
         let any = all || self.effects.has(Effects::ANY_SETTING);
         if !any && !self.effects.has(Effects::SETTINGS) {
             return;
@@ -174,8 +188,14 @@ pub struct Answer {
 impl Answer {
     /// Takes a DataRow.
     pub fn add_row(&mut self, message: &[u8]) {
-        const KINDS: [Effects; 5] =
-            [Effects::LISTEN, Effects::TEMPORARY, Effects::CURSOR, Effects::PREPARED, Effects::LOCK];
+        const KINDS: [Effects; 6] = [
+            Effects::LISTEN,
+            Effects::TEMPORARY,
+            Effects::CURSOR,
+            Effects::PREPARED,
+            Effects::LOCK,
+            Effects::TWO_PHASE,
+        ];
         let Ok(values) = reader::data_row(message) else {
             self.unreadable = true;
             return;
@@ -321,7 +341,7 @@ mod tests {
 
     fn question(suspects: &Suspects, known: &[&str]) -> String {
         let mut sql = Vec::new();
-        suspects.write_question(known.iter().copied(), &mut sql);
+        suspects.write_question(known.iter().copied(), b"", &mut sql);
         String::from_utf8(sql).unwrap()
     }
 
@@ -344,6 +364,12 @@ mod tests {
         let settings = question(&suspects("set work_mem = 1; set work_mem = 2; set \"my\".\"o'x\" = 1"), &["other"]);
         assert!(settings.ends_with("unnest(ARRAY['work_mem','my.o''x']::pg_catalog.text[]) n"), "{settings}");
         assert!(!settings.contains("pg_settings"));
+        let mut prepared = suspects("select 1");
+        prepared.add(Effects::TWO_PHASE);
+        let mut sql = Vec::new();
+        prepared.write_question([].into_iter(), b"'a','b'", &mut sql);
+        let sql = String::from_utf8(sql).unwrap();
+        assert!(sql.ends_with("gid OPERATOR(pg_catalog.=) ANY(ARRAY['a','b']::pg_catalog.text[]))"), "{sql}");
         let all = question(&suspects("do ''"), &["my.known", "work_mem"]);
         assert!(
             all.contains("pg_settings") && all.contains("ARRAY['my.known','role','session_authorization']"),
@@ -354,7 +380,7 @@ mod tests {
     #[test]
     fn pins_are_what_the_answer_says_of_what_was_asked() {
         let mut answer = Answer::default();
-        answer.add_row(&row(&[Some("f"), Some("t"), Some("f"), Some("f"), Some("f")]));
+        answer.add_row(&row(&[Some("f"), Some("t"), Some("f"), Some("f"), Some("f"), Some("f")]));
         let before = Effects::LISTEN.and(Effects::LOCK).and(Effects::LASTING);
         let suspects = suspects("listen a; create temp table t (a int)");
         assert_eq!(suspects.pins(before, &answer), Effects::TEMPORARY.and(Effects::LOCK).and(Effects::LASTING));

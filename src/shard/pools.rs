@@ -32,6 +32,8 @@ pub struct PoolSettings {
     pub mode: RelayMode,
     /// Whether clients keep their whole session where backends are shared, and how hard that is looked after.
     pub preserve: Option<Transparency>,
+    /// Whether a client whose session is kept stays while a transaction that it has prepared is not decided.
+    pub hold_prepared: bool,
     /// Not pooled at all.
     pub dedicated: bool,
     /// For each of `servers`, which of [`super::TlsSettings::servers`] it is connected to by.

@@ -11,7 +11,7 @@ use crate::protocol::{HEAD_SIZE, TransactionStatus, reader};
 use crate::session::parameters::{self, Setting, VectorId};
 use crate::session::pipeline::Expect;
 use crate::session::prepared::{self, Number};
-use crate::session::scanner::{Effects, Found, Only};
+use crate::session::scanner::{self, Effects, Found, Only};
 use crate::session::suspects::{Answer, Suspects};
 use crate::session::{RelayMode, Transparency};
 
@@ -27,6 +27,8 @@ pub(super) const MARK_DEALLOCATE: u32 = 1 << 31;
 pub(super) const MARK_FORGETS: u32 = 1 << 30;
 /// Rows of the answer are read up to this size.
 pub(super) const ROW_SIZE_MAX: u32 = 16 * 1024;
+/// Bytes of the names of transactions that one client has prepared and not decided.
+const HELD_SIZE_MAX: usize = 2048;
 /// Settings of one backend that are remembered as the server's own.
 const UNSET_MAX: usize = 16;
 
@@ -39,6 +41,8 @@ pub(super) struct Kept {
     pub asked: Option<Box<Asked>>,
     /// What keeps the client here.
     pub pins: Effects,
+    /// Transactions that the client has prepared, as it has named them, with commas between them.
+    held: Vec<u8>,
     /// Since when.
     pub pinned_since: Option<std::time::Instant>,
     /// The query under way is a RESET or DISCARD by itself.
@@ -115,12 +119,13 @@ impl Kept {
 
     /// What keeps the client here, for people.
     pub(super) fn pin_names(&self) -> Vec<String> {
-        const NAMES: [(Effects, &str); 7] = [
+        const NAMES: [(Effects, &str); 8] = [
             (Effects::TEMPORARY, "temporary objects"),
             (Effects::LISTEN, "LISTEN"),
             (Effects::CURSOR, "cursor WITH HOLD"),
             (Effects::PREPARED, "PREPARE"),
             (Effects::LOCK, "advisory lock"),
+            (Effects::TWO_PHASE, "PREPARE TRANSACTION"),
             (Effects::SEQUENCE, "last value of a sequence"),
             (Effects::LASTING, "LOAD, setseed or what cannot be asked about"),
         ];
@@ -145,6 +150,7 @@ impl Kept {
         self.suspects.clear();
         self.asked = None;
         self.pins = Effects::NONE;
+        self.held.clear();
         self.pinned_since = None;
         self.reset = None;
         self.doubt = false;
@@ -286,8 +292,33 @@ impl<T: Transport> Shard<T> {
             self.suspect(backend, Effects::ANY_SETTING);
             self.backend(backend)?.kept.resets = true;
         }
+        if found.effects.has(Effects::TWO_PHASE) {
+            self.note_prepared(backend, text, backslashes);
+        }
         self.note_listens(backend, found.effects, text);
         Some(found)
+    }
+
+    /// The client prepares transactions: where they are to be held, it stays until the server does not know them any more.
+    fn note_prepared(&mut self, backend: BackendId, text: &[u8], backslashes: bool) {
+        let Some(link) = self.backends.get_mut(backend.index, backend.generation) else { return };
+        if !self.pools.get(link.pool).settings.hold_prepared {
+            return;
+        }
+        let kept = &mut link.kept;
+        let names = scanner::prepared_transactions(text, backslashes);
+        let size: usize = names.iter().flatten().map(|name| name.len() + 1).sum();
+        let Some(names) = names.filter(|_| kept.held.len() + size <= HELD_SIZE_MAX) else {
+            kept.pins = kept.pins.and(Effects::LASTING);
+            return;
+        };
+        for name in names {
+            if !kept.held.is_empty() {
+                kept.held.push(b',');
+            }
+            kept.held.extend_from_slice(name);
+        }
+        kept.suspects.add(Effects::TWO_PHASE);
     }
 
     /// A text of the unnamed statement, as far as it is here.
@@ -303,7 +334,7 @@ impl<T: Transport> Shard<T> {
     /// A statement of which only the name comes is about to run.
     pub(super) fn note_statement(&mut self, backend: BackendId, number: Number) {
         match self.statements.class(number) {
-            Some((effects, fingerprint)) if !effects.has(Effects::SETTINGS) => {
+            Some((effects, fingerprint)) if !effects.has(Effects::SETTINGS.and(Effects::TWO_PHASE)) => {
                 let random = self.next_random();
                 self.note_found(backend, &Found { effects, only: None, fingerprint }, random);
                 if effects.has(Effects::LISTEN.and(Effects::NOTIFY).and(Effects::OPAQUE)) {
@@ -337,7 +368,8 @@ impl<T: Transport> Shard<T> {
         let Some(link) = backends.get_mut(backend.index, backend.generation) else { return };
         let pool = pools.get_mut(link.pool);
         let mut effects = found.effects;
-        if effects.is_empty() && pool.settings.preserve == Some(Transparency::Fast) {
+        let holds = link.kept.pins.has(Effects::TWO_PHASE);
+        if effects.is_empty() && !holds && pool.settings.preserve == Some(Transparency::Fast) {
             return;
         }
         if effects.has(Effects::SETTINGS) {
@@ -362,6 +394,10 @@ impl<T: Transport> Shard<T> {
         let asked = Effects::RELEARN.and(Effects::LAST_VALUE).and(Effects::TWO_PHASE).and(Effects::LASTING);
         let asked = asked.and(Effects::NOTIFY).and(Effects::RESETS);
         link.kept.suspects.add(effects.without(asked.and(Effects::SEQUENCE)));
+        if holds {
+            // It, or somebody else, may have decided.
+            link.kept.suspects.add(Effects::TWO_PHASE);
+        }
         match pool.settings.preserve {
             Some(Transparency::Balanced) => learned.on_text(found, random, &mut link.kept.suspects),
             Some(Transparency::Strict) => link.kept.suspects.add(Effects::OPAQUE),
@@ -378,7 +414,8 @@ impl<T: Transport> Shard<T> {
         let link = self.backends.get_mut(id.index, id.generation).expect("the caller has looked it up");
         let suspects = std::mem::take(&mut link.kept.suspects);
         link.kept.refused = false;
-        suspects.write_question(self.vectors.settings(wanted).iter().map(|setting| &*setting.name), &mut sql);
+        let known = self.vectors.settings(wanted).iter().map(|setting| &*setting.name);
+        suspects.write_question(known, &link.kept.held, &mut sql);
         link.kept.asked = Some(Box::new(Asked { suspects, answer: Answer::default() }));
         let asked = self.ask_own(id, &sql, MARK_CHECK);
         self.sql = sql;
@@ -456,6 +493,9 @@ impl<T: Transport> Shard<T> {
         if unknown {
             // What it is set to cannot be remembered: it stays where it is.
             pins = pins.and(Effects::LASTING);
+        }
+        if !pins.has(Effects::TWO_PHASE) {
+            link.kept.held.clear();
         }
         link.kept.pins = pins;
         link.kept.pinned_since = (!pins.is_empty()).then(|| link.kept.pinned_since.unwrap_or(now));

@@ -32,3 +32,4 @@ mod slow;
 mod takeover;
 mod timeouts;
 mod tls;
+mod two_phase;

@@ -354,6 +354,7 @@ impl Catalogue for Everything {
             server_database: database.to_owned(),
             mode: dials.mode,
             preserve: None,
+            hold_prepared: false,
             dedicated: dials.dedicated,
             tls: vec![0; dials.servers],
             rules: Rules { method: dials.method(), credentials: None },

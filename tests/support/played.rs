@@ -349,6 +349,7 @@ impl Catalogue for OnePool {
             server_database: database.to_owned(),
             mode: RelayMode::Smart,
             preserve: None,
+            hold_prepared: false,
             dedicated: false,
             tls: vec![0],
             rules: Rules { method: Method::Trust, credentials: None },
