@@ -71,7 +71,9 @@ use pools::Pools;
 pub use pools::{ClientsMax, PoolSettings, Upkeep};
 pub use reload::Reload;
 use statements::Statements;
-use tables::{Backend, BackendState, Cancel, Client, ClientState, Discard, Owner, Purpose, SECRET_SIZE, Unnamed};
+use tables::{
+    Backend, BackendState, Cancel, Client, ClientState, Discard, Owner, Purpose, SECRET_SIZE, Stamp, Unnamed,
+};
 pub use tls::TlsSettings;
 
 /// A server of the configuration.
@@ -582,6 +584,11 @@ impl<T: Transport> Shard<T> {
                 let _ = writer.ready_for_query(status);
             }
         });
+    }
+
+    /// A moment, as a client remembers it.
+    fn stamp(&self, at: Instant) -> Stamp {
+        Stamp::new(self.started, at)
     }
 
     /// A number for what may be predictable (xorshift).
