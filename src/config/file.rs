@@ -19,7 +19,7 @@ use super::values::{Count, FromText, Hidden, Name, OneOrMany, Parsed, Query, Siz
 use super::{LogFormat, LogOutput, SessionState};
 use crate::auth::hba::Network;
 use crate::auth::settings::Method;
-use crate::pool::Schedule;
+use crate::pool::{Route, Schedule};
 use crate::session::RelayMode;
 use crate::session::Transparency;
 
@@ -53,6 +53,8 @@ pub(super) struct File {
     pub tcp: Tcp,
     pub slow_query: Option<Parsed<Wait<0>>>,
     pub queue_notice: Option<Parsed<Wait<0>>>,
+    pub role_check_interval: Option<Parsed<Wait<10>>>,
+    pub route: Option<Parsed<Route>>,
     pub shutdown_timeout: Option<Parsed<Wait<0>>>,
 }
 
@@ -155,6 +157,7 @@ pub(super) struct OwnAuth {
 pub(super) struct Database {
     pub servers: Option<Vec<Server>>,
     pub dbname: Option<Name>,
+    pub route: Option<Parsed<Route>>,
     pub relay_mode: Option<Parsed<RelayMode>>,
     pub session_state: Option<Parsed<SessionState>>,
     pub transparency: Option<Parsed<Transparency>>,
@@ -168,6 +171,7 @@ pub(super) struct Database {
 #[derive(Deserialize, Default, Debug)]
 #[serde(deny_unknown_fields, default, expecting = "a map of settings")]
 pub(super) struct User {
+    pub route: Option<Parsed<Route>>,
     pub relay_mode: Option<Parsed<RelayMode>>,
     pub session_state: Option<Parsed<SessionState>>,
     pub transparency: Option<Parsed<Transparency>>,
@@ -242,6 +246,7 @@ pub(super) struct Metrics {
 #[derive(Debug)]
 pub(super) struct Server {
     pub address: ServerAddress,
+    pub weight: Option<Count<0, 1000>>,
     pub tls: Option<ServerTls>,
 }
 
@@ -251,6 +256,7 @@ impl<'de> Deserialize<'de> for Server {
         #[serde(deny_unknown_fields)]
         struct ServerMap {
             address: Parsed<ServerAddress>,
+            weight: Option<Count<0, 1000>>,
             tls: Option<ServerTls>,
         }
 
@@ -265,13 +271,13 @@ impl<'de> Deserialize<'de> for Server {
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Server, E> {
                 let address = ServerAddress::from_text(text);
-                let server = address.map(|address| Server { address, tls: None });
+                let server = address.map(|address| Server { address, weight: None, tls: None });
                 server.ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Server, A::Error> {
-                let ServerMap { address, tls } = ServerMap::deserialize(MapAccessDeserializer::new(map))?;
-                Ok(Server { address: address.0, tls })
+                let ServerMap { address, weight, tls } = ServerMap::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Server { address: address.0, weight, tls })
             }
         }
 
@@ -324,10 +330,8 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
     let path = words(path);
     let Some((key, map)) = path.split_last() else { return false };
     let later: &[&str] = match map {
-        [] => &["hold_prepared_transactions", "dns_ttl", "role_check_interval", "route"],
+        [] => &["hold_prepared_transactions", "dns_ttl"],
         ["pool"] | ["databases" | "users", _, "pool"] => &["reserve_size", "reserve_timeout", "max_backends"],
-        ["servers", _] | ["databases", _, "servers", _] => &["weight"],
-        ["databases" | "users", _] => &["route"],
         _ => &[],
     };
     later.contains(key)

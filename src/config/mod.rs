@@ -60,6 +60,8 @@ pub struct Config {
     pub client_stall_timeout: Duration,
     /// For a cancel request to a server; its backend is closed then.
     pub cancel_timeout: Duration,
+    /// How often servers are asked what they are, where that matters.
+    pub role_check_interval: Duration,
     pub reconnect: Reconnect,
     pub tcp: Tcp,
     pub auth: Auth,
@@ -175,6 +177,8 @@ enum SessionState {
 #[derive(Clone, PartialEq, Debug)]
 struct Place {
     address: ServerAddress,
+    /// How many clients it is to have, compared with the others.
+    weight: u32,
     /// Its own, of [`Config::server_tls`].
     tls: Option<usize>,
 }
@@ -194,6 +198,10 @@ struct Database {
 pub struct PoolConfig {
     /// At least one, each once.
     pub servers: Vec<ServerAddress>,
+    /// For each of `servers`, how many clients it is to have, compared with the others.
+    pub weights: Vec<u32>,
+    /// Which of `servers` clients go to.
+    pub route: pool::Route,
     /// What the database is called there.
     pub server_database: String,
     pub relay_mode: RelayMode,
@@ -265,6 +273,11 @@ impl Config {
         }
         Some(PoolConfig {
             servers: servers.iter().map(|place| place.address.clone()).collect(),
+            weights: servers.iter().map(|place| place.weight).collect(),
+            route: settings.route.unwrap_or(match servers.len() {
+                1 => pool::Route::Any,
+                _ => pool::Route::Primary,
+            }),
             server_database: server_database.to_owned(),
             relay_mode: settings.relay_mode,
             preserve: (settings.session_state == SessionState::Preserve).then_some(settings.transparency),

@@ -40,6 +40,7 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
+const ROLE_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 const TCP_BACKLOG: u32 = 4096;
@@ -133,6 +134,8 @@ impl Source {
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Everyone {
     pub relay_mode: RelayMode,
+    /// `None`: the primary, where there are several servers.
+    pub route: Option<pool::Route>,
     pub session_state: SessionState,
     pub transparency: Transparency,
     pub pool: pool::Settings,
@@ -145,6 +148,7 @@ pub(super) struct Everyone {
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Override {
     relay_mode: Option<Parsed<RelayMode>>,
+    route: Option<Parsed<pool::Route>>,
     session_state: Option<Parsed<SessionState>>,
     transparency: Option<Parsed<Transparency>>,
     pool: file::Pool,
@@ -157,6 +161,7 @@ impl Override {
     pub(super) fn over(&self, below: Everyone) -> Everyone {
         Everyone {
             relay_mode: self.relay_mode.as_ref().map_or(below.relay_mode, |mode| mode.0),
+            route: self.route.as_ref().map(|route| route.0).or(below.route),
             session_state: self.session_state.as_ref().map_or(below.session_state, |state| state.0),
             transparency: self.transparency.as_ref().map_or(below.transparency, |transparency| transparency.0),
             pool: pool_over(&self.pool, below.pool),
@@ -255,6 +260,7 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         login_timeout: file.limits.login_timeout.map_or(LOGIN_TIMEOUT, |wait| wait.0.0),
         client_stall_timeout: file.limits.client_stall_timeout.map_or(CLIENT_STALL_TIMEOUT, |wait| wait.0.0),
         cancel_timeout: file.limits.cancel_timeout.map_or(CANCEL_TIMEOUT, |wait| wait.0.0),
+        role_check_interval: file.role_check_interval.map_or(ROLE_CHECK_INTERVAL, |wait| wait.0.0),
         reconnect: reconnect(&source, file.reconnect)?,
         tcp: Tcp {
             keepalive: file.tcp.keepalive.map_or(TCP_KEEPALIVE, |wait| wait.0.0),
@@ -270,10 +276,11 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         shutdown_timeout: file.shutdown_timeout.map_or(SHUTDOWN_TIMEOUT, |wait| wait.0.0),
         servers: servers.unwrap_or_else(|| {
             let address = ServerAddress::Tcp { host: Ipv4Addr::LOCALHOST.to_string(), port: SERVER_PORT_DEFAULT };
-            vec![Place { address, tls: None }]
+            vec![Place { address, weight: 1, tls: None }]
         }),
         everyone: Everyone {
             relay_mode: file.relay_mode.map(|mode| mode.0).unwrap_or_default(),
+            route: file.route.map(|route| route.0),
             session_state: file.session_state.map(|state| state.0).unwrap_or_default(),
             transparency: file.transparency.map(|transparency| transparency.0).unwrap_or_default(),
             pool: pool_over(&file.pool, POOL),
@@ -345,13 +352,13 @@ fn servers(
     let Some(written) = written else { return Ok(None) };
     let addresses: Vec<&ServerAddress> = written.iter().map(|server| &server.address).collect();
     check_list(source, &addresses, path)?;
-    let places = written.into_iter().enumerate().map(|(index, file::Server { address, tls })| {
+    let places = written.into_iter().enumerate().map(|(index, file::Server { address, weight, tls })| {
         let path = path.element(index).join(["tls"]);
         if tls.is_some() && matches!(address, ServerAddress::Unix { .. }) {
             let problem = Problem::value(format!("it for {address}"), "none: a Unix socket is not encrypted");
             return Err(source.error(path, problem));
         }
-        Ok(Place { address, tls: own_tls(source, path, tls, found)? })
+        Ok(Place { address, weight: weight.map_or(1, |weight| weight.0), tls: own_tls(source, path, tls, found)? })
     });
     places.collect::<Result<_, _>>().map(Some)
 }
@@ -444,6 +451,7 @@ fn databases(
             tls: own_tls(source, KeyPath::of(["databases", name.as_str(), "tls"]), entry.tls, found)?,
             changes: Override {
                 relay_mode: entry.relay_mode,
+                route: entry.route,
                 session_state: entry.session_state,
                 transparency: entry.transparency,
                 pool: entry.pool,
@@ -476,6 +484,7 @@ fn users(
         let access = access::change(source, &KeyPath::of(["users", name, "auth"]), entry.auth, warnings)?;
         Ok(Override {
             relay_mode: entry.relay_mode,
+            route: entry.route,
             session_state: entry.session_state,
             transparency: entry.transparency,
             pool: entry.pool,

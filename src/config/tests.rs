@@ -163,7 +163,7 @@ fn every_refusal_names_file_line_key_value_and_what_is_allowed() {
     check("control:\n  port: 3", "qcp.yaml:2: control.port: unknown key; allowed here: socket");
     check(
         "databases: {a: {size: 3}}",
-        "qcp.yaml:1: databases.a.size: unknown key; allowed here: servers, dbname, relay_mode, session_state, transparency, slow_query, pool, limits, tls, auth",
+        "qcp.yaml:1: databases.a.size: unknown key; allowed here: servers, dbname, route, relay_mode, session_state, transparency, slow_query, pool, limits, tls, auth",
     );
     check("databases: {a: 3}", "qcp.yaml:1: databases.a: found 3: a map of settings");
     check("just a text", "qcp.yaml:1: found \"just a text\": a map of settings");
@@ -207,13 +207,27 @@ fn placement_goes_by_user_then_database() {
 }
 
 #[test]
+fn a_route_is_the_primary_where_there_are_several_servers() {
+    let text = "servers: [a, {address: b, weight: 3}]\nrole_check_interval: 1s\n\
+                databases: {one: {servers: [c]}, two: {route: standby}}\nusers: {u: {route: any}}\n";
+    let (config, _) = Config::parse("qcp.yaml", text).unwrap();
+    let route = |database, user| config.pool(database, user).unwrap().route;
+    assert_eq!((route("x", "v"), route("x", "u")), (pool::Route::Primary, pool::Route::Any));
+    assert_eq!((route("one", "v"), route("two", "v"), route("two", "u")), {
+        (pool::Route::Any, pool::Route::Standby, pool::Route::Any)
+    });
+    assert_eq!(config.pool("x", "v").unwrap().weights, [1, 3]);
+    assert_eq!(config.role_check_interval, Duration::from_secs(1));
+    assert!(refusal("route: split").contains("primary"), "{}", refusal("route: split"));
+}
+
+#[test]
 fn what_comes_later_is_told_from_what_is_unknown() {
     for (key, text) in [
         ("hold_prepared_transactions", "hold_prepared_transactions: true"),
         ("pool.reserve_size", "pool: {reserve_size: 3}"),
         ("databases.a.pool.reserve_timeout", "databases: {a: {pool: {reserve_timeout: 3s}}}"),
         ("users.batch.pool.max_backends", "users: {batch: {pool: {max_backends: 0}}}"),
-        ("servers[0].weight", "servers: [{address: a, weight: 3}]"),
     ] {
         assert_eq!(refusal(text), format!("qcp.yaml:1: {key}: known, comes later"));
     }

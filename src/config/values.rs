@@ -17,7 +17,7 @@ use super::tls::{Negotiation, TlsMode, TlsVersion};
 use crate::auth::hba::Network;
 use crate::auth::secrets::SECRET_SIZE_MAX;
 use crate::auth::settings::Method;
-use crate::pool::Schedule;
+use crate::pool::{Route, Schedule};
 use crate::session::RelayMode;
 use crate::session::Transparency;
 
@@ -68,6 +68,11 @@ impl Word for Schedule {
         ("random", Schedule::Random),
         ("load-balancing", Schedule::LoadBalancing),
     ];
+}
+
+impl Word for Route {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("primary", Route::Primary), ("standby", Route::Standby), ("any", Route::Any)];
 }
 
 impl Word for log::LevelFilter {

@@ -134,6 +134,9 @@ pub enum BackendState {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct PoolRow {
     pub server: String,
+    /// `primary`, `standby`, `unknown` or `down`; empty where nobody asks.
+    #[serde(default)]
+    pub role: String,
     pub database: String,
     pub user: String,
     pub mode: RelayMode,
@@ -512,6 +515,7 @@ fn show_pools(rows: &[PoolRow]) -> Reply {
         right("oldest", |row| table::short_span(row.oldest_wait_ms)),
         right("queries", |row| row.queries.to_string()),
         right("transactions", |row| row.transactions.to_string()),
+        left("role", |row| row.role.clone()),
     ];
     Reply::new(&rows, table::render(&columns, rows))
 }

@@ -149,7 +149,15 @@ impl Importer<'_> {
         }
         let path: &[&str] = if others { &["servers"] } else { &["databases", name, "servers"] };
         let servers = match self.servers(&pairs) {
-            Ok(servers) => Outcome::to(path.iter().copied(), Value::List(servers)),
+            Ok(servers) => {
+                // PgBouncer takes them in turn whatever they are.
+                if servers.len() > 1 && pairs.value("target_session_attrs").is_none() {
+                    let path: &[&str] = if others { &["route"] } else { &["databases", name, "route"] };
+                    let any = Outcome::to(path.iter().copied(), Value::Bare("any".to_owned()));
+                    self.add(entry, &label, any);
+                }
+                Outcome::to(path.iter().copied(), Value::List(servers))
+            }
             Err(reason) => Outcome::Decide(reason),
         };
         self.add(entry, &label, servers);
@@ -224,7 +232,7 @@ impl Importer<'_> {
                 _ => return Err("PgBouncer takes round-robin or disable".to_owned()),
             },
             "target_session_attrs" => match value {
-                "any" => Outcome::same("any server"),
+                "any" => to(&["route"], Value::Bare("any".to_owned())),
                 "primary" | "read-write" => to(&["route"], Value::Bare("primary".to_owned())),
                 "standby" | "read-only" => to(&["route"], Value::Bare("standby".to_owned())),
                 _ => return Err("PgBouncer takes any, read-write, read-only, primary, standby".to_owned()),

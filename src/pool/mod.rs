@@ -4,12 +4,14 @@
 pub mod budget;
 pub mod part;
 pub mod placement;
+pub mod roles;
 pub mod waiters;
 
 use std::time::Duration;
 
 pub use part::{Backoff, Checkin, Checkout, Part, Refill};
 pub use placement::Homes;
+pub use roles::{Role, Route};
 pub use waiters::Waiters;
 
 /// Which of several suitable servers a login goes to, or which of a pool's shards a client lives on.

@@ -91,6 +91,8 @@ impl Catalogue for Settings {
         };
         Some(PoolSettings {
             servers: found.servers.iter().map(server).collect(),
+            weights: found.weights,
+            route: found.route,
             server_database: found.server_database,
             mode: found.relay_mode,
             preserve: found.preserve,
@@ -250,6 +252,7 @@ fn build(start: Start) -> io::Result<Shard<Tls<Ring>>> {
         client_stall_timeout: config.client_stall_timeout,
         connect_timeout: config.reconnect.connect_timeout,
         cancel_timeout: config.cancel_timeout,
+        role_check_interval: config.role_check_interval,
         backoff: (config.reconnect.min_backoff, config.reconnect.max_backoff),
         auth: config.auth.settings.clone(),
         salts,

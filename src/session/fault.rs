@@ -66,6 +66,19 @@ pub enum Fault {
     NoServer(String),
     /// The server is gone while the client's request was with it.
     ServerGone(String),
+    /// The server, which another is in the place of now.
+    Superseded(String),
+    /// A login went to a server that its clients are not to be at.
+    WrongServer {
+        /// Which.
+        server: String,
+        /// What it is.
+        role: &'static str,
+        /// What it should be.
+        wanted: &'static str,
+    },
+    /// None of several servers is what it should be.
+    NoneSuits(String),
     /// The server asks a password that QCP does not know.
     CannotRefill,
     /// The server did not take settings that it had taken before.
@@ -323,6 +336,30 @@ impl Fault {
             Self::ServerGone(why) => hint(
                 answer(Fatal, SqlState::CONNECTION_FAILURE, format!("the server connection was lost: {why}"), Info),
                 "Whether the last statement took effect is not known.",
+            ),
+            Self::Superseded(server) => hint(
+                answer(
+                    Fatal,
+                    SqlState::CONNECTION_FAILURE,
+                    format!(
+                        "the server connection was given up: another server has become the primary in the place of {server}"
+                    ),
+                    Info,
+                ),
+                "What was not committed is lost, and whether the last statement took effect is not known. Connect again.",
+            ),
+            Self::WrongServer { server, role, wanted } => hint(
+                answer(
+                    Fatal,
+                    SqlState::CONNECTION_FAILURE,
+                    format!("server {server} is a {role}, and this login is for a {wanted} (route)"),
+                    Info,
+                ),
+                "Connect again: qcp knows now what that server is.",
+            ),
+            Self::NoneSuits(why) => hint(
+                answer(Error, SqlState::CANNOT_CONNECT_NOW, format!("no server connection: {why}"), Info),
+                "Try again, or see what qcp's log says of the servers.",
             ),
             Self::CannotRefill => hint(
                 answer(

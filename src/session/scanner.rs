@@ -6,18 +6,19 @@
 //!
 //! Owned by one shard, which scans one text at a time; allocates only for names, into buffers that are kept.
 
-use std::hash::{BuildHasher, Hasher};
 use std::ops::Range;
 
-use foldhash::fast::FixedState;
-
 use super::parameters::is_read_by_parser;
-use lexer::{Kind, Lexer};
+use lexer::Kind;
 pub use mask::mask;
+use skim::{Cursor, Windows};
 use statement::Statement;
 
+mod block;
 mod lexer;
 mod mask;
+mod print;
+mod skim;
 mod statement;
 
 /// Kinds of state that a text may have changed: a set.
@@ -127,6 +128,13 @@ pub struct Found {
 /// Reads texts; keeps the names of the last.
 #[derive(Default)]
 pub struct Scanner {
+    names: Names,
+    windows: Windows,
+}
+
+/// Names of settings.
+#[derive(Default)]
+struct Names {
     /// One behind the other, in lower case.
     names: Vec<u8>,
     ends: Vec<usize>,
@@ -143,24 +151,30 @@ const NAME_SIZE_MAX: usize = 128;
 impl Scanner {
     /// Names of settings that the last text mentions, in lower case; `role` and `session_authorization` among them.
     pub fn names(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|(start, &end)| &self.names[start..end])
+        let Names { names, ends } = &self.names;
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        starts.zip(ends).map(|(start, &end)| &names[start..end])
     }
 
     /// Reads a text. `backslashes`: they escape in plain constants (`standard_conforming_strings` is off).
     pub fn scan(&mut self, text: &[u8], backslashes: bool) -> Found {
-        self.names.clear();
-        self.ends.clear();
-        let mut lexer = Lexer { text, at: 0, backslashes };
-        let mut hasher = FixedState::default().build_hasher();
+        let Self { names, windows } = self;
+        names.names.clear();
+        names.ends.clear();
+        let mut cursor = Cursor::new(text, backslashes, windows);
         let mut effects = Effects::NONE;
         let mut only = None;
         let mut statements = 0;
         loop {
-            let token = lexer.next();
+            let before = cursor.print;
+            let token = cursor.next();
             match token.kind {
                 Kind::End => break,
-                Kind::Mark(b';') => continue,
+                // A statement without a word leaves no trace.
+                Kind::Mark(b';') => {
+                    cursor.print = before;
+                    continue;
+                }
                 Kind::Unreadable => {
                     effects = effects.and(Effects::OPAQUE);
                     break;
@@ -168,14 +182,7 @@ impl Scanner {
                 _ => {}
             }
             statements += 1;
-            let mut statement = Statement {
-                scanner: self,
-                lexer: &mut lexer,
-                hasher: &mut hasher,
-                effects,
-                only: None,
-                explains: false,
-            };
+            let mut statement = Statement { names, cursor: &mut cursor, effects, only: None, explains: false };
             let ended = statement.read(token);
             effects = statement.effects;
             only = statement.only;
@@ -186,10 +193,12 @@ impl Scanner {
         if statements != 1 {
             only = None;
         }
-        Found { effects, only, fingerprint: hasher.finish() }
+        Found { effects, only, fingerprint: cursor.print.finish() }
     }
+}
 
-    fn add_name(&mut self, name: &[u8]) -> Effects {
+impl Names {
+    fn add(&mut self, name: &[u8]) -> Effects {
         if name.is_empty() || name.len() > NAME_SIZE_MAX || self.ends.len() == NAMES_MAX {
             return Effects::ANY_SETTING.and(Effects::PARSER);
         }
@@ -201,11 +210,13 @@ impl Scanner {
     }
 
     /// Drops what was added behind the first `count` names.
-    fn keep_names(&mut self, count: usize) {
+    fn keep(&mut self, count: usize) {
         self.ends.truncate(count);
         self.names.truncate(self.ends.last().copied().unwrap_or(0));
     }
 }
 
+#[cfg(test)]
+mod reference;
 #[cfg(test)]
 mod tests;

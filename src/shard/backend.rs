@@ -15,6 +15,7 @@ use crate::protocol::{SqlState, Step};
 use crate::session::fault::Fault;
 
 use super::pools::Trouble;
+use super::servers::{ROLE_PARAMETER, role_of};
 use super::{Backend, BackendState, ClientState, Owner, Purpose, Server, Shard};
 
 /// Largest message of a server's during a login that is looked at whole.
@@ -37,7 +38,7 @@ impl<T: Transport> Shard<T> {
             match purpose {
                 Purpose::Pool => self.pools.get_mut(pool).part.open_failed(now, 0, false),
                 Purpose::Check => self.checks -= 1,
-                Purpose::Dedicated | Purpose::Listen => {}
+                Purpose::Dedicated | Purpose::Listen | Purpose::Watch => {}
             }
             self.stop_asking(pool);
             return None;
@@ -203,6 +204,10 @@ impl<T: Transport> Shard<T> {
     fn on_own_message(&mut self, id: BackendId, tag: u8, message: &Slice) {
         let Some(backend) = self.backend(id) else { return };
         if matches!(backend.state, BackendState::Idle) {
+            if backend.purpose == Purpose::Watch {
+                self.on_watched(id, tag, message);
+                return;
+            }
             match tag {
                 tag::NOTICE_RESPONSE | tag::NOTIFICATION_RESPONSE => {}
                 tag::PARAMETER_STATUS => self.note_parameter(id, message),
@@ -329,6 +334,9 @@ impl<T: Transport> Shard<T> {
 
     fn on_login_parameter(&mut self, id: BackendId, name: &[u8], value: &[u8]) {
         let Some(backend) = self.backend(id) else { return };
+        if name == ROLE_PARAMETER {
+            backend.role = Some(role_of(value));
+        }
         if backend.purpose == Purpose::Dedicated {
             return;
         }
@@ -377,8 +385,20 @@ impl<T: Transport> Shard<T> {
             let down = now.duration_since(trouble.since).as_secs_f64();
             log::info!("{}: connected again after {down:.1} s", self.pool_name(pool));
         }
+        self.note_login_role(id);
+        if purpose == Purpose::Watch {
+            self.begin_watching(id);
+            return;
+        }
         if purpose == Purpose::Dedicated {
             let Some(client) = checks else { return self.close_backend(id, Close::Now) };
+            // Replication goes where it is sent.
+            let replicates = self.login(client).is_some_and(|login| login.replication);
+            if !replicates && self.pools.get(pool).unfit {
+                self.refuse_server(client);
+                self.close_backend(id, Close::Now);
+                return;
+            }
             self.backend(id).expect("looked up above").state = BackendState::Piped(client);
             let Some(connection) = self.client(client).map(|client| client.connection) else { return };
             self.io.send(connection, message.clone());
@@ -395,15 +415,15 @@ impl<T: Transport> Shard<T> {
                 purpose = Purpose::Pool;
                 self.checks -= 1;
             }
-            Purpose::Check | Purpose::Dedicated | Purpose::Listen => {}
+            Purpose::Check | Purpose::Dedicated | Purpose::Listen | Purpose::Watch => {}
         }
         debug_assert!(purpose != Purpose::Dedicated);
         let backend = self.backend(id).expect("looked up above");
         backend.state = BackendState::Cleaning(super::clean::Stage::Done);
         backend.pipeline.reset();
         match checks {
-            Some(client) => self.on_login_backend(client, id),
-            None => self.give_back(id),
+            Some(client) if self.stays_at(client) => self.on_login_backend(client, id),
+            Some(_) | None => self.give_back(id),
         }
     }
 
@@ -418,6 +438,14 @@ impl<T: Transport> Shard<T> {
         }
         let backend = self.backend(id).expect("the caller has looked it up");
         let pool = backend.pool;
+        // Somebody else may take the client in, where this one takes nobody.
+        let elsewhere =
+            fields.code() == Some(SqlState::CANNOT_CONNECT_NOW) && self.pools.get(pool).settings.is_routed();
+        if elsewhere {
+            self.on_backend_gone(id, &text);
+            return;
+        }
+        let backend = self.backend(id).expect("looked up above");
         let checks = backend.checks.take();
         let rewritten = if is_own { self.own_refusal(pool, message) } else { None };
         if is_own && let Some(client) = checks {
@@ -439,6 +467,7 @@ impl<T: Transport> Shard<T> {
     pub(super) fn on_backend_gone(&mut self, id: BackendId, why: &str) {
         let Some(backend) = self.backend(id) else { return };
         let (pool, refusal) = (backend.pool, backend.refusal.take());
+        let watches = backend.purpose == Purpose::Watch;
         let checks = backend.checks.take();
         match backend.state {
             BackendState::Linked(client) => {
@@ -455,8 +484,16 @@ impl<T: Transport> Shard<T> {
             BackendState::Piped(client) => self.dismiss(client),
             BackendState::Resolving | BackendState::Connecting | BackendState::LoggingIn => {
                 backend.blamed = true;
-                self.note_trouble(pool, why, refusal.clone());
-                if let Some(client) = checks {
+                let answered = backend.challenged || refusal.is_some();
+                if !watches {
+                    self.note_trouble(pool, why, refusal.clone());
+                }
+                if !answered {
+                    self.note_unreachable(pool, why);
+                }
+                if let Some(client) = checks
+                    && (answered || !self.try_login_elsewhere(client, pool))
+                {
                     let server = &self.pools.get(pool).key.server;
                     self.fail(client, &Fault::NoServer(format!("{server}: {why}")));
                 }
@@ -471,7 +508,7 @@ impl<T: Transport> Shard<T> {
             }
         }
         self.close_backend(id, Close::Now);
-        if let Some(refusal) = refusal
+        if let Some(refusal) = refusal.filter(|_| !watches)
             && !is_passing(&refusal)
         {
             // What it has let in so far it may not let in any more: from here on it is asked again.
@@ -541,7 +578,7 @@ impl<T: Transport> Shard<T> {
             Purpose::Pool if opening => entry.part.open_failed(now, jitter, backend.blamed),
             Purpose::Pool if matches!(backend.state, BackendState::Idle) => entry.part.lost_idle(id),
             Purpose::Pool => entry.part.lost_lent(),
-            Purpose::Check | Purpose::Dedicated | Purpose::Listen => {}
+            Purpose::Check | Purpose::Dedicated | Purpose::Listen | Purpose::Watch => {}
         }
         if opening && backend.purpose != Purpose::Dedicated {
             self.stop_asking(pool);

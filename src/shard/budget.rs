@@ -108,10 +108,12 @@ impl<T: Transport> Shard<T> {
         let homes = placement::homes(&key, settings.pool.size, shard_count);
         let permits = homes.share(settings.pool.size, id);
         let (min, max) = self.settings.backoff;
-        let paused = self.orders.pauses(&key.database);
+        let unfit = !self.suits(&key.server, &settings);
+        let paused = self.orders.pauses(&key.database) || unfit;
         let backoff = Backoff::new(min, max);
         let made = self.pools.insert(key, settings, homes, permits, backoff, shard_count)?;
         let pool = self.pools.get_mut(made);
+        pool.unfit = unfit;
         pool.part.pause(paused);
         Some(made)
     }

@@ -10,6 +10,7 @@ use crate::session::fault::{self, Fault};
 use crate::session::timeouts::{Doing, Overdue};
 
 use super::own_check::is_sentenced;
+use super::servers::none_suits;
 use super::{BackendState, ClientState, Purpose, Running, Shard};
 
 /// Memory that is used up for so long will not come back by itself.
@@ -34,10 +35,12 @@ impl<T: Transport> Shard<T> {
             }
         }
         self.work();
+        self.watch_servers();
         self.note_closed_doors();
         if now >= self.scan_at {
             self.scan_at = now + SCAN_EVERY;
             self.scan_clients();
+            self.expire_parked();
             self.send_off();
             self.send_off_idle();
             self.shed_load();
@@ -63,6 +66,11 @@ impl<T: Transport> Shard<T> {
                 return;
             }
             let Some((client, _)) = pool.part.pop_waiter(waiters) else { return };
+            if pool.unfit {
+                let fault = Fault::NoneSuits(none_suits(pool.settings.route));
+                self.refuse_request(client, &fault);
+                continue;
+            }
             let trouble = pool.trouble.as_ref().filter(|_| pool.part.lent() == 0);
             if let Some(refusal) = trouble.and_then(|trouble| trouble.refusal.clone()) {
                 self.refuse_in_servers_words(client, &refusal);

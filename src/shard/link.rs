@@ -17,8 +17,8 @@ impl<T: Transport> Shard<T> {
     /// The client needs a backend: it has one when this returns, or it waits, or it is gone and knows why. Errors: there is none to be had, and the
     /// client has to be told.
     pub(super) fn checkout(&mut self, id: ClientId) -> Result<(), Fault> {
-        // A retired pool lends nothing: who was logging in when it became one belongs to another by now.
-        if self.has_retired && !self.rehome(id) {
+        // A retired pool lends nothing, nor does one whose server does not suit: its clients belong to another by now.
+        if self.has_leaving && !self.rehome(id) {
             return Ok(());
         }
         let now = self.io.now();
@@ -199,7 +199,7 @@ impl<T: Transport> Shard<T> {
         link.kept.forget();
         let (pool, asked) = (link.pool, link.asked);
         let active = self.stamp(asked);
-        let moves = self.has_retired && self.pools.get(pool).retired;
+        let moves = self.has_leaving && self.pools.get(pool).is_left();
         let client = self.client(client_id).expect("looked up above");
         client.state = ClientState::Ready;
         client.active = active;
@@ -235,10 +235,15 @@ impl<T: Transport> Shard<T> {
             return;
         }
         // A probe is not a use.
-        if !std::mem::take(&mut backend.probing) {
+        let probed = std::mem::take(&mut backend.probing);
+        if !probed {
             backend.used = now;
         }
         backend.paused = false;
+        if probed {
+            self.confirm_role(id);
+        }
+        let Some(backend) = self.backend(id) else { return };
         // The server's last word may have come behind the ReadyForQuery, in the same bytes: whoever got this backend would
         // be hung up on.
         if backend.tainted || backend.fatal {
@@ -253,7 +258,9 @@ impl<T: Transport> Shard<T> {
         }
         let backend = self.backends.get(id.index, id.generation).expect("looked up above");
         let entry = self.pools.get(pool);
-        let paused = entry.part.is_paused() && (entry.clients == 0 || self.can_replace(pool));
+        // The last one that cannot be had again stays: it can be asked what its server is.
+        let needless = entry.clients == 0 && !entry.unfit || self.can_replace(pool);
+        let paused = entry.part.is_paused() && needless;
         let unwanted = entry.retired || entry.part.excess() > 0 || paused;
         if unwanted || self.is_expired(backend) && self.can_replace(pool) {
             self.close_backend(id, Close::Flushed);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::auth::incoming::Incoming;
 use crate::auth::settings::Method;
-use crate::ids::{BackendId, ClientId, ShardId};
+use crate::ids::{BackendId, ClientId, PoolId, ShardId};
 use crate::io::{Close, Transport};
 use crate::memory::Slice;
 use crate::pool::Refill;
@@ -59,6 +59,8 @@ pub(super) struct Login {
     pub admitted: bool,
     /// It wants the console: there is no pool then, and no server.
     pub visit: Option<Box<Visit>>,
+    /// How often it has gone to another server.
+    pub tries: u8,
 }
 
 impl Login {
@@ -77,6 +79,7 @@ impl Login {
             sentence: None,
             admitted: false,
             visit: None,
+            tries: 0,
         }
     }
 }
@@ -133,7 +136,7 @@ impl<T: Transport> Shard<T> {
         if self.try_begin_visit(id, startup, database, user) {
             return Ok(None);
         }
-        let Some(settings) = self.catalogue.pool(database, user) else {
+        let Some(settings) = self.asked.pool(&*self.catalogue, database, user) else {
             return Err(Fault::UnknownDatabase(database.to_owned()));
         };
         if self.orders.refuses(database) {
@@ -141,8 +144,7 @@ impl<T: Transport> Shard<T> {
         }
         let wishes = wishes(startup);
         let dedicated = settings.dedicated || wishes.is_none();
-        let rules = settings.rules.clone();
-        let server_user = rules.credentials.as_ref().and_then(|credentials| credentials.user.as_deref());
+        let server_user = settings.rules.credentials.as_ref().and_then(|credentials| credentials.user.as_deref());
         let packet = dedicated.then(|| own_packet(startup, server_user, &settings.server_database));
         let arrived = server.is_some();
         // What the shard that sent it went by may have changed meanwhile.
@@ -158,11 +160,14 @@ impl<T: Transport> Shard<T> {
         }
         let raw = self.vectors.intern(wishes.unwrap_or_default()).map_err(|_| Fault::NoRoom("clients' settings"))?;
         let mode = settings.mode;
-        let Some(pool) = self.pool_of(key, settings) else {
+        let found = self.pools.find(&key);
+        let Some(pool) = found.or_else(|| self.pool_of(key, (*settings).clone())) else {
             self.vectors.let_go(raw);
             return Err(Fault::NoRoom("pools"));
         };
-        self.pools.get_mut(pool).clients += 1;
+        let entry = self.pools.get_mut(pool);
+        entry.clients += 1;
+        self.has_leaving |= entry.unfit;
         self.population.settle(self.settings.id);
 
         let version = startup.version.negotiate().expect("other versions are refused");
@@ -212,19 +217,13 @@ impl<T: Transport> Shard<T> {
     /// Finds out whether the client may come in.
     pub(super) fn authenticate(&mut self, id: ClientId) {
         let Some(pool) = self.client(id).and_then(|client| client.pool) else { return };
-        if self.pools.get(pool).part.is_paused() {
+        if self.pools.get(pool).part.is_paused() && !self.goes_on_elsewhere(id, pool) {
             self.parked.push_back(id);
             return;
         }
-        let rules = &self.pools.get(pool).settings.rules;
-        let method = rules.method;
-        // Where nobody else checks the client, or could log in for it, the server does both in one.
-        let is_relayed = match method {
-            Method::Server => true,
-            Method::Trust => rules.credentials.is_none(),
-            _ => false,
-        };
-        if is_relayed && self.login(id).is_some_and(|login| login.packet.is_some()) {
+        let Some(pool) = self.client(id).and_then(|client| client.pool) else { return };
+        let method = self.pools.get(pool).settings.rules.method;
+        if self.is_relayed(pool) && self.login(id).is_some_and(|login| login.packet.is_some()) {
             self.open_for_login(id, Purpose::Dedicated);
             return;
         }
@@ -241,6 +240,33 @@ impl<T: Transport> Shard<T> {
         } else {
             self.begin_check(id);
         }
+    }
+
+    /// Whether the server checks clients of a pool: where nobody else does, or could log in for them, it does both in one.
+    fn is_relayed(&self, pool: PoolId) -> bool {
+        let rules = &self.pools.get(pool).settings.rules;
+        match rules.method {
+            Method::Server => true,
+            Method::Trust => rules.credentials.is_none(),
+            _ => false,
+        }
+    }
+
+    /// A login to a pool that lends nothing: whether it goes on all the same, at another server, or to ask this one what it is.
+    fn goes_on_elsewhere(&mut self, id: ClientId, pool: PoolId) -> bool {
+        let entry = self.pools.get(pool);
+        if !entry.unfit || self.orders.pauses(&entry.key.database) {
+            return false;
+        }
+        let asks = entry.part.refill() != Refill::Free && self.asks_server(id, pool);
+        self.move_login(id, asks) || asks
+    }
+
+    /// Whether a login is relayed to the server.
+    pub(super) fn asks_server(&mut self, id: ClientId, pool: PoolId) -> bool {
+        let method = self.pools.get(pool).settings.rules.method;
+        let is_dedicated = self.login(id).is_some_and(|login| login.packet.is_some());
+        method == Method::Server || is_dedicated && self.is_relayed(pool)
     }
 
     fn admit_trusted(&mut self, id: ClientId) {
@@ -305,7 +331,7 @@ impl<T: Transport> Shard<T> {
     }
 
     /// Nobody finds out for the others any more: each of them asks for itself.
-    pub(super) fn stop_asking(&mut self, pool: crate::ids::PoolId) {
+    pub(super) fn stop_asking(&mut self, pool: PoolId) {
         let pool = self.pools.get_mut(pool);
         if std::mem::take(&mut pool.asking) {
             let askers = std::mem::take(&mut pool.askers);
@@ -427,25 +453,6 @@ impl<T: Transport> Shard<T> {
         let Some(bytes) = held else { return };
         self.io.receive(connection, true);
         self.take_login_bytes(id, bytes);
-    }
-
-    pub(super) fn choose_server(&mut self, settings: &super::PoolSettings) -> usize {
-        use crate::pool::Schedule;
-        let count = settings.servers.len();
-        if count == 1 {
-            return 0;
-        }
-        match settings.pool.schedule {
-            Schedule::RoundRobin => self.pools.next_server(count),
-            Schedule::Random => self.next_random() as usize % count,
-            Schedule::LoadBalancing => {
-                let load = |server: &super::Server| -> u32 {
-                    let pools = self.pools.ids().filter(|&pool| self.pools.get(pool).key.server == *server);
-                    pools.map(|pool| self.pools.get(pool).clients).sum()
-                };
-                (0..count).min_by_key(|&at| load(&settings.servers[at])).expect("there are several")
-            }
-        }
     }
 
     /// A new secret, of the kernel's random numbers, which are fetched for many at a time.

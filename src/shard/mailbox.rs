@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::ids::{ClientId, DoorId, ShardId};
 use crate::io::doorbell::Doorbell;
+use crate::pool::Role;
 
+use super::Server;
 use super::budget::Given;
 use super::console::Told;
 use super::orders::Order;
@@ -74,6 +76,15 @@ pub enum Mail {
     },
     /// Places of a pool move to the shard that reads this.
     Give(Box<Given>),
+    /// A server has said what it is, and it was news.
+    Role {
+        /// Which.
+        server: Server,
+        /// What it is.
+        role: Role,
+        /// When it was seen to become the primary, if it was.
+        promoted: Option<Instant>,
+    },
     /// What a client at the console is answered.
     Told(ClientId, Told),
     /// Close the client with this process id; whether there was one.
@@ -147,7 +158,7 @@ pub mod reached {
     use super::Mail;
 
     /// Every kind of message but those of the console and of the process's sockets.
-    pub const KINDS: [&str; 12] = [
+    pub const KINDS: [&str; 13] = [
         "Quit",
         "Reload",
         "Order",
@@ -160,6 +171,7 @@ pub mod reached {
         "Ask",
         "Nothing",
         "Give",
+        "Role",
     ];
 
     thread_local! {
@@ -180,6 +192,7 @@ pub mod reached {
             Mail::Ask { .. } => 9,
             Mail::Nothing { .. } => 10,
             Mail::Give(_) => 11,
+            Mail::Role { .. } => 12,
             // Of the console and of real sockets, which are not simulated.
             Mail::Told(..) | Mail::KillClient(..) | Mail::Listen(..) | Mail::Close(..) | Mail::SeeOff(_) => return,
         };

@@ -36,6 +36,7 @@ mod replies;
 pub mod report;
 mod reported;
 mod requests;
+mod servers;
 mod slow;
 mod statements;
 mod stats;
@@ -126,6 +127,8 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// For a cancel request to a server; its backend is closed then.
     pub cancel_timeout: Duration,
+    /// How often servers are asked what they are, where that matters.
+    pub role_check_interval: Duration,
     /// Pauses between failed attempts.
     pub backoff: (Duration, Duration),
     /// Users, rules and limits of logins.
@@ -184,6 +187,7 @@ pub struct Shard<T: Transport> {
     pub io: T,
     settings: Settings,
     catalogue: Rc<dyn Catalogue>,
+    asked: pools::Asked,
     /// The one before the last reload: other shards may go by it still.
     catalogue_before: Option<Rc<dyn Catalogue>>,
     mailbox: Mailbox,
@@ -195,6 +199,7 @@ pub struct Shard<T: Transport> {
     backends: Slab<Backend>,
     cancels: Slab<Cancel>,
     pools: Pools,
+    servers: servers::Servers,
     nodes: Nodes,
     waiters: Waiters,
     vectors: Vectors,
@@ -216,8 +221,8 @@ pub struct Shard<T: Transport> {
     parked: VecDeque<ClientId>,
     /// Places from shards that have seen a reload before this one has.
     given_ahead: Vec<budget::Given>,
-    /// A reload has left pools behind that some clients still belong to.
-    has_retired: bool,
+    /// There are pools that their clients are to leave: retired by a reload, or at a server that does not suit.
+    has_leaving: bool,
     /// Logins whose question is open again; looked at when the event is through.
     awake: VecDeque<ClientId>,
     /// Whose passwords go through their rounds, in turn.
@@ -272,6 +277,7 @@ impl<T: Transport> Shard<T> {
         let clients_max = settings.clients_max as usize;
         Self {
             catalogue,
+            asked: pools::Asked::default(),
             catalogue_before: None,
             mailbox,
             console: None,
@@ -295,7 +301,8 @@ impl<T: Transport> Shard<T> {
             orders: orders::Orders::default(),
             parked: VecDeque::new(),
             given_ahead: Vec::new(),
-            has_retired: false,
+            has_leaving: false,
+            servers: servers::Servers::default(),
             awake: VecDeque::new(),
             working: VecDeque::new(),
             found: HashMap::default(),
@@ -451,6 +458,7 @@ impl<T: Transport> Shard<T> {
             Mail::Succeeded(address) => self.on_success_elsewhere(address),
             Mail::Nothing { key, from, round } => self.on_nothing(&key, from, round),
             Mail::Give(given) => self.on_give(*given),
+            Mail::Role { server, role, promoted } => self.on_role_elsewhere(&server, role, promoted),
             Mail::Told(client, told) => self.on_told(client, told),
             Mail::KillClient(process_id, answer) => {
                 let _ = answer.send(self.kill_client(process_id));

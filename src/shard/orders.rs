@@ -149,7 +149,7 @@ impl<T: Transport> Shard<T> {
         while let Some(id) = self.pools.next_used(from) {
             from = id.0 + 1;
             let pool = self.pools.get(id);
-            let paused = self.orders.pauses(&pool.key.database);
+            let paused = self.orders.pauses(&pool.key.database) || pool.unfit;
             if paused == pool.part.is_paused() {
                 continue;
             }
@@ -168,7 +168,7 @@ impl<T: Transport> Shard<T> {
     }
 
     /// Those who waited are served.
-    fn resume_pool(&mut self, id: PoolId) {
+    pub(super) fn resume_pool(&mut self, id: PoolId) {
         for _ in 0..self.pools.get(id).part.waiting() {
             let Some(&backend) = self.pools.get(id).part.idle().last() else { break };
             self.pools.get_mut(id).part.borrow_idle(backend);

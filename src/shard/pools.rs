@@ -1,6 +1,7 @@
 //! The shard's table of pools: made when the first client asks for one, dropped when nobody uses it any more.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,20 +9,24 @@ use crate::auth::incoming::Derived;
 use crate::auth::settings::Rules;
 use crate::control::report::metrics::Totals;
 use crate::ids::{ClientId, PoolId};
-use crate::pool::{self, Backoff, Homes, Part};
+use crate::pool::{self, Backoff, Homes, Part, Route};
 use crate::session::parameters::VectorId;
 use crate::session::timeouts::Timeouts;
 use crate::session::{RelayMode, Transparency};
 
-use super::Server;
 use super::budget::Claim;
 use super::stats::Retired;
+use super::{Catalogue, Server};
 
 /// What applies to one database and user.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PoolSettings {
     /// At least one.
     pub servers: Vec<Server>,
+    /// For each of them, how many of the clients it is to have, compared with the others.
+    pub weights: Vec<u32>,
+    /// Which of them clients go to.
+    pub route: Route,
     /// What the database is called there.
     pub server_database: String,
     /// When a backend goes back.
@@ -111,6 +116,8 @@ pub(super) struct Pool {
     pub part: Part,
     /// A reload has put another in its place, or none: it lends nothing any more, and goes with its last link.
     pub retired: bool,
+    /// Its server is not one that its clients may go to: it lends nothing, and they leave it when another is known.
+    pub unfit: bool,
     /// What the server reports at login, in its order; empty until a backend has logged in.
     pub parameters: Vec<(Box<str>, Box<str>)>,
     /// The server lets this user in without a challenge; believed until then.
@@ -154,6 +161,11 @@ pub(super) struct Pool {
 }
 
 impl Pool {
+    /// Whether its clients belong elsewhere.
+    pub(super) fn is_left(&self) -> bool {
+        self.retired || self.unfit
+    }
+
     /// Whether clients of other shards wait for a place.
     pub(super) fn is_asked_for(&self, now: Instant) -> bool {
         self.claims.iter().any(|claim| claim.is_fresh(now))
@@ -168,13 +180,42 @@ impl Pool {
     }
 }
 
+/// What the catalogue has said of the last databases and users that logged in: to put it together takes longer than all else
+/// of a login does, and the next one is mostly to the same.
+#[derive(Default)]
+pub(super) struct Asked {
+    entries: Vec<(Box<str>, Box<str>, Rc<PoolSettings>)>,
+    /// Which one makes room.
+    turn: usize,
+}
+
+impl Asked {
+    const ENTRIES_MAX: usize = 16;
+
+    /// As [`super::Catalogue::pool`].
+    pub(super) fn pool(&mut self, catalogue: &dyn Catalogue, database: &str, user: &str) -> Option<Rc<PoolSettings>> {
+        let known = self.entries.iter().find(|(of, by, _)| **of == *database && **by == *user);
+        if let Some((.., settings)) = known {
+            return Some(settings.clone());
+        }
+        let settings = Rc::new(catalogue.pool(database, user)?);
+        let entry = (database.into(), user.into(), settings.clone());
+        if self.entries.len() < Self::ENTRIES_MAX {
+            self.entries.push(entry);
+        } else {
+            self.turn = (self.turn + 1) % Self::ENTRIES_MAX;
+            self.entries[self.turn] = entry;
+        }
+        Some(settings)
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Pools {
     slots: Vec<Option<Pool>>,
     by_key: HashMap<Key, u32, foldhash::fast::RandomState>,
     vacant: Vec<u32>,
     retired: Retired,
-    next_server: usize,
     next_turn: usize,
     last_serial: u32,
 }
@@ -209,6 +250,7 @@ impl Pools {
             part: Part::new(settings.pool.clone(), permits, backoff),
             settings,
             retired: false,
+            unfit: false,
             parameters: Vec::new(),
             trusted_until: None,
             asking: false,
@@ -299,6 +341,11 @@ impl Pools {
         used.map(|(index, _)| PoolId(index as u32))
     }
 
+    /// Whether there is one of this number.
+    pub(super) fn is_used(&self, id: PoolId) -> bool {
+        self.slots.get(id.0 as usize).is_some_and(Option::is_some)
+    }
+
     /// The first pool in a slot at or behind `index`: for walks that change the table on the way.
     pub(super) fn next_used(&self, index: u32) -> Option<PoolId> {
         let slots = self.slots.get(index as usize..)?;
@@ -310,11 +357,5 @@ impl Pools {
     pub(super) fn next_turn(&mut self) -> usize {
         self.next_turn = self.next_turn.wrapping_add(1);
         self.next_turn
-    }
-
-    /// The next in turn of `count` servers.
-    pub(super) fn next_server(&mut self, count: usize) -> usize {
-        self.next_server = self.next_server.wrapping_add(1);
-        self.next_server % count
     }
 }

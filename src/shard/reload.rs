@@ -22,7 +22,7 @@ use crate::pool::Refill;
 use crate::session::fault::Fault;
 
 use super::placement;
-use super::pools::{Key, PoolSettings};
+use super::pools::{Asked, Key, PoolSettings};
 use super::{BackendState, Catalogue, ClientState, Server, Shard, TlsSettings};
 
 /// What a reload changes at once: this and no half of it.
@@ -46,6 +46,8 @@ pub struct Reload {
     /// See [`super::Settings`].
     pub backoff: (Duration, Duration),
     /// See [`super::Settings`].
+    pub role_check_interval: Duration,
+    /// See [`super::Settings`].
     pub check_connections: u32,
     /// Backends are replaced too, each when it is free.
     pub recycle: bool,
@@ -55,6 +57,7 @@ impl<T: Transport> Shard<T> {
     pub(super) fn on_reload(&mut self, reload: Reload) {
         self.generation += 1;
         let catalogue: Box<dyn Catalogue> = reload.catalogue;
+        self.asked = Asked::default();
         self.catalogue_before = Some(std::mem::replace(&mut self.catalogue, Rc::from(catalogue)));
         if self.settings.auth.limiter != reload.auth.limiter {
             self.limiter = Limiter::new(reload.auth.limiter);
@@ -68,6 +71,7 @@ impl<T: Transport> Shard<T> {
         settings.connect_timeout = reload.connect_timeout;
         settings.cancel_timeout = reload.cancel_timeout;
         settings.backoff = reload.backoff;
+        settings.role_check_interval = reload.role_check_interval;
         settings.check_connections = reload.check_connections;
         // What was known of users and servers is asked again.
         self.found.clear();
@@ -77,7 +81,7 @@ impl<T: Transport> Shard<T> {
             from = pool.0 + 1;
             self.reconfigure(pool);
         }
-        self.rehome_all();
+        self.review_pools();
         if reload.recycle {
             self.recycle(|_| true);
         }
@@ -103,7 +107,7 @@ impl<T: Transport> Shard<T> {
         let Some(new) = new.filter(|new| serves(&pool.key.server, &pool.settings, new)) else {
             self.pools.get_mut(id).settings.tls.fill(0);
             self.pools.retire(id);
-            self.has_retired = true;
+            self.has_leaving = true;
             self.close_idle(id, u32::MAX);
             return;
         };
@@ -136,9 +140,15 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    /// Clients that are between requests, or wait, leave retired pools now; the others when they let go of their backend.
-    fn rehome_all(&mut self) {
-        if !self.has_retired {
+    /// Clients that are between requests, or wait, leave pools that are left now; the others when they let go of their
+    /// backend.
+    pub(super) fn rehome_all(&mut self) {
+        let is_left = |id| {
+            let pool = self.pools.get(id);
+            pool.retired || pool.unfit && pool.clients > 0
+        };
+        self.has_leaving = self.pools.ids().any(is_left);
+        if !self.has_leaving {
             return;
         }
         let mut from = 0;
@@ -146,14 +156,15 @@ impl<T: Transport> Shard<T> {
             from = index + 1;
             let id = ClientId { index, generation };
             let client = self.clients.get(index, generation).expect("just found");
-            if !client.pool.is_some_and(|pool| self.pools.get(pool).retired) {
+            let Some(pool) = client.pool.filter(|&pool| self.pools.get(pool).is_left()) else { continue };
+            let is_ready = matches!(client.state, ClientState::Ready);
+            let waits = self.waiters.since(id).is_some();
+            // Its place in the queue is not given up for nothing.
+            if !waits && !is_ready || !self.pools.get(pool).retired && self.better_server(pool).is_none() {
                 continue;
             }
-            let waits = self.waiters.since(id).is_some();
             if waits {
                 self.leave_queue(id);
-            } else if !matches!(client.state, ClientState::Ready) {
-                continue;
             }
             if self.rehome(id) && waits {
                 match self.checkout(id) {
@@ -162,15 +173,19 @@ impl<T: Transport> Shard<T> {
                 }
             }
         }
-        let mut retired = self.pools.ids().filter(|&id| self.pools.get(id).retired);
-        self.has_retired = retired.next().is_some();
     }
 
-    /// A client of a retired pool belongs to the one in its place from now on. `false`: there is none, and the client has
-    /// been told so.
+    /// A client of a retired pool belongs to the one in its place from now on, and one whose server does not suit to a pool
+    /// at a server that does, if one is known. `false`: there is none, and the client has been told so.
     pub(super) fn rehome(&mut self, id: ClientId) -> bool {
         let Some(old) = self.client(id).and_then(|client| client.pool) else { return true };
-        if !self.pools.get(old).retired {
+        let pool = self.pools.get(old);
+        if !pool.is_left() {
+            return true;
+        }
+        let retired = pool.retired;
+        let better = if retired { None } else { self.better_server(old) };
+        if !retired && better.is_none() {
             return true;
         }
         let Key { server, database, user } = self.pools.get(old).key.clone();
@@ -178,18 +193,17 @@ impl<T: Transport> Shard<T> {
             self.fail(id, &Fault::UnknownDatabase(database.into()));
             return false;
         };
-        let server = match settings.servers.contains(&server) {
-            true => server,
-            false => settings.servers[self.choose_server(&settings)].clone(),
+        let server = match better {
+            Some(better) => better,
+            None if settings.servers.contains(&server) && self.suits(&server, &settings) => server,
+            None => settings.servers[self.choose_server(&settings)].clone(),
         };
         let Some(new) = self.pool_of(Key { server, database, user }, settings) else {
             self.fail(id, &Fault::NoRoom("pools"));
             return false;
         };
-        self.pools.get_mut(old).clients -= 1;
-        self.pools.get_mut(new).clients += 1;
+        self.change_pool(id, old, new);
         let client = self.client(id).expect("looked up above");
-        client.pool = Some(new);
         if client.hears.is_some() {
             self.fail(id, &Fault::ListenerLost("its database is served from elsewhere now".to_owned()));
             return false;

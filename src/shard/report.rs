@@ -103,6 +103,7 @@ impl<T: Transport> Shard<T> {
             let oldest = pool.part.first_waiter(&self.waiters).map(|(_, since)| now.duration_since(since));
             PoolRow {
                 server: pool.key.server.to_string(),
+                role: self.servers.role(&pool.key.server).unwrap_or_default().to_owned(),
                 database: pool.key.database.to_string(),
                 user: pool.key.user.to_string(),
                 mode: match pool.settings.mode {

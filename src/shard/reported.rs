@@ -12,6 +12,7 @@ use super::link::MARK_REPLAY;
 use super::listens::{MARK_CHANNELS, MARK_REAL};
 use super::preserve::MARK_CHECK;
 use super::replies::Pass;
+use super::servers::ROLE_PARAMETER;
 use super::welcome::MARK_APPLY;
 use super::{ClientState, Shard};
 
@@ -66,6 +67,11 @@ impl<T: Transport> Shard<T> {
         let (Ok(name), Ok(value)) = (std::str::from_utf8(status.name), std::str::from_utf8(status.value)) else {
             return Pass::Client;
         };
+        if status.name == ROLE_PARAMETER
+            && let Some(pool) = self.backends.get(id.index, id.generation).map(|backend| backend.pool)
+        {
+            self.overhear_role(pool, status.value);
+        }
         let Some(client) = self.client_of(id) else {
             self.note_parameter(id, message);
             return Pass::Nobody;

@@ -10,6 +10,7 @@ use crate::auth::outgoing::Outgoing;
 use crate::ids::{BackendId, ClientId, ConnectionId, PoolId, ShardId};
 use crate::io::SocketAddress;
 use crate::memory::{Block, Outbox, Stash};
+use crate::pool::Role;
 use crate::protocol::{Direction, Framer, HEAD_SIZE, Step};
 use crate::session::RelayMode;
 use crate::session::parameters::VectorId;
@@ -153,6 +154,8 @@ pub(super) enum Purpose {
     Dedicated,
     /// Listens for the clients of its database, beyond the pool's places.
     Listen,
+    /// Is asked what its server is, beyond the pool's places.
+    Watch,
 }
 
 pub(super) struct Backend {
@@ -196,6 +199,8 @@ pub(super) struct Backend {
     pub(super) probing: bool,
     /// When it was last asked that.
     pub(super) probed: Instant,
+    /// What its server was at its login; `None`: it does not say.
+    pub(super) role: Option<Role>,
     /// What the server reports during its login.
     pub(super) reported: Vec<(Box<str>, Box<str>)>,
     pub(super) addresses: Vec<SocketAddr>,
@@ -342,6 +347,7 @@ impl Backend {
             late: None,
             probing: false,
             probed: now,
+            role: None,
             reported: Vec::new(),
             addresses: Vec::new(),
             address: None,

@@ -146,7 +146,7 @@ impl<T: Transport> Shard<T> {
         match written {
             Some(bytes) => {
                 self.io.send(connection, bytes);
-                if !self.has_retired || self.rehome(id) {
+                if !self.has_leaving || self.rehome(id) {
                     self.resume_client(id);
                 }
             }

@@ -23,6 +23,7 @@ mod orders;
 mod psql;
 mod queue;
 mod reload;
+mod roles;
 mod routes;
 mod servers;
 mod shards;

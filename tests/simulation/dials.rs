@@ -5,7 +5,7 @@ use std::time::Duration;
 use qcp::auth::secrets::{Secret, Users};
 use qcp::auth::settings::{Method, Rules};
 use qcp::auth::{self, limiter};
-use qcp::pool::{Schedule, Settings};
+use qcp::pool::{Route, Schedule, Settings};
 use qcp::session::RelayMode;
 use qcp::shard::{Catalogue, ClientsMax, PoolSettings, Server};
 
@@ -349,6 +349,8 @@ impl Catalogue for Everything {
         };
         Some(PoolSettings {
             servers: (0..dials.servers).map(server).collect(),
+            weights: vec![1; dials.servers],
+            route: Route::Any,
             server_database: database.to_owned(),
             mode: dials.mode,
             preserve: None,

@@ -13,10 +13,11 @@ use super::wire::{self, Mark, put, put_fields};
 use statements::returns_rows;
 
 /// The reported settings, as the server spells them, with their defaults.
-pub const REPORTED: [(&str, &str); 7] = [
+pub const REPORTED: [(&str, &str); 8] = [
     ("application_name", ""),
     ("client_encoding", "UTF8"),
     ("DateStyle", "ISO, MDY"),
+    ("in_hot_standby", "off"),
     ("IntervalStyle", "postgres"),
     ("server_version", "17.2"),
     ("standard_conforming_strings", "on"),

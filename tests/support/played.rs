@@ -322,6 +322,7 @@ fn settings(sizes: Sizes) -> Settings {
         client_stall_timeout: Duration::from_secs(60),
         connect_timeout: Duration::from_secs(60),
         cancel_timeout: Duration::from_secs(10),
+        role_check_interval: Duration::from_millis(250),
         backoff: (Duration::from_millis(100), Duration::from_secs(5)),
         auth: Arc::default(),
         salts: Salts::new([1; 32]),
@@ -343,6 +344,8 @@ impl Catalogue for OnePool {
     fn pool(&self, database: &str, _user: &str) -> Option<PoolSettings> {
         Some(PoolSettings {
             servers: vec![ServerName::Tcp("127.0.0.1".to_owned(), 5432)],
+            weights: vec![1],
+            route: pool::Route::Any,
             server_database: database.to_owned(),
             mode: RelayMode::Smart,
             preserve: None,

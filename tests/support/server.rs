@@ -39,6 +39,54 @@ pub struct Server {
 impl Server {
     /// Makes and starts one that lets everybody in; `settings` are added to its own.
     pub fn start(settings: &[&str]) -> Server {
+        let server = Server::new(settings);
+        let initdb = server
+            .command("initdb")
+            .args(["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--username", SUPERUSER])
+            .arg("--pgdata")
+            .arg(server.data())
+            .output()
+            .expect("initdb starts");
+        assert!(initdb.status.success(), "initdb: {}", String::from_utf8_lossy(&initdb.stderr));
+        server.launch();
+        server.wait_ready();
+        server
+    }
+
+    /// Makes and starts one that follows another as its standby, with what that has.
+    pub fn standby_of(primary: &Server, settings: &[&str]) -> Server {
+        let server = Server::new(settings);
+        server.follow(primary);
+        server
+    }
+
+    /// Is made anew as a standby of another, and started.
+    pub fn follow(&self, primary: &Server) {
+        let _ = fs::remove_dir_all(self.data());
+        let port = primary.port.to_string();
+        let mut backup = self.command("pg_basebackup");
+        backup.args(["-h", "127.0.0.1", "-p", &port, "-U", SUPERUSER, "-R", "-X", "stream", "-c", "fast", "--no-sync"]);
+        let backup = backup.arg("-D").arg(self.data()).output().expect("pg_basebackup starts");
+        assert!(backup.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&backup.stderr));
+        self.start_again();
+    }
+
+    /// A stopped primary starts as a standby that follows nobody.
+    pub fn start_as_standby(&self) {
+        fs::write(self.data().join("standby.signal"), "").expect("the data folder is writable");
+        self.start_again();
+    }
+
+    /// Has a standby become a primary, without waiting for it.
+    pub fn promote(&self) {
+        self.execute("postgres", "SELECT pg_promote(false)");
+    }
+
+    pub fn is_standby(&self) -> bool {
+        self.execute("postgres", "SELECT pg_is_in_recovery()").trim() == "t"
+    }
+
+    fn new(settings: &[&str]) -> Server {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("qcp-server-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let folder = std::env::temp_dir().join(name);
@@ -51,18 +99,7 @@ impl Server {
         guard.args(["-c", GUARD, "guard"]).arg(&folder).process_group(0);
         let guard = guard.stdin(Stdio::piped()).spawn().expect("sh is everywhere");
         let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
-        let server = Server { programs: newest_programs(), folder, port: free_port(), settings, guard };
-        let initdb = server
-            .command("initdb")
-            .args(["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--username", SUPERUSER])
-            .arg("--pgdata")
-            .arg(server.data())
-            .output()
-            .expect("initdb starts");
-        assert!(initdb.status.success(), "initdb: {}", String::from_utf8_lossy(&initdb.stderr));
-        server.launch();
-        server.wait_ready();
-        server
+        Server { programs: newest_programs(), folder, port: free_port(), settings, guard }
     }
 
     pub fn tcp(&self) -> Address {

@@ -50,6 +50,7 @@ impl Source for Fake {
             prepared_statements: 3,
         };
         let pool = PoolRow {
+            role: String::new(),
             server: "10.0.0.1:5432".to_owned(),
             database: "shop".to_owned(),
             user: "app".to_owned(),

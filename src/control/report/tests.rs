@@ -115,6 +115,7 @@ fn term(name: &str, count: u64, each_bytes: u64) -> Term {
 
 fn part(database: &str, user: &str, permits: u64) -> PoolRow {
     PoolRow {
+        role: String::new(),
         server: "10.0.0.1:5432".to_string(),
         database: database.to_string(),
         user: user.to_string(),
@@ -138,7 +139,7 @@ fn pools_are_added_up_over_shards() {
     let value = check(
         Topic::Pools,
         "\
-server         database  user   mode   size  linked  idle  dialing  cleaning  clients  waiting  oldest  queries  transactions
+server         database  user   mode   size  linked  idle  dialing  cleaning  clients  waiting  oldest  queries  transactions  role
 10.0.0.1:5432  books     app    Smart    20       3     2        1         0       40        0       0     1000           900
 10.0.0.1:5432  shop      app    Smart    20       6     4        2         0       80        1    1.5s     2000          1800
 10.0.0.1:5432  shop      batch  Smart    20       3     2        1         0       40        0       0     1000           900

@@ -1,5 +1,7 @@
 //! PostgreSQL's lexer as far as it takes to find words, names, constants and the ends of statements.
 
+use super::block::is_space;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
     Word,
@@ -85,19 +87,22 @@ impl Lexer<'_> {
     pub(super) fn skip_space(&mut self) -> bool {
         loop {
             match self.peek(0) {
-                b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c => self.at += 1,
-                b'-' if self.peek(1) == b'-' => {
-                    let rest = &self.text[self.at..];
-                    self.at += rest.iter().position(|&byte| byte == b'\n' || byte == b'\r').unwrap_or(rest.len());
-                }
+                byte if is_space(byte) => self.at += 1,
+                b'-' if self.peek(1) == b'-' => self.skip_line(),
                 b'/' if self.peek(1) == b'*' => {
                     let mut depth = 0;
                     loop {
                         match (self.peek(0), self.peek(1)) {
                             (b'/', b'*') => (depth, self.at) = (depth + 1, self.at + 2),
                             (b'*', b'/') => (depth, self.at) = (depth - 1, self.at + 2),
-                            _ if self.at >= self.text.len() => return false,
-                            _ => self.at += 1,
+                            _ => {
+                                let rest = self.text.get(self.at + 1..).unwrap_or_default();
+                                let Some(next) = memchr::memchr2(b'/', b'*', rest) else {
+                                    self.at = self.text.len();
+                                    return false;
+                                };
+                                self.at += 1 + next;
+                            }
                         }
                         if depth == 0 {
                             break;
@@ -109,34 +114,39 @@ impl Lexer<'_> {
         }
     }
 
+    /// To the end of the line.
+    pub(super) fn skip_line(&mut self) {
+        let rest = &self.text[self.at..];
+        self.at += memchr::memchr2(b'\n', b'\r', rest).unwrap_or(rest.len());
+    }
+
     /// `self.at` is at the opening quote.
     pub(super) fn text_constant(&mut self, start: usize, backslashes: bool) -> Token {
         let mut at = self.at + 1;
-        loop {
-            match self.text.get(at) {
-                Some(b'\'') if self.text.get(at + 1) == Some(&b'\'') => at += 2,
-                Some(b'\'') => break,
-                Some(b'\\') if backslashes => at += 2,
-                Some(_) => at += 1,
-                None => {
-                    self.at = start;
-                    return self.token(Kind::Unreadable, self.text.len());
-                }
-            }
-        }
         self.at = start;
-        self.token(Kind::Text, at + 1)
+        loop {
+            let rest = self.text.get(at..).unwrap_or_default();
+            let next = if backslashes { memchr::memchr2(b'\'', b'\\', rest) } else { memchr::memchr(b'\'', rest) };
+            let Some(next) = next else { return self.token(Kind::Unreadable, self.text.len()) };
+            at += next;
+            if self.text[at] == b'\'' && self.text.get(at + 1) != Some(&b'\'') {
+                return self.token(Kind::Text, at + 1);
+            }
+            at += 2;
+        }
     }
 
     pub(super) fn quoted_name(&mut self, start: usize) -> Token {
         let mut at = start + 1;
         loop {
-            match self.text.get(at) {
-                Some(b'"') if self.text.get(at + 1) == Some(&b'"') => at += 2,
-                Some(b'"') => return self.token(Kind::Quoted, at + 1),
-                Some(_) => at += 1,
-                None => return self.token(Kind::Unreadable, self.text.len()),
+            let Some(next) = memchr::memchr(b'"', &self.text[at..]) else {
+                return self.token(Kind::Unreadable, self.text.len());
+            };
+            at += next + 1;
+            if self.text.get(at) != Some(&b'"') {
+                return self.token(Kind::Quoted, at);
             }
+            at += 1;
         }
     }
 

@@ -1,56 +1,101 @@
 //! One statement: its first words decide what it may change, and some words do wherever they stand.
 
-use std::hash::Hasher;
+use super::lexer::{Kind, Token, Word};
+use super::print;
+use super::skim::Cursor;
+use super::{COMPUTED, Effects, NAME_SIZE_MAX, Names, Only};
 
-use super::lexer::{Kind, Lexer, Token, Word};
-use super::{COMPUTED, Effects, NAME_SIZE_MAX, Only, Scanner};
+/// Words that are the first, or the second, of so many statements that they are looked for first of all.
+mod known {
+    use super::print::piece_of;
 
-pub(super) struct Statement<'s, 'l, 't, H> {
-    pub(super) scanner: &'s mut Scanner,
-    pub(super) lexer: &'l mut Lexer<'t>,
-    pub(super) hasher: &'s mut H,
+    macro_rules! words {
+        ($($name:ident $word:literal)*) => { $(pub(super) const $name: u64 = piece_of($word);)* };
+    }
+
+    words! {
+        SELECT b"select" UPDATE b"update" DELETE b"delete" WITH b"with" VALUES b"values" BEGIN b"begin" START b"start"
+        COMMIT b"commit" END b"end" ROLLBACK b"rollback" RELEASE b"release" FETCH b"fetch" SHOW b"show" ANALYZE b"analyze"
+        COMMENT b"comment" GRANT b"grant" REVOKE b"revoke" TRUNCATE b"truncate" INSERT b"insert" COPY b"copy"
+        CREATE b"create" ALTER b"alter" DROP b"drop" TABLE b"table" INDEX b"index" ROLE b"role" USER b"user" TYPE b"type"
+        SEQUENCE b"sequence" OR b"or" REPLACE b"replace" TEMP b"temp"
+    }
+}
+
+pub(super) struct Statement<'s, 'c, 't> {
+    pub(super) names: &'s mut Names,
+    pub(super) cursor: &'c mut Cursor<'t>,
     pub(super) effects: Effects,
     pub(super) only: Option<Only>,
     /// It may contain an EXECUTE.
     pub(super) explains: bool,
 }
 
-impl<H: Hasher> Statement<'_, '_, '_, H> {
+impl Statement<'_, '_, '_> {
     pub(super) fn add(&mut self, effects: Effects) {
         self.effects = self.effects.and(effects);
     }
 
     pub(super) fn next(&mut self) -> Token {
-        let token = self.lexer.next();
-        self.note(&token);
-        token
-    }
-
-    /// What the fingerprint is made of: words, names and marks, but no constants.
-    pub(super) fn note(&mut self, token: &Token) {
-        match token.kind {
-            Kind::Word => self.hasher.write(Word::new(&self.lexer.text[token.start..token.end]).get()),
-            Kind::Quoted => self.hasher.write(&self.lexer.text[token.start..token.end]),
-            Kind::Mark(mark) => self.hasher.write_u8(mark),
-            Kind::Text | Kind::Number | Kind::Parameter => self.hasher.write_u8(b'?'),
-            Kind::End | Kind::Unreadable => {}
-        }
+        self.cursor.next()
     }
 
     pub(super) fn word(&self, token: &Token) -> Word {
         match token.kind {
-            Kind::Word => Word::new(&self.lexer.text[token.start..token.end]),
+            Kind::Word => Word::new(&self.cursor.text[token.start..token.end]),
             _ => Word::new(b""),
         }
     }
 
+    /// A word of up to 8 bytes, as [`known`] ones are written; zero for all else.
+    fn short_word(&self, token: &Token) -> u64 {
+        let size = token.end - token.start;
+        if token.kind != Kind::Word || size > 8 {
+            return 0;
+        }
+        match self.cursor.text[token.start..].first_chunk() {
+            Some(bytes) => print::piece(bytes, size),
+            None => print::piece_of(self.bytes(token)),
+        }
+    }
+
     pub(super) fn bytes(&self, token: &Token) -> &[u8] {
-        &self.lexer.text[token.start..token.end]
+        &self.cursor.text[token.start..token.end]
     }
 
     /// Reads to the end of the statement; `false`: it cannot be read.
     pub(super) fn read(&mut self, first: Token) -> bool {
-        self.note(&first);
+        match self.short_word(&first) {
+            known::SELECT
+            | known::UPDATE
+            | known::DELETE
+            | known::WITH
+            | known::VALUES
+            | known::BEGIN
+            | known::START
+            | known::COMMIT
+            | known::END
+            | known::ROLLBACK
+            | known::RELEASE
+            | known::FETCH
+            | known::SHOW
+            | known::ANALYZE
+            | known::COMMENT
+            | known::GRANT
+            | known::REVOKE
+            | known::TRUNCATE => return self.read_on(),
+            // A column's default may be a sequence.
+            known::INSERT | known::COPY => {
+                self.add(Effects::SEQUENCE);
+                return self.read_on();
+            }
+            first @ (known::CREATE | known::ALTER | known::DROP) => {
+                self.explains = first == known::CREATE;
+                self.add(Effects::TEMPORARY);
+                return self.read_definition();
+            }
+            _ => {}
+        }
         let word = self.word(&first);
         match word.get() {
             b"set" => return self.read_set(),
@@ -110,14 +155,26 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
             _ if matches!(first.kind, Kind::Mark(b'(')) => {}
             _ => self.add(Effects::OPAQUE),
         }
-        let next = self.next();
-        self.read_rest(next)
+        self.read_on()
     }
 
-    /// The rest of a statement, from `token` on: words that matter wherever they stand.
-    pub(super) fn read_rest(&mut self, mut token: Token) -> bool {
-        let mut before = Word::new(b"");
+    /// The rest of a statement, of which nothing has been read.
+    pub(super) fn read_on(&mut self) -> bool {
+        let mut behind_into = false;
+        let next = self.cursor.skim(&mut behind_into);
+        self.read_rest_behind(next, behind_into)
+    }
+
+    /// The rest of a statement, from `token` on.
+    pub(super) fn read_rest(&mut self, token: Token) -> bool {
+        self.read_rest_behind(token, false)
+    }
+
+    /// Words that matter wherever they stand. `behind_into`: the word before `token` is INTO.
+    fn read_rest_behind(&mut self, mut token: Token, mut behind_into: bool) -> bool {
         loop {
+            let mut next = None;
+            let mut is_into = false;
             match token.kind {
                 Kind::End | Kind::Mark(b';') => return true,
                 Kind::Unreadable => {
@@ -126,37 +183,35 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
                 }
                 Kind::Word => {
                     let word = self.word(&token);
-                    if let Some(next) = self.read_word(&before, &word) {
-                        token = next;
-                        before = word;
-                        continue;
-                    }
-                    before = word;
+                    is_into = word.get() == b"into";
+                    next = self.read_word(behind_into, &word);
                 }
                 // A quoted name may be that of a function, too: "set_config"('a', ..).
                 Kind::Quoted => {
-                    let bytes = &self.lexer.text[token.start + 1..token.end - 1];
+                    let bytes = &self.cursor.text[token.start + 1..token.end - 1];
                     let word = Word::new(bytes);
-                    if word.get() == bytes
-                        && let Some(next) = self.read_word(&before, &word)
-                    {
-                        token = next;
-                        before = word;
-                        continue;
+                    if word.get() == bytes {
+                        next = self.read_word(behind_into, &word);
                     }
-                    before = Word::new(b"");
                 }
-                _ => before = Word::new(b""),
+                Kind::Text | Kind::Number | Kind::Parameter | Kind::Mark(_) => {}
             }
-            token = self.next();
+            behind_into = is_into;
+            token = match next {
+                Some(next) => {
+                    behind_into = false;
+                    next
+                }
+                None => self.cursor.skim(&mut behind_into),
+            };
         }
     }
 
     /// A word in the midst of a statement. Returns the token behind it where that has been read.
-    pub(super) fn read_word(&mut self, before: &Word, word: &Word) -> Option<Token> {
+    pub(super) fn read_word(&mut self, behind_into: bool, word: &Word) -> Option<Token> {
         match word.get() {
             b"set_config" => return Some(self.read_set_config()),
-            b"temp" | b"temporary" if before.get() == b"into" => self.add(Effects::TEMPORARY),
+            b"temp" | b"temporary" if behind_into => self.add(Effects::TEMPORARY),
             b"nextval" | b"setval" | b"insert" => self.add(Effects::SEQUENCE),
             b"currval" | b"lastval" => self.add(Effects::LAST_VALUE),
             b"setseed" => self.add(Effects::LASTING),
@@ -204,10 +259,10 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
             return comma;
         }
         let (start, end) = (name.start + 1, name.end - 1);
-        let plain = self.lexer.text[name.start] == b'\'' && comma.kind == Kind::Mark(b',');
-        let text = &self.lexer.text[start.min(end)..end];
+        let plain = self.cursor.text[name.start] == b'\'' && comma.kind == Kind::Mark(b',');
+        let text = &self.cursor.text[start.min(end)..end];
         let added = if plain && !text.iter().any(|byte| matches!(byte, b'\'' | b'\\')) {
-            self.scanner.add_name(text)
+            self.names.add(text)
         } else {
             COMPUTED
         };
@@ -232,6 +287,13 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
     pub(super) fn read_definition(&mut self) -> bool {
         loop {
             let token = self.next();
+            match self.short_word(&token) {
+                known::TABLE | known::INDEX | known::ROLE | known::USER | known::TYPE | known::SEQUENCE => {
+                    return self.read_on();
+                }
+                known::OR | known::REPLACE | known::TEMP => continue,
+                _ => {}
+            }
             let word = self.word(&token);
             match word.get() {
                 b"or" | b"replace" | b"global" | b"local" | b"temp" | b"temporary" | b"unlogged" | b"constraint"
@@ -248,7 +310,7 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
     }
 
     pub(super) fn read_set(&mut self) -> bool {
-        let names = self.scanner.ends.len();
+        let names = self.names.ends.len();
         let before = self.effects;
         let mut token = self.next();
         let mut word = self.word(&token);
@@ -264,17 +326,17 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
                         "default_transaction_read_only",
                         "default_transaction_deferrable",
                     ] {
-                        let added = self.scanner.add_name(name.as_bytes());
+                        let added = self.names.add(name.as_bytes());
                         self.add(added);
                     }
                     let next = self.next();
                     return self.read_rest(next);
                 }
                 b"authorization" => {
-                    let added = self.scanner.add_name(b"session_authorization");
+                    let added = self.names.add(b"session_authorization");
                     self.add(added);
                     // The role goes with it.
-                    let added = self.scanner.add_name(b"role");
+                    let added = self.names.add(b"role");
                     self.add(added);
                     let next = self.next();
                     return self.read_rest(next);
@@ -284,16 +346,16 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
         }
         let added = match word.get() {
             b"transaction" | b"constraints" => Effects::NONE,
-            b"time" => self.scanner.add_name(b"timezone"),
-            b"names" => self.scanner.add_name(b"client_encoding"),
-            b"schema" => self.scanner.add_name(b"search_path"),
-            b"role" => self.scanner.add_name(b"role"),
-            b"xml" => self.scanner.add_name(b"xmloption"),
+            b"time" => self.names.add(b"timezone"),
+            b"names" => self.names.add(b"client_encoding"),
+            b"schema" => self.names.add(b"search_path"),
+            b"role" => self.names.add(b"role"),
+            b"xml" => self.names.add(b"xmloption"),
             b"seed" => Effects::LASTING,
             b"session" => {
                 // SET LOCAL SESSION AUTHORIZATION
-                let added = self.scanner.add_name(b"session_authorization");
-                added.and(self.scanner.add_name(b"role"))
+                let added = self.names.add(b"session_authorization");
+                added.and(self.names.add(b"role"))
             }
             _ => {
                 let (added, next) = self.read_setting_name(token);
@@ -304,7 +366,7 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
                     let value = self.next();
                     let default = self.word(&value).get() == b"default";
                     if local {
-                        self.scanner.keep_names(names);
+                        self.names.keep(names);
                         self.effects = before.and(added.common(Effects::PARSER));
                     } else if default {
                         self.add(Effects::RESETS);
@@ -318,7 +380,7 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
         };
         self.add(added);
         if local {
-            self.scanner.keep_names(names);
+            self.names.keep(names);
             self.effects = before.and(added.common(Effects::PARSER));
         }
         let next = self.next();
@@ -336,14 +398,14 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
             }
             b"time" => {
                 let _zone = self.next();
-                self.scanner.add_name(b"timezone")
+                self.names.add(b"timezone")
             }
             b"session" => {
                 let _authorization = self.next();
-                let added = self.scanner.add_name(b"session_authorization");
-                added.and(self.scanner.add_name(b"role"))
+                let added = self.names.add(b"session_authorization");
+                added.and(self.names.add(b"role"))
             }
-            b"role" => self.scanner.add_name(b"role"),
+            b"role" => self.names.add(b"role"),
             b"transaction" => Effects::NONE,
             _ => {
                 let (added, next) = self.read_setting_name(token);
@@ -369,7 +431,7 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
             match token.kind {
                 Kind::Word => add(self.bytes(&token)),
                 Kind::Quoted => {
-                    let bytes = &self.lexer.text[token.start + 1..token.end - 1];
+                    let bytes = &self.cursor.text[token.start + 1..token.end - 1];
                     odd |= bytes.contains(&b'"');
                     add(bytes);
                 }
@@ -386,8 +448,7 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
             add(b".");
             token = self.next();
         }
-        let effects =
-            if odd { Effects::ANY_SETTING.and(Effects::PARSER) } else { self.scanner.add_name(&name[..size]) };
+        let effects = if odd { Effects::ANY_SETTING.and(Effects::PARSER) } else { self.names.add(&name[..size]) };
         (effects, token)
     }
 

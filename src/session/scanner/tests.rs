@@ -160,3 +160,220 @@ proptest! {
         Scanner::default().scan(&text, false);
     }
 }
+
+/// What the fast scanner finds, where the slow one finds the same.
+fn check_against_reference(text: &[u8], backslashes: bool) -> Found {
+    let (mut scanner, mut reference) = (Scanner::default(), reference::Scanner::default());
+    let found = scanner.scan(text, backslashes);
+    let expected = reference.scan(text, backslashes);
+    let shown = String::from_utf8_lossy(text);
+    assert_eq!((found.effects, &found.only), (expected.effects, &expected.only), "{shown}");
+    assert!(scanner.names().eq(reference.names()), "{shown}");
+    found
+}
+
+/// Whether the slow scanner holds two texts for the same but for constants, space and comments.
+fn are_alike(one: &[u8], other: &[u8], backslashes: bool) -> bool {
+    let print = |text: &[u8]| reference::Scanner::default().scan(text, backslashes).fingerprint;
+    print(one) == print(other)
+}
+
+/// Pieces of which texts are made that come near everything that the scanner knows.
+const PIECES: &[&str] = &[
+    " ",
+    "  ",
+    "\n",
+    "\t ",
+    ";",
+    ",",
+    "(",
+    ")",
+    ".",
+    "'",
+    "''",
+    "'a'",
+    "'it''s'",
+    "e'\\''",
+    "E'a\\'b'",
+    "b'01'",
+    "n'x'",
+    "U&'d'",
+    "x",
+    "e",
+    "1",
+    "12.5e3",
+    "1.",
+    "1e'x'",
+    "1.e'x'",
+    "$1",
+    "$1e'a'",
+    "$2abc",
+    "$",
+    "$$",
+    "$a$",
+    "$a$ ; $a$",
+    "$a$xyz",
+    "a$b$c",
+    "--",
+    "-- x\n",
+    "-",
+    "/",
+    "/*",
+    "*/",
+    "/* ' */",
+    "/* /* */ */",
+    "\"",
+    "\"a\"",
+    "\"set_config\"",
+    "\"listen\"",
+    "\"SET_CONFIG\"",
+    "select",
+    "SELECT",
+    "set",
+    "local",
+    "session",
+    "reset",
+    "all",
+    "work_mem",
+    "search_path",
+    "to",
+    "=",
+    "default",
+    "set_config",
+    "('a.b',",
+    "($1,",
+    "into",
+    "INTO",
+    "temp",
+    "Temporary",
+    "table",
+    "create",
+    "drop",
+    "or",
+    "replace",
+    "function",
+    "listen",
+    "unlisten",
+    "notify",
+    "declare",
+    "prepare",
+    "transaction",
+    "execute",
+    "explain",
+    "analyze",
+    "deallocate",
+    "discard",
+    "do",
+    "call",
+    "insert",
+    "nextval",
+    "lastval",
+    "currval",
+    "setseed",
+    "pg_notify",
+    "pg_temp",
+    "pg_temp_3",
+    "pg_advisory_lock",
+    "pg_advisory_xact_lock",
+    "pg_try_advisory_lock",
+    "pg_listening_channels",
+    "dblink_connect_u",
+    "load",
+    "role",
+    "time",
+    "zone",
+    "authorization",
+    "a_name_that_is_longer_than_sixteen_bytes",
+    "a_name_of_16_byt",
+    "1_number_that_is_much_longer_than_a_block_of_64_bytes_and_goes_on_and_on_and_on",
+    "characteristics",
+    "a_name_that_is_much_longer_than_a_block_of_64_bytes_which_names_may_be_although_the_server_cuts_them",
+    "\u{e4}\u{f6}",
+    "na\u{ef}ve",
+    "\u{1}",
+    "set_config_",
+    "_set_config",
+    "pg_",
+    "next",
+    "temps",
+    "<>",
+    "||",
+    "::",
+    "[",
+    "]",
+    "{",
+    "}",
+    "^",
+    "~",
+    "|",
+    "\\",
+    "@",
+    "`",
+];
+
+fn any_sql() -> impl Strategy<Value = String> {
+    proptest::collection::vec(proptest::sample::select(PIECES), 0..40).prop_map(|pieces| pieces.concat())
+}
+
+/// The same with space between the pieces, so that more of it is read.
+fn any_spaced_sql() -> impl Strategy<Value = String> {
+    proptest::collection::vec(proptest::sample::select(PIECES), 0..60).prop_map(|pieces| pieces.join(" "))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn fast_and_slow_find_the_same(text in prop_oneof![any_sql(), any_spaced_sql()], backslashes: bool) {
+        check_against_reference(text.as_bytes(), backslashes);
+    }
+
+    #[test]
+    fn fast_and_slow_find_the_same_in_any_bytes(text in proptest::collection::vec(any::<u8>(), 0..300), backslashes: bool) {
+        check_against_reference(&text, backslashes);
+    }
+
+    /// A piece more or less, or another: what is alike for one is alike for the other.
+    #[test]
+    fn fingerprints_are_as_before(
+        pieces in proptest::collection::vec(proptest::sample::select(PIECES), 1..30),
+        at: proptest::sample::Index,
+        piece in proptest::sample::select(PIECES),
+        replaces: bool,
+        backslashes: bool,
+    ) {
+        let one = pieces.concat();
+        let mut others = pieces.clone();
+        let at = at.index(pieces.len());
+        if replaces { others[at] = piece } else { others.insert(at, piece) }
+        let other = others.concat();
+        let (found, changed) =
+            (check_against_reference(one.as_bytes(), backslashes), check_against_reference(other.as_bytes(), backslashes));
+        prop_assert_eq!(
+            found.fingerprint == changed.fingerprint,
+            are_alike(one.as_bytes(), other.as_bytes(), backslashes),
+            "{} / {}", one, other
+        );
+    }
+}
+
+/// The statements of the benchmark, and of `QCP_BENCH_SQL` where it is given: whole, and cut off at any byte.
+#[test]
+fn fast_and_slow_find_the_same_in_real_texts() {
+    let corpus = include_bytes!("../../../benches/scanner.sql");
+    check_against_reference(corpus, false);
+    for end in 0..corpus.len() {
+        check_against_reference(&corpus[end.saturating_sub(700)..end], end % 2 == 0);
+    }
+    let Some(folder) = std::env::var_os("QCP_BENCH_SQL") else { return };
+    for entry in std::fs::read_dir(folder).expect("QCP_BENCH_SQL is a folder") {
+        let path = entry.expect("it can be listed").path();
+        if path.extension().is_some_and(|extension| extension == "sql") {
+            let text = std::fs::read(&path).expect("it can be read");
+            check_against_reference(&text, false);
+            for statement in text.split_inclusive(|&byte| byte == b';') {
+                check_against_reference(statement, true);
+            }
+        }
+    }
+}
