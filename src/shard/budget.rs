@@ -75,6 +75,7 @@ pub struct Traveller {
     /// What it is set to.
     settings: Vec<Setting>,
     touched: bool,
+    unset: Vec<Box<str>>,
     /// It has prepared statements, under names that mean something else there.
     has_statements: bool,
     /// What the server reports at a login.
@@ -283,6 +284,7 @@ impl<T: Transport> Shard<T> {
             used: backend.used,
             settings,
             touched: backend.touched,
+            unset: backend.unset,
             has_statements,
             reported: pool.parameters.clone(),
             refill: pool.part.refill(),
@@ -344,6 +346,7 @@ impl<T: Transport> Shard<T> {
         backend.pipeline.reset();
         backend.has = has;
         backend.touched = traveller.touched;
+        backend.unset = traveller.unset;
         backend.process_id = traveller.process_id;
         backend.key = traveller.key;
         backend.address = traveller.address;

@@ -27,6 +27,8 @@ pub(super) const MARK_DEALLOCATE: u32 = 1 << 31;
 pub(super) const MARK_FORGETS: u32 = 1 << 30;
 /// Rows of the answer are read up to this size.
 pub(super) const ROW_SIZE_MAX: u32 = 16 * 1024;
+/// Settings of one backend that are remembered as the server's own.
+const UNSET_MAX: usize = 16;
 
 /// What a backend has of its client's session beside settings and prepared statements.
 #[derive(Default)]
@@ -97,6 +99,13 @@ impl Kept {
             && self.share.is_none()
             && !self.real
             && !self.ready_held
+    }
+
+    /// Whether something is to be done at the end of the batch under way, before its ReadyForQuery: a notification of the
+    /// client's own is waited for, or settings are given back.
+    #[inline]
+    pub(super) fn has_end(&self) -> bool {
+        self.hears || self.notified || self.resets || self.reset.is_some()
     }
 
     /// Whether the client's channels are between two connections.
@@ -178,6 +187,14 @@ impl<T: Transport> Shard<T> {
                 self.splice(id, backend, (before, &text[name], after), deallocates, request, bytes, run)
             }
             only => {
+                let begun_with = self.client(id)?.startup != VectorId::NEUTRAL;
+                let link = self.backend(backend)?;
+                let gives_back = link.kept.resets || begun_with && matches!(only, Only::ResetAll | Only::DiscardAll);
+                if gives_back && link.pipeline.is_undecided() && !link.pipeline.is_unsynced() {
+                    // Whose settings the server reports is known only when nothing else is under way.
+                    link.kept.resets = false;
+                    return Some(self.pause_for_answers(id, backend));
+                }
                 self.begin_reset(backend, &only);
                 None
             }
@@ -210,6 +227,22 @@ impl<T: Transport> Shard<T> {
         let link = self.backends.get(backend.index, backend.generation);
         let keeps = |link: &super::Backend| self.pools.get(link.pool).settings.preserve.is_some();
         link.is_some_and(|link| link.mode != RelayMode::Session && keeps(link))
+    }
+
+    /// Whether the client's next batch waits until those before it are answered: what has its place before the
+    /// ReadyForQuery of one of them would otherwise come behind the answers of the next, or too late for it.
+    #[inline]
+    pub(super) fn answers_in_turn(&self, backend: BackendId) -> bool {
+        let Some(link) = self.backends.get(backend.index, backend.generation) else { return false };
+        let ends = link.kept.has_end() && !link.pipeline.is_unsynced() && !link.pipeline.is_copying_in();
+        if !ends || !link.pipeline.is_undecided() {
+            return false;
+        }
+        let fast = self.pools.get(link.pool).settings.preserve == Some(Transparency::Fast);
+        link.kept.resets
+            || link.kept.is_resetting()
+            || link.kept.hears && !fast
+            || link.kept.notified && self.says_notified(link.mode)
     }
 
     /// Of the settings that the linked client has. Where they are in doubt it is one that nobody else has.
@@ -417,6 +450,8 @@ impl<T: Transport> Shard<T> {
         }
         let before = link.kept.pins;
         learned.on_answer(suspects.texts(), suspects.is_surprise(before, &answer, changed));
+        let unset: Vec<Box<str>> =
+            suspects.names().filter_map(|name| std::str::from_utf8(name).ok()).map(Into::into).collect();
         let mut pins = suspects.pins(before, &answer);
         if unknown {
             // What it is set to cannot be remembered: it stays where it is.
@@ -429,11 +464,40 @@ impl<T: Transport> Shard<T> {
             suspects.clear();
             link.kept.suspects = suspects;
         }
-        let has = link.has;
+        for name in unset {
+            self.note_unset(id, &name, None);
+        }
+        let has = self.backends.get(id.index, id.generation).expect("looked up above").has;
         self.tell_settings(connection, told);
         if has != wanted && !self.replay(id, wanted) {
             self.fail(client_id, &crate::session::fault::Fault::NoMemory);
         }
+    }
+
+    /// What a backend has now may be the server's own value. Where the client began its session with another, that would
+    /// look as if it had been reset (`Answer::reset_of`). `value`: as reported.
+    pub(super) fn note_unset(&mut self, id: BackendId, name: &str, value: Option<&str>) {
+        let Some(link) = self.backends.get_mut(id.index, id.generation) else { return };
+        let own = &self.pools.get(link.pool).parameters;
+        let is_own = |value: &str| own.iter().any(|(known, own)| known.eq_ignore_ascii_case(name) && **own == *value);
+        if value.is_some_and(|value| !is_own(value)) || link.unset.iter().any(|known| **known == *name) {
+            return;
+        }
+        if parameters::is_tracked(name.as_bytes()) || link.unset.len() < UNSET_MAX {
+            link.unset.push(name.into());
+        } else {
+            // All that the server does not report is set for whoever has the backend next.
+            link.touched = true;
+        }
+    }
+
+    /// Whether a setting that the client began its session with may be the server's own on a backend that it gets.
+    pub(super) fn has_unset(&self, id: ClientId, backend: BackendId) -> bool {
+        let link = self.backends.get(backend.index, backend.generation);
+        let client = self.clients.get(id.index, id.generation);
+        link.zip(client).is_some_and(|(link, client)| {
+            link.unset.iter().any(|name| self.vectors.get(client.startup, name).is_some())
+        })
     }
 
     /// The client is told what its settings are.
