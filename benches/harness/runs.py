@@ -80,15 +80,25 @@ class Bench:
         arguments = workload.arguments(running.contestant, self.options.quick)
         if count_system_calls:
             arguments += ["--count-system-calls", "true"]
+<<<<<<< HEAD
         roams = workload.shards and len(cpus_of_this_machine()) < 4
         return self.load_with(running, milliseconds, arguments, "load_tls" if workload.tls else "load", roams)
 
     def load_with(self, running, milliseconds, arguments, program="load", roams=False):
         """One run of the load generator: on the first CPU, while the pooler has the last ones, or wherever there is room."""
+=======
+        server = self.postgres.process.pid if workload.kinds else None
+        return self.load_with(running, milliseconds, arguments, "load_tls" if workload.tls else "load", server)
+
+    def load_with(self, running, milliseconds, arguments, program="load", server=None):
+        """One run of the load generator, on the first CPU; the pooler has the last ones."""
+>>>>>>> main
         command = [
             os.path.join(self.programs, program), "--port", str(running.port), "--milliseconds", str(milliseconds), *arguments]
         if running.process:
             command += ["--watch", str(running.process.pid)]
+        if server:
+            command += ["--server", str(server)]
 
         def pin():
             cpus = cpus_of_this_machine()
@@ -172,6 +182,8 @@ def summary(workload, samples, is_watched):
     }
     if is_watched:
         columns["cpu_us"] = [sample["cpu_ns"] / 1_000 / units(workload, sample) for sample in samples]
+        if workload.kinds:
+            columns["server_cpu_us"] = [sample["server_cpu_ns"] / 1_000 / units(workload, sample) for sample in samples]
         without_idle = [sample.get("cpu_ns_without_idle") for sample in samples]
         if samples and None not in without_idle:
             columns["cpu_us_without_idle"] = [nanoseconds / 1_000 for nanoseconds in without_idle]

@@ -18,6 +18,7 @@ use crate::session::{RelayMode, Transparency};
 use super::Shard;
 use super::listens::Share;
 use super::relay::{Request, Verdict};
+use super::statements::Class;
 
 /// Mark of the question behind a transaction.
 pub(super) const MARK_CHECK: u32 = 6;
@@ -266,28 +267,36 @@ impl<T: Transport> Shard<T> {
 
     /// A text that the client has the server run, or prepare.
     pub(super) fn note_text(&mut self, backend: BackendId, text: &[u8]) -> Option<Found> {
-        let random = self.next_random();
-        let Self { scanner, backends, pools, clients, vectors, .. } = self;
+        let Self { scanner, classes, backends, pools, clients, vectors, .. } = self;
         let link = backends.get(backend.index, backend.generation)?;
         let super::BackendState::Linked(client) = link.state else { return None };
         let wanted = clients.get(client.index, client.generation)?.wanted;
-        let pool = pools.get(link.pool);
         let strings = vectors.get(wanted, "standard_conforming_strings");
-        let backslashes = strings.map_or(pool.backslashes, |value| value == "off");
+        let backslashes = strings.map_or(pools.get(link.pool).backslashes, |value| value == "off");
+        let found = classes.scan(scanner, text, backslashes);
+        self.note_scanned(backend, &found)?;
+        self.note_listens(backend, found.effects, text);
+        Some(found)
+    }
+
+    /// What was found in a text that is about to run; names of settings are the scanner's last.
+    fn note_scanned(&mut self, backend: BackendId, found: &Found) -> Option<()> {
+        let random = self.next_random();
+        let Self { scanner, clients, vectors, .. } = self;
+        let link = self.backends.get(backend.index, backend.generation)?;
+        let super::BackendState::Linked(client) = link.state else { return None };
         let startup = clients.get(client.index, client.generation)?.startup;
-        let found = scanner.scan(text, backslashes);
         // The server would go back to what *its* session began with.
         let begun_with = |name: &[u8]| std::str::from_utf8(name).is_ok_and(|name| vectors.get(startup, name).is_some());
         let resets = found.effects.has(Effects::RESETS)
             && startup != VectorId::NEUTRAL
             && (found.effects.has(Effects::ANY_SETTING) || scanner.names().any(begun_with));
-        self.note_found(backend, &found, random);
+        self.note_found(backend, found, random);
         if resets {
             self.suspect(backend, Effects::ANY_SETTING);
             self.backend(backend)?.kept.resets = true;
         }
-        self.note_listens(backend, found.effects, text);
-        Some(found)
+        Some(())
     }
 
     /// A text of the unnamed statement, as far as it is here.
@@ -302,26 +311,27 @@ impl<T: Transport> Shard<T> {
 
     /// A statement of which only the name comes is about to run.
     pub(super) fn note_statement(&mut self, backend: BackendId, number: Number) {
-        match self.statements.class(number) {
-            Some((effects, fingerprint)) if !effects.has(Effects::SETTINGS) => {
-                let random = self.next_random();
-                self.note_found(backend, &Found { effects, only: None, fingerprint }, random);
-                if effects.has(Effects::LISTEN.and(Effects::NOTIFY).and(Effects::OPAQUE)) {
-                    let text = std::mem::take(&mut self.sql);
-                    let text = self.copy_text(text, number);
-                    self.note_listens(backend, effects, text.split(|&byte| byte == 0).next().unwrap_or_default());
-                    self.sql = text;
-                }
+        let Some(class) = self.statements.class(number) else {
+            let copy = std::mem::take(&mut self.sql);
+            let copy = self.copy_text(copy, number);
+            let query = copy.split(|&byte| byte == 0).next().unwrap_or_default();
+            if let Some(found) = self.note_text(backend, query) {
+                self.statements.classify(number, Class::new(&found, self.scanner.names()));
             }
-            _ => {
-                let copy = std::mem::take(&mut self.sql);
-                let copy = self.copy_text(copy, number);
-                let query = copy.split(|&byte| byte == 0).next().unwrap_or_default();
-                if let Some(found) = self.note_text(backend, query) {
-                    self.statements.classify(number, found.effects, found.fingerprint);
-                }
-                self.sql = copy;
-            }
+            self.sql = copy;
+            return;
+        };
+        let found = Found { effects: class.effects, only: None, fingerprint: class.fingerprint };
+        self.scanner.recall(class.names());
+        if self.note_scanned(backend, &found).is_none() {
+            return;
+        }
+        // Which channels, only the text says.
+        if found.effects.has(Effects::LISTEN.and(Effects::NOTIFY).and(Effects::OPAQUE)) {
+            let text = std::mem::take(&mut self.sql);
+            let text = self.copy_text(text, number);
+            self.note_listens(backend, found.effects, text.split(|&byte| byte == 0).next().unwrap_or_default());
+            self.sql = text;
         }
     }
 
