@@ -86,9 +86,10 @@ class Judge:
             name = f"alike-{mode}-64"
             for contestant, limit in (("qcp-fast", 1.1), ("qcp-balanced", 1.15)):
                 self.at_most(f"{name}: CPU of {contestant}, of none's", limit, self.ratio("cpu_us", name, contestant, "qcp-1"))
-            none, fast, balanced = (self.value("server_cpu_us", name, who) for who in ("qcp-1", "qcp-fast", "qcp-balanced"))
-            self.at_most(f"{name}: PostgreSQL's CPU with fast, of that with none", 1.1, self.quotient(fast, none))
-            more = balanced - none if balanced is not None and none is not None else None
+            fast = self.ratio("server_cpu_us", name, "qcp-fast", "qcp-1")
+            self.at_most(f"{name}: PostgreSQL's CPU with fast, of that with none", 1.1, fast)
+            pairs = self.pairs(self.found(name, "qcp-balanced"), "server_cpu_us", self.found(name, "qcp-1"), "server_cpu_us")
+            more = statistics.median(balanced - none for balanced, none in pairs) if pairs else None
             self.at_most(f"{name}: PostgreSQL's CPU with balanced, us more than with none", 10, more)
         # On one backend that goes from one kind to the other again and again, a round trip more would be two calls more.
         calls = [self.system_calls(name, "qcp-fast-narrow") for name in ("narrow-two-kinds-2", "narrow-alike-2")]
@@ -141,13 +142,17 @@ class Judge:
     def ratio(self, key, workload, ours, theirs):
         return self.quotient(self.found(workload, ours), key, self.found(workload, theirs), key)
 
-    @staticmethod
-    def quotient(ours, our_key, theirs, their_key):
+    def quotient(self, ours, our_key, theirs, their_key):
         """What the machine does in a round falls on both: this cancels more than the quotient of two medians would."""
+        pairs = self.pairs(ours, our_key, theirs, their_key)
+        return statistics.median(our / their for our, their in pairs) if pairs else None
+
+    @staticmethod
+    def pairs(ours, our_key, theirs, their_key):
+        """Both figures of each round; nothing if there were too few rounds, or one of them was not measured."""
         if min(ours.get("rounds", 0), theirs.get("rounds", 0)) < ROUNDS_MIN or our_key not in ours or their_key not in theirs:
-            return None
-        pairs = zip(ours[our_key]["rounds"], theirs[their_key]["rounds"], strict=True)
-        return statistics.median(our / their for our, their in pairs)
+            return []
+        return list(zip(ours[our_key]["rounds"], theirs[their_key]["rounds"], strict=True))
 
     def found(self, workload, contestant):
         return self.results.get(workload, {}).get(contestant, {})

@@ -80,19 +80,12 @@ class Bench:
         arguments = workload.arguments(running.contestant, self.options.quick)
         if count_system_calls:
             arguments += ["--count-system-calls", "true"]
-<<<<<<< HEAD
         roams = workload.shards and len(cpus_of_this_machine()) < 4
-        return self.load_with(running, milliseconds, arguments, "load_tls" if workload.tls else "load", roams)
-
-    def load_with(self, running, milliseconds, arguments, program="load", roams=False):
-        """One run of the load generator: on the first CPU, while the pooler has the last ones, or wherever there is room."""
-=======
         server = self.postgres.process.pid if workload.kinds else None
-        return self.load_with(running, milliseconds, arguments, "load_tls" if workload.tls else "load", server)
+        return self.load_with(running, milliseconds, arguments, "load_tls" if workload.tls else "load", roams, server)
 
-    def load_with(self, running, milliseconds, arguments, program="load", server=None):
-        """One run of the load generator, on the first CPU; the pooler has the last ones."""
->>>>>>> main
+    def load_with(self, running, milliseconds, arguments, program="load", roams=False, server=None):
+        """One run of the load generator: on the first CPU, while the pooler has the last ones, or wherever there is room."""
         command = [
             os.path.join(self.programs, program), "--port", str(running.port), "--milliseconds", str(milliseconds), *arguments]
         if running.process:
