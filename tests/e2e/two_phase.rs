@@ -97,3 +97,23 @@ fn without_the_key_nobody_stays() {
     assert!(!pins(&qcp).contains("PREPARE TRANSACTION"), "{}", pins(&qcp));
     run(&mut one, "rollback prepared 'free'");
 }
+
+#[test]
+fn the_key_holds_for_one_database_and_one_user() {
+    let database = "two_phase_own";
+    postgres().create_database(database);
+    let yaml = format!(
+        "session_state: preserve\npool: {{size: 2}}\n\
+         databases: {{{database}: {{hold_prepared_transactions: true}}, two_phase_not: {{dbname: {database}}}}}\n\
+         users: {{trust_user: {{hold_prepared_transactions: false}}}}\n"
+    );
+    let qcp = Qcp::start(&yaml, 1);
+    for (user, name, holds) in
+        [(SUPERUSER, database, true), (SUPERUSER, "two_phase_not", false), ("trust_user", database, false)]
+    {
+        let mut one = RawClient::login(&qcp.tcp(), user, name);
+        prepare(&mut one, "own");
+        assert_eq!(pins(&qcp).contains("PREPARE TRANSACTION"), holds, "{user} in {name}");
+        run(&mut one, "rollback prepared 'own'");
+    }
+}
