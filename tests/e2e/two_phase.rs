@@ -94,6 +94,7 @@ fn without_the_key_nobody_stays() {
     let qcp = qcp(database, false);
     let mut one = client(&qcp, database);
     prepare(&mut one, "free");
+    run(&mut one, "select 1");
     assert!(!pins(&qcp).contains("PREPARE TRANSACTION"), "{}", pins(&qcp));
     run(&mut one, "rollback prepared 'free'");
 }
@@ -103,7 +104,7 @@ fn the_key_holds_for_one_database_and_one_user() {
     let database = "two_phase_own";
     postgres().create_database(database);
     let yaml = format!(
-        "session_state: preserve\npool: {{size: 2}}\n\
+        "relay_mode: Smart\nsession_state: preserve\npool: {{size: 2}}\n\
          databases: {{{database}: {{hold_prepared_transactions: true}}, two_phase_not: {{dbname: {database}}}}}\n\
          users: {{trust_user: {{hold_prepared_transactions: false}}}}\n"
     );
@@ -113,6 +114,8 @@ fn the_key_holds_for_one_database_and_one_user() {
     {
         let mut one = RawClient::login(&qcp.tcp(), user, name);
         prepare(&mut one, "own");
+        // Asked behind the answer: the next is behind that.
+        run(&mut one, "select 1");
         assert_eq!(pins(&qcp).contains("PREPARE TRANSACTION"), holds, "{user} in {name}");
         run(&mut one, "rollback prepared 'own'");
     }
