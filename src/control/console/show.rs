@@ -8,7 +8,9 @@ use super::rows::{Column, Kind, Rows, Value};
 use super::stats::{self, AVERAGES, COUNTS, Sums, TOTALS};
 use super::{DatabaseEntry, Source};
 use crate::control::report::metrics::{Origin, PoolMetrics, merged};
-use crate::control::report::{BackendRow, BackendState, ClientRow, ClientState, RelayMode, ShardReport, merge_memory};
+use crate::control::report::{
+    BackendRow, BackendState, ClientRow, ClientState, RelayMode, ShardReport, is_held, merge_memory,
+};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Show {
@@ -368,9 +370,7 @@ fn databases(source: &dyn Source) -> Result<Vec<Vec<Value>>, Failed> {
         let entry = source.database(&name)?;
         let backends = of_all(&reports, |report| &report.backends).filter(|row| row.database == name).count() as u64;
         let clients = of_all(&reports, |report| &report.clients).filter(|row| row.database == name).count() as u64;
-        let is_in = |held: fn(&ShardReport) -> &Vec<String>| {
-            reports.iter().flat_map(held).any(|held| *held == name || held == "*")
-        };
+        let is_in = |held: fn(&ShardReport) -> &Vec<String>| reports.iter().any(|report| is_held(held(report), &name));
         let port = entry.hosts.first().and_then(|(_, port)| *port);
         let hosts: Vec<&str> = entry.hosts.iter().map(|(host, _)| host.as_str()).collect();
         Some(vec![
