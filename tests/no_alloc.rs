@@ -12,6 +12,7 @@ use std::cell::Cell;
 use std::sync::{Mutex, PoisonError};
 
 use played::{Kind, Part, Sizes, World};
+use qcp::session::Transparency;
 
 const CLIENTS: usize = 8;
 const SIZES: Sizes = Sizes {
@@ -21,13 +22,20 @@ const SIZES: Sizes = Sizes {
     texts: CLIENTS / 2,
     // Fewer than there are, so that a backend has to close one for another.
     statements_max: CLIENTS / 2 - 1,
+    preserve: None,
 };
 const WARM_UP: usize = 500;
 const MEASURED: usize = 1000;
 
 #[test]
 fn a_query_allocates_nothing() {
-    let mut world = World::new(SIZES, || IS_COUNTING.set(true), || IS_COUNTING.set(false));
+    for preserve in [None, Some(Transparency::Fast)] {
+        check(Sizes { preserve, ..SIZES });
+    }
+}
+
+fn check(sizes: Sizes) {
+    let mut world = World::new(sizes, || IS_COUNTING.set(true), || IS_COUNTING.set(false));
     for kind in Kind::ALL {
         world.transact(kind, Part::Prepare);
         for _ in 0..WARM_UP / CLIENTS {
@@ -39,7 +47,12 @@ fn a_query_allocates_nothing() {
         }
         let first = FIRST.lock().unwrap_or_else(PoisonError::into_inner).take();
         let first = first.map(|trace| trace.to_string()).unwrap_or_default();
-        assert_eq!(COUNTED.get(), 0, "allocations of {MEASURED} transactions, {kind:?}; the first:\n{first}");
+        assert_eq!(
+            COUNTED.get(),
+            0,
+            "allocations of {MEASURED} transactions, {kind:?}, {:?}; the first:\n{first}",
+            sizes.preserve
+        );
     }
     assert_eq!(world.backend_count(), SIZES.backends);
 }

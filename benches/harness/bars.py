@@ -76,6 +76,22 @@ class Judge:
         self.note("heap allocations per transaction: 0", REPORTED, "judged by tests/no_alloc.rs, not here")
         return self.verdicts
 
+    def judge_session_state(self):
+        """What it costs to keep sessions, of what it costs not to."""
+        for mode in ("simple", "extended", "prepared", "accounts"):
+            name = f"alike-{mode}-64"
+            for contestant, limit in (("qcp-fast", 1.1), ("qcp-balanced", 1.15)):
+                self.at_most(f"{name}: CPU of {contestant}, of none's", limit, self.ratio("cpu_us", name, contestant, "qcp-1"))
+            none, fast, balanced = (self.value("server_cpu_us", name, who) for who in ("qcp-1", "qcp-fast", "qcp-balanced"))
+            self.at_most(f"{name}: PostgreSQL's CPU with fast, of that with none", 1.1, self.quotient(fast, none))
+            more = balanced - none if balanced is not None and none is not None else None
+            self.at_most(f"{name}: PostgreSQL's CPU with balanced, us more than with none", 10, more)
+        # On one backend that goes from one kind to the other again and again, a round trip more would be two calls more.
+        calls = [self.system_calls(name, "qcp-fast-narrow") for name in ("narrow-two-kinds-2", "narrow-alike-2")]
+        more = calls[0] - calls[1] if None not in calls else None
+        self.at_most("two kinds of clients on one backend: system calls more than with one kind", 0.5, more)
+        return self.verdicts
+
     def judge_floor(self):
         """An honest floor is worth more than a flattering one: otherwise no bar is measured against it."""
         before = len(self.verdicts)
@@ -131,5 +147,5 @@ class Judge:
             return None
         return found[key]["median"]
 
-    def system_calls(self, workload):
-        return self.results.get(workload, {}).get("qcp-1", {}).get("system_calls")
+    def system_calls(self, workload, contestant="qcp-1"):
+        return self.results.get(workload, {}).get(contestant, {}).get("system_calls")

@@ -30,6 +30,11 @@ class Contestant:
         return "tls" in self.facts
 
     @property
+    def keeps_sessions(self):
+        """Has part in no workloads but those that show what that costs."""
+        return "session" in self.facts
+
+    @property
     def clients_max(self):
         return int(self.facts.get("clients", CLIENTS_MAX if self.is_pooled else 1_100))
 

@@ -9,6 +9,8 @@ def table(results):
         unit = next((found["unit"] for found in by_contestant.values() if "unit" in found), "transaction")
         lines += ["", f"{workload}, per {unit}"]
         lines += aligned([COLUMNS, *(row(name, found) for name, found in by_contestant.items())])
+        of_server = {name: found["server_cpu_us"] for name, found in by_contestant.items() if "server_cpu_us" in found}
+        lines += [f"  CPU us of PostgreSQL, {name}: {number(cpu['median'])} {spread(cpu)}" for name, cpu in of_server.items()]
     return "\n".join(lines)
 
 

@@ -80,14 +80,17 @@ class Bench:
         arguments = workload.arguments(running.contestant, self.options.quick)
         if count_system_calls:
             arguments += ["--count-system-calls", "true"]
-        return self.load_with(running, milliseconds, arguments, "load_tls" if workload.tls else "load")
+        server = self.postgres.process.pid if workload.kinds else None
+        return self.load_with(running, milliseconds, arguments, "load_tls" if workload.tls else "load", server)
 
-    def load_with(self, running, milliseconds, arguments, program="load"):
+    def load_with(self, running, milliseconds, arguments, program="load", server=None):
         """One run of the load generator, on the first CPU; the pooler has the last ones."""
         command = [
             os.path.join(self.programs, program), "--port", str(running.port), "--milliseconds", str(milliseconds), *arguments]
         if running.process:
             command += ["--watch", str(running.process.pid)]
+        if server:
+            command += ["--server", str(server)]
 
         def pin():
             os.sched_setaffinity(0, cpus_of_this_machine()[:1])
@@ -170,6 +173,8 @@ def summary(workload, samples, is_watched):
     }
     if is_watched:
         columns["cpu_us"] = [sample["cpu_ns"] / 1_000 / units(workload, sample) for sample in samples]
+        if workload.kinds:
+            columns["server_cpu_us"] = [sample["server_cpu_ns"] / 1_000 / units(workload, sample) for sample in samples]
         without_idle = [sample.get("cpu_ns_without_idle") for sample in samples]
         if samples and None not in without_idle:
             columns["cpu_us_without_idle"] = [nanoseconds / 1_000 for nanoseconds in without_idle]

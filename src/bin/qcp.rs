@@ -28,7 +28,13 @@ fn main() -> ExitCode {
         (None, Some(file)) => From::Ini(file),
         (None, None) => unreachable!("clap asks for one of the group"),
     };
-    let (config, warnings) = match from.load() {
+    let control = arguments.control.clone();
+    let load = move || {
+        let (mut config, warnings) = from.load()?;
+        config.control_socket = control.clone().or(config.control_socket);
+        Ok((config, warnings))
+    };
+    let (config, warnings) = match load() {
         Ok(loaded) => loaded,
         Err(reason) => {
             eprintln!("qcp: {reason}");
@@ -43,7 +49,7 @@ fn main() -> ExitCode {
         return process::check(&config);
     }
     let beginning = if arguments.takeover { Beginning::Takeover } else { Beginning::Fresh };
-    match process::run(config, cores, Box::new(move || from.load()), beginning) {
+    match process::run(config, cores, Box::new(load), beginning) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => refuse(&error),
     }

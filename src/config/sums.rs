@@ -109,6 +109,8 @@ impl Sums {
         ));
         let learned = crate::session::suspects::Learned::size();
         terms.push(term("texts learned", 1, learned, "what is known of queries' texts (session_state)"));
+        let classes = crate::session::scanner::Classes::size();
+        terms.push(term("texts classified", 1, classes, "what the scanner has found in them (session_state)"));
         let channels = crate::shard::channels_size_max(self.clients_max);
         terms.push(term("channels", 1, channels, "at most; who listens on what, by a shared connection"));
         terms.push(term("settings", 1, self.settings_bytes, "at most; clients' own settings, each value once"));

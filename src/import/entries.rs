@@ -200,8 +200,8 @@ impl Importer<'_> {
             "host" | "port" => Outcome::Part { of: "servers" },
             "dbname" if value == name => Outcome::same("the name that clients use"),
             "dbname" => to(&["dbname"], text(value)),
-            "user" => to(&["server_user"], text(value)),
-            "password" => to(&["server_password"], text(value)),
+            "user" => to(&["auth", "server_user"], text(value)),
+            "password" => to(&["auth", "server_password"], text(value)),
             "pool_size" => self.size(&["databases", name], value, pairs.value("min_pool_size").is_some())?,
             "min_pool_size" => to(&["pool", "min_size"], self.min_size(value, pairs.value("pool_size"))?),
             "reserve_pool" | "reserve_pool_size" if off(value)? => Outcome::same("no reserve"),
@@ -217,6 +217,9 @@ impl Importer<'_> {
             "max_db_client_connections" => to(&["limits", "max_clients"], whole(value)?),
             "auth_user" | "auth_query" | "auth_dbname" => match self.judge {
                 Judge::Server | Judge::Trust => Outcome::ignore("not needed: QCP asks for no secrets"),
+                Judge::Own(_) if key == "auth_user" && self.is_everywhere(key, value) => {
+                    Outcome::to(["auth", "query_user"], text(value))
+                }
                 Judge::Own(_) | Judge::None => Outcome::decide("QCP has one auth query for all databases"),
             },
             "connect_query" => {
@@ -239,6 +242,16 @@ impl Importer<'_> {
             },
             _ => Outcome::decide("not a parameter of PgBouncer 1.25"),
         })
+    }
+
+    /// Whether all databases say the same, and `[pgbouncer]` nothing else: then it may as well stand there.
+    fn is_everywhere(&self, key: &str, value: &str) -> bool {
+        let says = |entry: &Entry| {
+            connect_string(&entry.value).ok().and_then(|pairs| Pairs(pairs).value(key).map(str::to_owned))
+        };
+        let mut databases = self.entries.iter().filter(|entry| &*entry.section == "databases");
+        databases.all(|entry| says(entry).as_deref() == Some(value))
+            && self.value(key).is_none_or(|global| global.is_empty() || global == value)
     }
 
     /// An entry of `[users]`.

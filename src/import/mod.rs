@@ -358,9 +358,13 @@ impl<'a> Importer<'a> {
         let path = keys_of(&error.key);
         let is_later = matches!(error.problem, Problem::LaterKey | Problem::UnknownKey { .. });
         let is_meant = |setting: &Setting| setting.path.iter().zip(&path).all(|(own, refused)| own == refused);
+        // What is wrong only of a user and a database together is told by a path that nobody has written.
+        let end = path.len().saturating_sub(2);
+        let is_like = |setting: &Setting| path.len() > 2 && setting.path.ends_with(&path[end..]);
+        let is_written = self.settings.iter().any(|(setting, _)| !path.is_empty() && is_meant(setting));
         let (refused, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.settings)
             .into_iter()
-            .partition(|(setting, _)| !path.is_empty() && is_meant(setting));
+            .partition(|(setting, _)| if is_written { is_meant(setting) } else { is_like(setting) });
         self.settings = kept;
         if refused.is_empty() {
             return Err(Error::Refused(error));

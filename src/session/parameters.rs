@@ -235,9 +235,10 @@ impl Vectors {
     }
 
     /// Writes the statements that lead from `from` to `to`; nothing when they are the same. Roles come last: what they
-    /// may not set is set before. `again`: what the server does not report may have been changed, so it is set in any case.
-    pub fn write_change(&self, from: VectorId, to: VectorId, again: bool, sql: &mut Vec<u8>) {
-        if from == to && !again {
+    /// may not set is set before. `again`: what the server does not report may have been changed, so it is set in any case;
+    /// and so are those of `unset`, which have their value from the server rather than from a SET.
+    pub fn write_change(&self, from: VectorId, to: VectorId, again: bool, unset: &[Box<str>], sql: &mut Vec<u8>) {
+        if from == to && !again && unset.is_empty() {
             return;
         }
         let (old, new) = (self.settings(from), self.settings(to));
@@ -255,7 +256,9 @@ impl Vectors {
                 write_reset(setting, sql);
             }
         }
-        let unsure = |setting: &&Setting| again && !TRACKED.contains(&&*setting.name);
+        let unsure = |setting: &&Setting| {
+            again && !TRACKED.contains(&&*setting.name) || unset.iter().any(|name| **name == *setting.name)
+        };
         let changed =
             |setting: &&Setting| unsure(setting) || find(old, &setting.name).as_deref() != Some(&*setting.value);
         for setting in new.iter().filter(|setting| !is_identity(setting)).filter(changed) {
@@ -342,8 +345,21 @@ mod tests {
 
     fn sql(vectors: &Vectors, from: VectorId, to: VectorId) -> String {
         let mut sql = Vec::new();
-        vectors.write_change(from, to, false, &mut sql);
+        vectors.write_change(from, to, false, &[], &mut sql);
         String::from_utf8(sql).unwrap()
+    }
+
+    #[test]
+    fn what_may_not_be_set_is_set_again() {
+        let mut vectors = Vectors::new(10_000);
+        let both = vectors.intern([setting("datestyle", "German"), setting("my.x", "1")]).unwrap();
+        let mut sql = Vec::new();
+        vectors.write_change(both, both, false, &["datestyle".into(), "other".into()], &mut sql);
+        assert_eq!(String::from_utf8_lossy(&sql), r#"SET "datestyle" TO 'German';"#);
+        // What the one before has set is reset, whether that is certain or not.
+        sql.clear();
+        vectors.write_change(both, VectorId::NEUTRAL, false, &["my.x".into()], &mut sql);
+        assert_eq!(String::from_utf8_lossy(&sql), r#"RESET "datestyle";RESET "my"."x";"#);
     }
 
     #[test]

@@ -9,12 +9,16 @@
 use std::ops::Range;
 
 use super::parameters::is_read_by_parser;
+pub use classes::Classes;
 use lexer::Kind;
 pub use mask::mask;
 use skim::{Cursor, Windows};
 use statement::Statement;
 
 mod block;
+mod classes;
+#[cfg(debug_assertions)]
+pub mod counted;
 mod lexer;
 mod mask;
 mod print;
@@ -156,11 +160,20 @@ impl Scanner {
         starts.zip(ends).map(|(start, &end)| &names[start..end])
     }
 
+    /// Names that were found before are the last text's again.
+    pub fn recall<'n>(&mut self, names: impl Iterator<Item = &'n [u8]>) {
+        self.names.clear();
+        for name in names.take(NAMES_MAX) {
+            self.names.add(name);
+        }
+    }
+
     /// Reads a text. `backslashes`: they escape in plain constants (`standard_conforming_strings` is off).
     pub fn scan(&mut self, text: &[u8], backslashes: bool) -> Found {
         let Self { names, windows } = self;
-        names.names.clear();
-        names.ends.clear();
+        #[cfg(debug_assertions)]
+        counted::add_scanned(text.len());
+        names.clear();
         let mut cursor = Cursor::new(text, backslashes, windows);
         let mut effects = Effects::NONE;
         let mut only = None;
@@ -198,6 +211,11 @@ impl Scanner {
 }
 
 impl Names {
+    fn clear(&mut self) {
+        self.names.clear();
+        self.ends.clear();
+    }
+
     fn add(&mut self, name: &[u8]) -> Effects {
         if name.is_empty() || name.len() > NAME_SIZE_MAX || self.ends.len() == NAMES_MAX {
             return Effects::ANY_SETTING.and(Effects::PARSER);

@@ -373,6 +373,10 @@ impl<T: Transport> Shard<T> {
             && let Some(client) = self.client_of(id)
         {
             self.hear_nothing(client);
+            if let Some(backend) = self.backend(id) {
+                // It has forgotten its channels.
+                backend.kept.real = false;
+            }
         }
         let Some(backend) = self.backend(id) else { return };
         backend.prepared.clear();

@@ -76,6 +76,7 @@ pub struct Traveller {
     /// What it is set to.
     settings: Vec<Setting>,
     touched: bool,
+    unset: Vec<Box<str>>,
     /// It has prepared statements, under names that mean something else there.
     has_statements: bool,
     seat: Option<Seat>,
@@ -290,6 +291,7 @@ impl<T: Transport> Shard<T> {
             used: backend.used,
             settings,
             touched: backend.touched,
+            unset: backend.unset,
             has_statements,
             seat: backend.seat,
             reported: pool.parameters.clone(),
@@ -352,6 +354,7 @@ impl<T: Transport> Shard<T> {
         backend.pipeline.reset();
         backend.has = has;
         backend.touched = traveller.touched;
+        backend.unset = traveller.unset;
         backend.process_id = traveller.process_id;
         backend.key = traveller.key;
         backend.address = traveller.address;

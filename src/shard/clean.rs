@@ -211,6 +211,7 @@ impl<T: Transport> Shard<T> {
         backend.prepared.clear();
         backend.stale.clear();
         backend.touched = false;
+        backend.unset.clear();
         backend.kept.must_reset = false;
         let old = std::mem::replace(&mut backend.has, VectorId::NEUTRAL);
         self.vectors.let_go(old);

@@ -105,8 +105,8 @@ impl<T: Transport> Shard<T> {
             return;
         }
         let link = self.backend(backend).expect("looked up above");
-        let has = link.has;
-        if has != wanted || link.touched {
+        let (has, unset) = (link.has, !link.unset.is_empty());
+        if has != wanted || link.touched || unset && self.has_unset(id, backend) {
             if !self.ask_settings(backend, wanted, MARK_REPLAY) {
                 self.fail(id, &Fault::NoMemory);
                 return;
@@ -195,6 +195,9 @@ impl<T: Transport> Shard<T> {
             return;
         }
         self.hide_foreign(id);
+        if self.backend(id).expect("looked up above").kept.hears {
+            self.abandon_move(client_id);
+        }
         let link = self.backend(id).expect("looked up above");
         link.kept.forget();
         let (pool, answered) = (link.pool, link.asked);

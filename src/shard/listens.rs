@@ -308,6 +308,13 @@ impl Hearing {
     fn new(listener: u32) -> Self {
         Self { listener, held: Vec::new(), held_size: 0, moving: None }
     }
+
+    /// Whether what the listener hears has to wait for the rest of what the client's backend has heard. Until the listener
+    /// has seen the mark, it tells of other channels only than those that move, and the client's requests go on: so then
+    /// nothing waits.
+    fn waits_for_move(&self) -> bool {
+        self.moving.as_ref().is_some_and(|moving| moving.passed)
+    }
 }
 
 /// A channel's name, quoted, and the end of the statement.

@@ -65,7 +65,7 @@ use crate::pool::Waiters;
 use crate::protocol::{ErrorFields, TransactionStatus, Writer};
 use crate::session::fault::Fault;
 use crate::session::parameters::Vectors;
-use crate::session::scanner::Scanner;
+use crate::session::scanner::{Classes, Scanner};
 use crate::session::suspects::Learned;
 
 pub use mailbox::{Mail, Mailbox};
@@ -209,6 +209,8 @@ pub struct Shard<T: Transport> {
     vectors: Vectors,
     statements: Statements,
     scanner: Scanner,
+    /// What it has found in texts that come again.
+    classes: Classes,
     learned: Learned,
     listeners: Vec<Option<listens::Listener>>,
     /// Whom a notification is for.
@@ -294,6 +296,7 @@ impl<T: Transport> Shard<T> {
             vectors: Vectors::new(settings.settings_bytes),
             statements: Statements::new(io.arena().clone(), settings.statement_bytes),
             scanner: Scanner::default(),
+            classes: Classes::default(),
             learned: Learned::default(),
             listeners: Vec::new(),
             ears: Vec::new(),

@@ -18,6 +18,7 @@ use crate::session::{RelayMode, Transparency};
 use super::Shard;
 use super::listens::Share;
 use super::relay::{Request, Verdict};
+use super::statements::Class;
 
 /// Mark of the question behind a transaction.
 pub(super) const MARK_CHECK: u32 = 6;
@@ -27,6 +28,8 @@ pub(super) const MARK_DEALLOCATE: u32 = 1 << 31;
 pub(super) const MARK_FORGETS: u32 = 1 << 30;
 /// Rows of the answer are read up to this size.
 pub(super) const ROW_SIZE_MAX: u32 = 16 * 1024;
+/// Settings of one backend that are remembered as the server's own.
+const UNSET_MAX: usize = 16;
 
 /// What a backend has of its client's session beside settings and prepared statements.
 #[derive(Default)]
@@ -97,6 +100,13 @@ impl Kept {
             && self.share.is_none()
             && !self.real
             && !self.ready_held
+    }
+
+    /// Whether something is to be done at the end of the batch under way, before its ReadyForQuery: a notification of the
+    /// client's own is waited for, or settings are given back.
+    #[inline]
+    pub(super) fn has_end(&self) -> bool {
+        self.hears || self.notified || self.resets || self.reset.is_some()
     }
 
     /// Whether the client's channels are between two connections.
@@ -178,6 +188,14 @@ impl<T: Transport> Shard<T> {
                 self.splice(id, backend, (before, &text[name], after), deallocates, request, bytes, run)
             }
             only => {
+                let begun_with = self.client(id)?.startup != VectorId::NEUTRAL;
+                let link = self.backend(backend)?;
+                let gives_back = link.kept.resets || begun_with && matches!(only, Only::ResetAll | Only::DiscardAll);
+                if gives_back && link.pipeline.is_undecided() && !link.pipeline.is_unsynced() {
+                    // Whose settings the server reports is known only when nothing else is under way.
+                    link.kept.resets = false;
+                    return Some(self.pause_for_answers(id, backend));
+                }
                 self.begin_reset(backend, &only);
                 None
             }
@@ -212,6 +230,22 @@ impl<T: Transport> Shard<T> {
         link.is_some_and(|link| link.mode != RelayMode::Session && keeps(link))
     }
 
+    /// Whether the client's next batch waits until those before it are answered: what has its place before the
+    /// ReadyForQuery of one of them would otherwise come behind the answers of the next, or too late for it.
+    #[inline]
+    pub(super) fn answers_in_turn(&self, backend: BackendId) -> bool {
+        let Some(link) = self.backends.get(backend.index, backend.generation) else { return false };
+        let ends = link.kept.has_end() && !link.pipeline.is_unsynced() && !link.pipeline.is_copying_in();
+        if !ends || !link.pipeline.is_undecided() {
+            return false;
+        }
+        let fast = self.pools.get(link.pool).settings.preserve == Some(Transparency::Fast);
+        link.kept.resets
+            || link.kept.is_resetting()
+            || link.kept.hears && !fast
+            || link.kept.notified && self.says_notified(link.mode)
+    }
+
     /// Of the settings that the linked client has. Where they are in doubt it is one that nobody else has.
     pub(super) fn projection_of(&mut self, backend: BackendId) -> u64 {
         let random = self.next_random();
@@ -233,28 +267,36 @@ impl<T: Transport> Shard<T> {
 
     /// A text that the client has the server run, or prepare.
     pub(super) fn note_text(&mut self, backend: BackendId, text: &[u8]) -> Option<Found> {
-        let random = self.next_random();
-        let Self { scanner, backends, pools, clients, vectors, .. } = self;
+        let Self { scanner, classes, backends, pools, clients, vectors, .. } = self;
         let link = backends.get(backend.index, backend.generation)?;
         let super::BackendState::Linked(client) = link.state else { return None };
         let wanted = clients.get(client.index, client.generation)?.wanted;
-        let pool = pools.get(link.pool);
         let strings = vectors.get(wanted, "standard_conforming_strings");
-        let backslashes = strings.map_or(pool.backslashes, |value| value == "off");
+        let backslashes = strings.map_or(pools.get(link.pool).backslashes, |value| value == "off");
+        let found = classes.scan(scanner, text, backslashes);
+        self.note_scanned(backend, &found)?;
+        self.note_listens(backend, found.effects, text);
+        Some(found)
+    }
+
+    /// What was found in a text that is about to run; names of settings are the scanner's last.
+    fn note_scanned(&mut self, backend: BackendId, found: &Found) -> Option<()> {
+        let random = self.next_random();
+        let Self { scanner, clients, vectors, .. } = self;
+        let link = self.backends.get(backend.index, backend.generation)?;
+        let super::BackendState::Linked(client) = link.state else { return None };
         let startup = clients.get(client.index, client.generation)?.startup;
-        let found = scanner.scan(text, backslashes);
         // The server would go back to what *its* session began with.
         let begun_with = |name: &[u8]| std::str::from_utf8(name).is_ok_and(|name| vectors.get(startup, name).is_some());
         let resets = found.effects.has(Effects::RESETS)
             && startup != VectorId::NEUTRAL
             && (found.effects.has(Effects::ANY_SETTING) || scanner.names().any(begun_with));
-        self.note_found(backend, &found, random);
+        self.note_found(backend, found, random);
         if resets {
             self.suspect(backend, Effects::ANY_SETTING);
             self.backend(backend)?.kept.resets = true;
         }
-        self.note_listens(backend, found.effects, text);
-        Some(found)
+        Some(())
     }
 
     /// A text of the unnamed statement, as far as it is here.
@@ -269,26 +311,27 @@ impl<T: Transport> Shard<T> {
 
     /// A statement of which only the name comes is about to run.
     pub(super) fn note_statement(&mut self, backend: BackendId, number: Number) {
-        match self.statements.class(number) {
-            Some((effects, fingerprint)) if !effects.has(Effects::SETTINGS) => {
-                let random = self.next_random();
-                self.note_found(backend, &Found { effects, only: None, fingerprint }, random);
-                if effects.has(Effects::LISTEN.and(Effects::NOTIFY).and(Effects::OPAQUE)) {
-                    let text = std::mem::take(&mut self.sql);
-                    let text = self.copy_text(text, number);
-                    self.note_listens(backend, effects, text.split(|&byte| byte == 0).next().unwrap_or_default());
-                    self.sql = text;
-                }
+        let Some(class) = self.statements.class(number) else {
+            let copy = std::mem::take(&mut self.sql);
+            let copy = self.copy_text(copy, number);
+            let query = copy.split(|&byte| byte == 0).next().unwrap_or_default();
+            if let Some(found) = self.note_text(backend, query) {
+                self.statements.classify(number, Class::new(&found, self.scanner.names()));
             }
-            _ => {
-                let copy = std::mem::take(&mut self.sql);
-                let copy = self.copy_text(copy, number);
-                let query = copy.split(|&byte| byte == 0).next().unwrap_or_default();
-                if let Some(found) = self.note_text(backend, query) {
-                    self.statements.classify(number, found.effects, found.fingerprint);
-                }
-                self.sql = copy;
-            }
+            self.sql = copy;
+            return;
+        };
+        let found = Found { effects: class.effects, only: None, fingerprint: class.fingerprint };
+        self.scanner.recall(class.names());
+        if self.note_scanned(backend, &found).is_none() {
+            return;
+        }
+        // Which channels, only the text says.
+        if found.effects.has(Effects::LISTEN.and(Effects::NOTIFY).and(Effects::OPAQUE)) {
+            let text = std::mem::take(&mut self.sql);
+            let text = self.copy_text(text, number);
+            self.note_listens(backend, found.effects, text.split(|&byte| byte == 0).next().unwrap_or_default());
+            self.sql = text;
         }
     }
 
@@ -417,6 +460,8 @@ impl<T: Transport> Shard<T> {
         }
         let before = link.kept.pins;
         learned.on_answer(suspects.texts(), suspects.is_surprise(before, &answer, changed));
+        let unset: Vec<Box<str>> =
+            suspects.names().filter_map(|name| std::str::from_utf8(name).ok()).map(Into::into).collect();
         let mut pins = suspects.pins(before, &answer);
         if unknown {
             // What it is set to cannot be remembered: it stays where it is.
@@ -429,11 +474,40 @@ impl<T: Transport> Shard<T> {
             suspects.clear();
             link.kept.suspects = suspects;
         }
-        let has = link.has;
+        for name in unset {
+            self.note_unset(id, &name, None);
+        }
+        let has = self.backends.get(id.index, id.generation).expect("looked up above").has;
         self.tell_settings(connection, told);
         if has != wanted && !self.replay(id, wanted) {
             self.fail(client_id, &crate::session::fault::Fault::NoMemory);
         }
+    }
+
+    /// What a backend has now may be the server's own value. Where the client began its session with another, that would
+    /// look as if it had been reset (`Answer::reset_of`). `value`: as reported.
+    pub(super) fn note_unset(&mut self, id: BackendId, name: &str, value: Option<&str>) {
+        let Some(link) = self.backends.get_mut(id.index, id.generation) else { return };
+        let own = &self.pools.get(link.pool).parameters;
+        let is_own = |value: &str| own.iter().any(|(known, own)| known.eq_ignore_ascii_case(name) && **own == *value);
+        if value.is_some_and(|value| !is_own(value)) || link.unset.iter().any(|known| **known == *name) {
+            return;
+        }
+        if parameters::is_tracked(name.as_bytes()) || link.unset.len() < UNSET_MAX {
+            link.unset.push(name.into());
+        } else {
+            // All that the server does not report is set for whoever has the backend next.
+            link.touched = true;
+        }
+    }
+
+    /// Whether a setting that the client began its session with may be the server's own on a backend that it gets.
+    pub(super) fn has_unset(&self, id: ClientId, backend: BackendId) -> bool {
+        let link = self.backends.get(backend.index, backend.generation);
+        let client = self.clients.get(id.index, id.generation);
+        link.zip(client).is_some_and(|(link, client)| {
+            link.unset.iter().any(|name| self.vectors.get(client.startup, name).is_some())
+        })
     }
 
     /// The client is told what its settings are.

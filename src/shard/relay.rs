@@ -290,6 +290,13 @@ impl<T: Transport> Shard<T> {
                 unreachable!("only requests of clients past their login are relayed")
             }
         };
+        // What belongs to a COPY is part of the batch under way.
+        let begins = !matches!(tag, tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL | tag::FLUSH);
+        if begins && self.answers_in_turn(backend) {
+            self.flush_run(id, bytes, *run, request.at);
+            *run = request.at;
+            return self.pause_for_answers(id, backend);
+        }
         match tag {
             tag::TERMINATE => {
                 self.flush_run(id, bytes, *run, request.at);
@@ -321,7 +328,7 @@ impl<T: Transport> Shard<T> {
             *run = request.at;
             return self.pause(id);
         }
-        if link.kept.unsettled && !link.pipeline.is_unsynced() {
+        if begins && link.kept.unsettled && !link.pipeline.is_unsynced() {
             // On what the client listens is found out before its next batch.
             link.kept.unsettled = link.pipeline.is_undecided();
             if link.kept.unsettled {

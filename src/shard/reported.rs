@@ -25,8 +25,9 @@ impl<T: Transport> Shard<T> {
         let Some(from) = self.backend(backend).map(|backend| backend.has) else { return true };
         let mut sql = std::mem::take(&mut self.sql);
         sql.clear();
-        let again = self.backend(backend).is_some_and(|backend| std::mem::take(&mut backend.touched));
-        self.vectors.write_change(from, to, again, &mut sql);
+        let link = self.backends.get_mut(backend.index, backend.generation).expect("looked up above");
+        self.vectors.write_change(from, to, std::mem::take(&mut link.touched), &link.unset, &mut sql);
+        link.unset.clear();
         let asked = sql.is_empty() || self.ask_own(backend, &sql, mark);
         self.sql = sql;
         asked
@@ -100,6 +101,7 @@ impl<T: Transport> Shard<T> {
                     let old = std::mem::replace(&mut backend.has, held);
                     self.vectors.let_go(old);
                 }
+                self.note_unset(id, &name, Some(value));
             }
             Err(_full) => {
                 if let Some(backend) = self.backend(id) {

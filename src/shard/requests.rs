@@ -17,6 +17,7 @@ use crate::session::prepared::{self, NAME_SIZE_MAX, Names, Number};
 
 use super::preserve::{MARK_DEALLOCATE, MARK_FORGETS};
 use super::relay::{Request, Verdict};
+use super::statements::Class;
 use super::{Shard, Unnamed};
 
 /// Set in the mark of a Parse that the server will refuse because the client has the name already: the number is that of
@@ -232,8 +233,10 @@ impl<T: Transport> Shard<T> {
         let projection = self.projection_of(backend);
         let interned = self.statements.intern(text, projection);
         let number = interned.map_err(|_full| Fault::NoRoom("prepared statements"))?;
-        if let Some(found) = found {
-            self.statements.classify(number, found.effects, found.fingerprint);
+        if let Some(found) = found
+            && self.statements.class(number).is_none()
+        {
+            self.statements.classify(number, Class::new(&found, self.scanner.names()));
         }
         if self.is_statement_undecided(backend, number) {
             self.statements.let_go(number);

@@ -7,7 +7,7 @@ use foldhash::fast::RandomState;
 
 use crate::memory::{Arena, Block};
 use crate::session::prepared::Number;
-use crate::session::scanner::Effects;
+use crate::session::scanner::{Effects, Found};
 
 /// The table. Bytes and number are bounded.
 pub(super) struct Statements {
@@ -29,8 +29,7 @@ struct Statement {
     hash: u64,
     /// Of the settings under which it is prepared: see `Vectors::projection`.
     projection: u64,
-    /// What it may change, and its fingerprint, where that has been looked at.
-    class: Option<(Effects, u64)>,
+    class: Option<Class>,
     holders: u32,
     /// Serials of pools whose server has taken it, the last few; 0 is none.
     accepted: [u32; 4],
@@ -39,6 +38,33 @@ struct Statement {
 impl Statement {
     fn is(&self, text: &[u8], projection: u64) -> bool {
         self.projection == projection && self.text.bytes()[..self.length as usize] == *text
+    }
+}
+
+/// What was found in a text, where that has been looked at.
+pub(super) struct Class {
+    pub(super) effects: Effects,
+    pub(super) fingerprint: u64,
+    /// Settings that it names, one behind the other, each with a zero behind.
+    names: [u8; CLASS_NAMES_SIZE],
+}
+
+/// Room for the names of a statement's settings. A text that names more is read each time it runs.
+const CLASS_NAMES_SIZE: usize = 48;
+
+impl Class {
+    /// `None`: the names are too long to be kept.
+    pub(super) fn new<'n>(found: &Found, found_names: impl Iterator<Item = &'n [u8]>) -> Option<Self> {
+        let (mut names, mut used) = ([0; CLASS_NAMES_SIZE], 0);
+        for name in found_names {
+            names.get_mut(used..used + name.len() + 1)?[..name.len()].copy_from_slice(name);
+            used += name.len() + 1;
+        }
+        Some(Self { effects: found.effects, fingerprint: found.fingerprint, names })
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &[u8]> {
+        self.names.split(|&byte| byte == 0).filter(|name| !name.is_empty())
     }
 }
 
@@ -129,15 +155,15 @@ impl Statements {
         self.statements[&number].projection
     }
 
-    /// What it may change, and its fingerprint, where that has been looked at.
-    pub(super) fn class(&self, number: Number) -> Option<(Effects, u64)> {
-        self.statements.get(&number)?.class
+    /// What it may change, where that has been looked at.
+    pub(super) fn class(&self, number: Number) -> Option<&Class> {
+        self.statements.get(&number)?.class.as_ref()
     }
 
-    /// Says what it may change.
-    pub(super) fn classify(&mut self, number: Number, effects: Effects, fingerprint: u64) {
+    /// Says what it may change, if it can be kept.
+    pub(super) fn classify(&mut self, number: Number, class: Option<Class>) {
         if let Some(statement) = self.statements.get_mut(&number) {
-            statement.class = Some((effects, fingerprint));
+            statement.class = class;
         }
     }
 

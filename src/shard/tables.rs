@@ -161,6 +161,8 @@ pub(super) struct Backend {
     pub(super) stale: Vec<u32>,
     /// Settings of the client's startup packet may have been changed by a SET that the server does not report.
     pub(super) touched: bool,
+    /// Settings in `has` that may have their value from the server rather than from a SET: behind a RESET, or a ROLLBACK.
+    pub(super) unset: Vec<Box<str>>,
     /// What it is set to is not known any more: it is closed instead of lent.
     pub(super) tainted: bool,
     pub(super) unnamed: Unnamed,
@@ -317,6 +319,7 @@ impl Backend {
             prepared: Prepared::new(statements_max),
             stale: Vec::new(),
             touched: false,
+            unset: Vec::new(),
             tainted: false,
             unnamed: Unnamed::Others,
             process_id: 0,

@@ -18,7 +18,7 @@ use qcp::protocol::startup::{self, Version};
 use qcp::protocol::tag::{TargetKind, frontend as tag};
 use qcp::protocol::writer::{Full, NO_PARAMETER_TYPES, NO_PARAMETERS};
 use qcp::protocol::{Direction, Framer, Step, TransactionStatus, Writer, reader};
-use qcp::session::RelayMode;
+use qcp::session::{RelayMode, Transparency};
 use qcp::shard::mailbox::mailboxes;
 use qcp::shard::{Catalogue, ClientsMax, PoolSettings, Population, Server as ServerName, Settings, Shard};
 
@@ -31,6 +31,8 @@ pub struct Sizes {
     pub texts: usize,
     /// Prepared statements on one backend.
     pub statements_max: usize,
+    /// Whether sessions are kept, and how closely.
+    pub preserve: Option<Transparency>,
 }
 
 // What clients ask.
@@ -145,6 +147,17 @@ impl Server {
             writer.command_complete(b"SELECT 1")
         };
         match message[0] {
+            // The shard asks what a session has come to: nothing at all.
+            tag::QUERY if reader::query(message).expect("well formed").starts_with(b"SELECT EXISTS(") => {
+                written(|writer| {
+                    writer.row_description(&[&b"?column?"[..]; 5])?;
+                    writer.data_row(&[Some(&b"f"[..]); 5])?;
+                    writer.command_complete(b"SELECT 1")?;
+                    writer.row_description(&[b"lower", b"setting"])?;
+                    writer.command_complete(b"SELECT 0")?;
+                    writer.ready_for_query(TransactionStatus::Idle)
+                })
+            }
             tag::QUERY => written(|writer| {
                 writer.row_description(&[b"text"])?;
                 row(writer, reader::query(message).expect("well formed"))?;
@@ -206,7 +219,7 @@ impl World {
         let doorbells = [Doorbell::new().expect("a descriptor is to be had")];
         let (_, mailbox) = mailboxes(&doorbells);
         let mailbox = mailbox.into_iter().next().expect("one for each doorbell");
-        let catalogue = Rc::new(OnePool { size: sizes.backends as u32 });
+        let catalogue = Rc::new(OnePool { size: sizes.backends as u32, preserve: sizes.preserve });
         let shard =
             Shard::new(Pipes::new(sizes), settings(sizes), catalogue, mailbox, Arc::new(Population::new(1, 16)));
         let mut world = World { sizes, shard, peers: Vec::new(), first: 0, events: Vec::new(), before, after };
@@ -339,6 +352,7 @@ fn settings(sizes: Sizes) -> Settings {
 
 struct OnePool {
     size: u32,
+    preserve: Option<Transparency>,
 }
 
 impl Catalogue for OnePool {
@@ -349,7 +363,7 @@ impl Catalogue for OnePool {
             route: pool::Route::Any,
             server_database: database.to_owned(),
             mode: RelayMode::Smart,
-            preserve: None,
+            preserve: self.preserve,
             dedicated: false,
             tls: vec![0],
             rules: Rules { method: Method::Trust, credentials: None },

@@ -325,6 +325,14 @@ fn pinning(random: &mut Random, client: usize) -> Act {
             return pipeline(&[&format!("unlisten {channel}"), &format!("notify {channel}, 'unheard'"), "select 1"]);
         }
         27 => format!("unlisten channel_{client}_0"),
+        29 => {
+            let notify = format!("notify channel_{client}_0, '{}'", random.below(9));
+            return match random.below(3) {
+                0 => pipeline(&["commit", &notify, "select 1", &notify, "select 2"]),
+                1 => pipeline(&["rollback", "begin", &notify, "select 1", "commit", "select 2"]),
+                _ => pipeline(&["select 1", "reset all", &show(), &notify, "reset all", &show()]),
+            };
+        }
         // It ends what was begun: nobody waits for what it has locked.
         19 => format!("commit; begin; prepare transaction 'g{client}'"),
         20 => format!("{} prepared 'g{client}'", random.pick(&["commit", "rollback"])),

@@ -6,8 +6,9 @@
 //! Clients that may be pinned are one less than the backends; the others finish their transactions before another of
 //! them goes on.
 //!
-//! `SEEDS=n` (40) runs so many from `FROM` (1); `SEED=n` runs one and shows what it says. A seed that fails is
-//! shrunk to a few steps first. `STEPS=n` (25) is the length of a session.
+//! `SEEDS=n` (40) runs so many from `FROM` (1), each `TIMES=n` (1) over: not all that can go wrong does every time;
+//! `SEED=n` runs one and shows what it says. A seed that fails is shrunk to a few steps first. `STEPS=n` (25) is the
+//! length of a session. `QUIET=path` has it wait between two seeds while this file is there: somebody measures.
 
 mod acts;
 #[path = "../support/mod.rs"]
@@ -16,6 +17,7 @@ mod support;
 mod trace;
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use acts::{Act, Kind, Random, first_channel};
@@ -73,7 +75,11 @@ fn sessions_are_as_on_a_direct_connection() {
     }
     let (from, count) = (number("FROM", 1), number("SEEDS", 40));
     let (begun, mut acts) = (Instant::now(), 0);
-    for seed in from..from + count {
+    let times = number("TIMES", 1);
+    for seed in (from..from + count).flat_map(|seed| std::iter::repeat_n(seed, times as usize)) {
+        while std::env::var("QUIET").is_ok_and(|path| Path::new(&path).exists()) {
+            std::thread::sleep(Duration::from_millis(200));
+        }
         let sessions = sessions(seed);
         acts += sessions.iter().map(|session| session.acts.len()).sum::<usize>();
         if let Some(difference) = places.difference(&sessions, seed) {
@@ -84,7 +90,8 @@ fn sessions_are_as_on_a_direct_connection() {
         }
     }
     let seconds = begun.elapsed().as_secs_f64();
-    println!("{count} seeds from {from}: {} sessions, {acts} acts, {seconds:.0} s", count as usize * CLIENTS);
+    let sessions = (count * times) as usize * CLIENTS;
+    println!("{count} seeds from {from}: {sessions} sessions, {acts} acts, {seconds:.0} s; {}", spent());
 }
 
 /// Shows what differs with this seed, in as few acts as it takes.
@@ -142,6 +149,30 @@ fn shrink(places: &Places, mut sessions: Vec<Session>, seed: u64) -> Vec<Session
     sessions
 }
 
+/// Where the time goes, by what is done.
+#[derive(Clone, Copy)]
+enum Part {
+    Cleaning,
+    Directly,
+    Through,
+}
+
+thread_local! {
+    static SPENT: RefCell<[Duration; 3]> = const { RefCell::new([Duration::ZERO; 3]) };
+}
+
+fn spend<R>(part: Part, work: impl FnOnce() -> R) -> R {
+    let begun = Instant::now();
+    let result = work();
+    SPENT.with_borrow_mut(|spent| spent[part as usize] += begun.elapsed());
+    result
+}
+
+fn spent() -> String {
+    let [cleaning, directly, through] = SPENT.with_borrow(|spent| spent.map(|time| time.as_secs_f64()));
+    format!("{directly:.1} s directly, {through:.1} s through QCP, {cleaning:.1} s between them")
+}
+
 struct Places {
     direct: Address,
     through: Address,
@@ -150,16 +181,19 @@ struct Places {
 impl Places {
     /// The first difference between the two ways.
     fn difference(&self, sessions: &[Session], seed: u64) -> Option<String> {
-        clean_up();
-        let direct: Vec<Vec<Vec<String>>> = sessions
-            .iter()
-            .map(|session| {
-                let mut client = Client::connect(&self.direct, session);
-                let first = std::mem::take(&mut client.greeting);
-                std::iter::once(first).chain(session.acts.iter().map(|act| client.play(act))).collect()
-            })
-            .collect();
-        clean_up();
+        spend(Part::Cleaning, clean_up);
+        let alone = |session: &Session| -> Vec<Vec<String>> {
+            let mut client = Client::connect(&self.direct, session);
+            let first = std::mem::take(&mut client.greeting);
+            std::iter::once(first).chain(session.acts.iter().map(|act| client.play(act))).collect()
+        };
+        let direct: Vec<_> = spend(Part::Directly, || sessions.iter().map(alone).collect());
+        spend(Part::Cleaning, clean_up);
+        spend(Part::Through, || self.compare(sessions, seed, &direct))
+    }
+
+    /// The first difference from what was heard directly.
+    fn compare(&self, sessions: &[Session], seed: u64, direct: &[Vec<Vec<String>>]) -> Option<String> {
         let mut random = Random::new(seed ^ 0x5eed);
         let mut clients: Vec<Client> = sessions.iter().map(|session| Client::connect(&self.through, session)).collect();
         for (session, client) in sessions.iter().zip(&clients) {

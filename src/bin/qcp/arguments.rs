@@ -27,6 +27,10 @@ pub struct Arguments {
     #[arg(long, value_name = "INI")]
     pub pgbouncer_ini: Option<PathBuf>,
 
+    /// The control socket; goes before `control.socket` of the configuration, which PgBouncer's has no word for
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+
     /// Threads, each on a core of its own; goes before `cores` of the configuration [default: the cores this process may
     /// run on]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]

@@ -19,14 +19,20 @@ impl<T: Transport> Shard<T> {
         if link.pipeline.status() != TransactionStatus::Idle {
             return false;
         }
-        let (pool, busy) = (link.pool, link.pipeline.is_client_busy());
+        if link.pipeline.is_client_busy() {
+            // This was asked before anything that notifies or resets: what does waits for what is before it
+            // (`answers_in_turn`).
+            self.tell_held(client_id);
+            return false;
+        }
+        let pool = link.pool;
         let notified = link.kept.notified;
         let hears = link.kept.hears;
         let resets = std::mem::take(&mut link.kept.resets);
         let fast = self.pools.get(pool).settings.preserve == Some(Transparency::Fast);
         let client = self.client(client_id).expect("a linked client is there");
-        // Behind a pipeline's other answers there is no place for it; those who leave hear nothing more.
-        let waits = !busy && !client.terminating;
+        // Those who leave hear nothing more.
+        let waits = !client.terminating;
         let resets = resets && waits;
         let slot = if waits && (notified || hears && !fast) { self.listener_of(pool) } else { None };
         if slot.is_none() && !resets {
@@ -48,13 +54,15 @@ impl<T: Transport> Shard<T> {
 
     /// It is known on what the client listens: now its ReadyForQuery waits for the listener.
     pub(in crate::shard) fn go_on_to_ready(&mut self, id: BackendId) {
-        let Some(link) = self.backend(id) else { return };
-        let kept = &mut link.kept;
+        let Some(link) = self.backends.get(id.index, id.generation) else { return };
+        let kept = &link.kept;
         let settled = kept.suspects.is_empty() && kept.asked.is_none() && kept.share.is_none();
-        if !kept.ready_waits || !settled || kept.real && !kept.refused {
+        // Where nobody else listens for it there is nothing to be found out.
+        let alone = || self.listener_of(link.pool).is_none();
+        if !kept.ready_waits || !settled || kept.real && !kept.refused && !alone() {
             return;
         }
-        kept.ready_waits = false;
+        self.backend(id).expect("looked up above").kept.ready_waits = false;
         let Some(client) = self.client_of(id) else { return };
         self.wait_for_listener(client, id);
     }
@@ -136,7 +144,7 @@ impl<T: Transport> Shard<T> {
             _ => false,
         };
         let own = link.is_some_and(|link| link.process_id == process_id && link.kept.notified);
-        let now = now && hearing.moving.is_none();
+        let now = now && !hearing.waits_for_move();
         let connection = client.connection;
         let mut room = [0; 16];
         let head = &mut room[..HEAD_SIZE + 4];
@@ -187,7 +195,7 @@ impl<T: Transport> Shard<T> {
         let Some(client) = self.client(id) else { return };
         let connection = client.connection;
         let Some(hearing) = &mut client.hears else { return };
-        if hearing.held.is_empty() || hearing.moving.is_some() {
+        if hearing.held.is_empty() || hearing.waits_for_move() {
             return;
         }
         hearing.held_size = 0;

@@ -34,8 +34,10 @@ impl<T: Transport> Shard<T> {
         if !(pins.has(Effects::LISTEN) || real) || link.kept.refused || self.running != Running::Yes {
             return false;
         }
-        let can_promote = pins == Effects::LISTEN && self.can_replace(pool);
-        if self.listener_of(pool).is_none() && !can_promote || !self.has_listeners_encoding(id) {
+        let can_promote = pins.without(Effects::LISTEN).is_empty() && self.can_replace(pool);
+        let alone = self.listener_of(pool).is_none();
+        // While its ReadyForQuery is held it becomes no listener: nobody would give that any more. It is given first.
+        if alone && (link.kept.ready_held || !can_promote && !real) || !self.has_listeners_encoding(id) {
             return false;
         }
         let share = Share { stage: Stage::Asking, names: Vec::new(), cut: false };
@@ -96,20 +98,24 @@ impl<T: Transport> Shard<T> {
         let names = std::mem::take(&mut share.names);
         let (pool, real, pins) = (link.pool, link.kept.real, link.kept.pins);
         let Some(slot) = self.listener_of(pool) else {
-            if pins == Effects::LISTEN && !names.is_empty() && self.can_replace(pool) {
+            let others = pins.without(Effects::LISTEN);
+            let held = self.backend(id).is_some_and(|link| link.kept.ready_held);
+            if others.is_empty() && !names.is_empty() && !held && self.can_replace(pool) {
                 self.promote(client_id, id, &names);
                 return true;
             }
+            // The listener went meanwhile: what it listened on for this client, its own backend does.
             let link = self.backend(id).expect("looked up above");
             link.kept.share = None;
-            if names.is_empty() {
-                link.kept.pins = pins.without(Effects::LISTEN);
-                link.kept.real = false;
+            link.kept.real = false;
+            link.kept.pins = if names.is_empty() { others } else { others.and(Effects::LISTEN) };
+            link.kept.refused = !names.is_empty() && !held;
+            if held {
+                self.go_on_to_ready(id);
+            } else if names.is_empty() {
                 self.release_if_whole(id);
-                return true;
             }
-            link.kept.refused = true;
-            return false;
+            return names.is_empty() || held;
         };
         let token = self.new_token(client_id);
         let Self { listeners, clients, backends, .. } = self;
@@ -217,7 +223,8 @@ impl<T: Transport> Shard<T> {
         link.stalled = None;
         let connection = link.connection.expect("a linked backend is connected");
         // What the client has set is not the listener's, and no timeout of the server's ends it.
-        self.vectors.write_change(has, VectorId::NEUTRAL, std::mem::take(&mut link.touched), &mut sql);
+        self.vectors.write_change(has, VectorId::NEUTRAL, std::mem::take(&mut link.touched), &[], &mut sql);
+        link.unset.clear();
         self.vectors.let_go(has);
         if !sql.is_empty() {
             sql.extend_from_slice(b";");
@@ -261,6 +268,21 @@ impl<T: Transport> Shard<T> {
                 self.resume_client(id);
             }
         }
+    }
+
+    /// The client goes on without its backend, which does not listen: a move that was begun is none any more.
+    pub(in crate::shard) fn abandon_move(&mut self, id: ClientId) {
+        let Some(hearing) = self.client(id).and_then(|client| client.hears.as_mut()) else { return };
+        let Some(moving) = hearing.moving.take() else { return };
+        let slot = hearing.listener;
+        if let Some(listener) = self.listener(slot) {
+            for name in &moving.names {
+                listener.channels.unlisten(id, name);
+            }
+        }
+        self.tell_held(id);
+        self.forget_hearing_if_none(id);
+        self.drive(slot);
     }
 
     fn end_move(&mut self, client: ClientId, id: BackendId) {

@@ -67,6 +67,10 @@ struct Plan {
     skip_parse: bool,
     count_system_calls: bool,
     watched: Watched,
+    /// The server behind, with all its processes; none: nobody asks what it costs.
+    server: Watched,
+    /// How many kinds of clients there are, by a setting that each makes for its session; none: they set nothing.
+    settings: Vec<&'static [u8]>,
     startup: &'static [u8],
     request: Request,
 }
@@ -108,6 +112,10 @@ impl Plan {
             skip_parse: arguments.value("skip-parse", false),
             count_system_calls: arguments.value("count-system-calls", false),
             watched: Watched::new(arguments.all("watch").map(|id| id.parse().expect("--watch PID")).collect()),
+            server: Watched::new(arguments.all("server").map(|id| id.parse().expect("--server PID")).collect()),
+            settings: (0..arguments.value("kinds", 0))
+                .map(|kind| &*wire::query(&format!("set work_mem = '{}MB'", 5 + kind)).leak())
+                .collect(),
             startup: wire::startup(user, arguments.text("database").unwrap_or("bench")).leak(),
             request: Request::new(mode, work, size),
         }
@@ -153,6 +161,7 @@ impl Request {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Login,
+    Setting,
     Preparing,
     Busy,
     /// Asked for COPY, or sending it.
@@ -213,6 +222,7 @@ enum Phase {
 struct Window {
     begun: Instant,
     reading: Reading,
+    reading_of_server: Reading,
     system_calls: Result<SystemCalls, String>,
 }
 
@@ -383,12 +393,18 @@ impl Load {
         let connection = &mut self.connections[slot as usize];
         match connection.stage {
             Stage::Login if self.plan.mode == Mode::Churn && is_running => self.send_request(slot),
-            Stage::Login if self.plan.preparation().is_some() && slot as usize >= self.plan.idle => {
+            Stage::Login if !self.plan.settings.is_empty() => {
+                connection.stage = Stage::Setting;
+                let socket = connection.socket.expect("logged in, so open");
+                let setting = self.plan.settings[slot as usize % self.plan.settings.len()];
+                self.ring.send_static(socket, setting, Token::new(SEND, slot));
+            }
+            Stage::Login | Stage::Setting if self.plan.preparation().is_some() && slot as usize >= self.plan.idle => {
                 connection.stage = Stage::Preparing;
                 let socket = connection.socket.expect("logged in, so open");
                 self.ring.send_static(socket, self.plan.request.preparation, Token::new(SEND, slot));
             }
-            Stage::Login | Stage::Preparing => {
+            Stage::Login | Stage::Setting | Stage::Preparing => {
                 connection.stage = Stage::Idle;
                 self.ready += 1;
                 self.logging_in -= 1;
@@ -509,13 +525,14 @@ impl Load {
         } else {
             Err("not asked for".to_owned())
         };
-        let reading = self.plan.watched.read();
-        self.phase = Phase::Measuring { window: Window { begun: Instant::now(), reading, system_calls } };
+        let (reading, reading_of_server) = (self.plan.watched.read(), self.plan.server.read());
+        self.phase = Phase::Measuring { window: Window { begun: Instant::now(), reading, reading_of_server, system_calls } };
     }
 
     fn report(&self, window: &Window) -> String {
         let seconds = window.begun.elapsed().as_secs_f64();
         let cpu_ns = self.plan.watched.cpu_ns_since(&window.reading);
+        let server_cpu_ns = self.plan.server.cpu_ns_since(&window.reading_of_server);
         let system_calls = match &window.system_calls {
             Ok(counters) => counters.total().to_string(),
             Err(_) => "null".to_owned(),
@@ -523,7 +540,7 @@ impl Load {
         let quantile = |quantile| self.latencies.value_at_quantile(quantile);
         format!(
             "{{\"seconds\": {seconds:.6}, \"transactions\": {}, \"bytes\": {}, \"p50_us\": {}, \"p99_us\": {}, \
-             \"p999_us\": {}, \"max_us\": {}, \"cpu_ns\": {cpu_ns}, \"system_calls\": {system_calls}, \
+             \"p999_us\": {}, \"max_us\": {}, \"cpu_ns\": {cpu_ns}, \"server_cpu_ns\": {server_cpu_ns}, \"system_calls\": {system_calls}, \
              \"rss_kb\": {}}}",
             self.transactions,
             self.bytes,
