@@ -17,6 +17,7 @@ use qcp::control::report::metrics::{self, Histogram, Origin, PoolMetrics, Proces
 use support::pooler::{Qcp, Setup};
 use support::postgres::{SUPERUSER, postgres};
 use support::programs::{Program, pgbench, psql};
+use support::raw::RawClient;
 use support::{free_port, wait_until};
 
 /// Reads a page, and prints kind, name and number of samples of each family.
@@ -94,6 +95,50 @@ fn what_is_done_is_counted() {
     assert_eq!(page.sum("pgbouncer_databases_current_connections", &[("name", "counted")]), 1.0);
     assert!(page.sum("qcp_core_cpu_seconds_total", &[]) > 0.0);
     assert!(page.sum("process_resident_memory_bytes", &[]) > 1e6);
+}
+
+/// What is neither counted nor timed: who and what there is at the moment.
+#[test]
+fn what_is_there_is_told() {
+    let server = postgres();
+    server.create_database("present");
+    let (qcp, port) = start("pool: {size: 3}\nlimits: {max_clients: 50}\nusers: {joe: {}}\n", 2, None);
+    let mut busy = RawClient::login(&qcp.tcp(), SUPERUSER, "present");
+    let _idle = RawClient::login(&qcp.tcp(), SUPERUSER, "present");
+    busy.query("BEGIN").expect("served");
+    let page = scrape(port);
+    let is = |name: &str, expected: f64| assert_eq!(page.sum(name, &[]), expected, "{name}");
+    is("pgbouncer_up", 1.0);
+    is("pgbouncer_version_info", 1.0);
+    is("qcp_info", 1.0);
+    is("qcp_draining", 0.0);
+    is("qcp_clients", 2.0);
+    is("qcp_accepted_total", 2.0 + 1.0); // `start` knocks once.
+    is("qcp_broken_total", 0.0);
+    is("qcp_waits_total", 0.0);
+    is("pgbouncer_used_clients", 2.0);
+    is("pgbouncer_free_clients", 48.0);
+    is("pgbouncer_login_clients", 0.0);
+    is("pgbouncer_config_max_client_connections", 50.0);
+    is("pgbouncer_pools_server_login_connections", 0.0);
+    is("pgbouncer_pools_server_testing_connections", 0.0);
+    is("pgbouncer_databases_pool_size", 3.0);
+    let backends = server.count_backends("present") as f64;
+    is("qcp_backends", backends);
+    is("pgbouncer_databases_current_connections", backends);
+    assert_eq!(page.sum("pgbouncer_used_servers", &[]) + page.sum("pgbouncer_free_servers", &[]), backends);
+    for name in ["pgbouncer_databases", "pgbouncer_users", "pgbouncer_pools", "qcp_links_total", "qcp_requests_total"] {
+        assert!(page.sum(name, &[]) >= 1.0, "{name}");
+    }
+    assert!(page.sum("qcp_received_bytes_total", &[]) > 0.0 && page.sum("qcp_sent_bytes_total", &[]) > 0.0);
+    // 32 MB, in whole chunks for each of the two cores.
+    let arena = page.sum("qcp_arena_bytes", &[]);
+    assert!((31e6..34e6).contains(&arena), "{arena}");
+    assert!((1.0..arena).contains(&page.sum("qcp_arena_peak_bytes", &[])));
+    assert!(page.sum("qcp_core_cpu_seconds_total", &[]) > 0.0);
+    let started = page.sum("process_start_time_seconds", &[]);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs_f64();
+    assert!((now - 60.0..=now).contains(&started), "{started}");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 pub mod rows;
 pub mod show;
+mod sockets;
 pub mod statement;
 pub mod stats;
 

@@ -75,6 +75,15 @@ pub struct ClientRow {
     pub quiet_s: u64,
     /// Whether its connection is encrypted.
     pub tls: bool,
+    /// Our own end's address, as `address` is spelled; empty: none, or not told.
+    #[serde(default)]
+    pub local: String,
+    /// Version and cipher; empty: its connection is not encrypted.
+    #[serde(default)]
+    pub cipher: String,
+    /// `none`, `physical` or `logical`.
+    #[serde(default)]
+    pub replication: String,
     /// Named ones.
     pub prepared_statements: u64,
 }
@@ -114,6 +123,15 @@ pub struct BackendRow {
     pub close_needed: bool,
     /// Whether its connection is encrypted.
     pub tls: bool,
+    /// Our own end's address, as `address` is spelled; empty: none, or not told.
+    #[serde(default)]
+    pub local: String,
+    /// Version and cipher; empty: its connection is not encrypted.
+    #[serde(default)]
+    pub cipher: String,
+    /// `none`, `physical` or `logical`.
+    #[serde(default)]
+    pub replication: String,
     pub prepared_statements: u64,
 }
 

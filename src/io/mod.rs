@@ -182,6 +182,11 @@ pub trait Transport {
     /// The peer's address, for people.
     fn peer(&self, connection: ConnectionId) -> String;
 
+    /// Our own end's address, for people; empty where there is none to tell.
+    fn local(&self, _connection: ConnectionId) -> String {
+        String::new()
+    }
+
     /// Whether the peer is on this machine: a Unix socket or a loopback address.
     fn is_local(&self, connection: ConnectionId) -> bool;
 

@@ -275,6 +275,15 @@ pub enum Replication {
 }
 
 impl Replication {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Replication::No => "none",
+            Replication::Physical => "physical",
+            Replication::Logical => "logical",
+        }
+    }
+
     /// `database`, or what PostgreSQL's `parse_bool` takes: any beginning of these words that is not ambiguous.
     fn from_value(value: &[u8]) -> Option<Replication> {
         const WORDS: [(&[u8], usize, Replication); 8] = [

@@ -178,6 +178,7 @@ impl<T: Transport> Shard<T> {
         client.mode = mode;
         client.secret = secret;
         client.long_key = version == Version::V3_2;
+        client.replication = startup.replication().unwrap_or(Replication::No);
         client.state = ClientState::Login(Box::new(Login {
             packet,
             replication: startup.replication() == Ok(Replication::Physical),

@@ -5,7 +5,7 @@ use crate::control::report::{
     BackendRow, BackendState as ReportedBackend, ClientRow, ClientState as ReportedClient, Counters, MemoryReport,
     PoolRow, RelayMode as ReportedMode,
 };
-use crate::ids::ClientId;
+use crate::ids::{ClientId, ConnectionId};
 use crate::io::Transport;
 use crate::protocol::TransactionStatus;
 use crate::session::RelayMode;
@@ -51,6 +51,9 @@ impl<T: Transport> Shard<T> {
                     .map_or(0, |since| now.duration_since(since).as_secs()),
                 quiet_s: now.duration_since(client.active).as_secs(),
                 tls: self.io.facts(client.connection).is_some(),
+                cipher: self.cipher_of(client.connection),
+                local: self.io.local(client.connection),
+                replication: client.replication.name().to_owned(),
                 prepared_statements: {
                     let packed = client.names.as_ref().map_or(&[][..], |names| names.bytes());
                     count_names(&packed[..(client.names_used as usize).min(packed.len())]) as u64
@@ -90,6 +93,12 @@ impl<T: Transport> Shard<T> {
                 busy: backend.pipeline.is_client_busy(),
                 close_needed: backend.tainted,
                 tls: backend.leg.encryption == super::tls::Encryption::Done,
+                cipher: backend.connection.map(|connection| self.cipher_of(connection)).unwrap_or_default(),
+                local: backend.connection.map(|connection| self.io.local(connection)).unwrap_or_default(),
+                replication: {
+                    let client = client.and_then(|client| self.clients.get(client.index, client.generation));
+                    client.map_or("none", |client| client.replication.name()).to_owned()
+                },
                 prepared_statements: backend.prepared.count() as u64,
             }
         });
@@ -152,5 +161,10 @@ impl<T: Transport> Shard<T> {
             paused: self.orders.paused(),
             disabled: self.orders.disabled(),
         }
+    }
+
+    /// As `TLSv1.3/TLS13_AES_256_GCM_SHA384`; empty: not encrypted.
+    fn cipher_of(&self, connection: ConnectionId) -> String {
+        self.io.facts(connection).map_or_else(String::new, |facts| format!("{}/{}", facts.version, facts.cipher))
     }
 }

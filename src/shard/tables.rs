@@ -11,6 +11,7 @@ use crate::ids::{BackendId, ClientId, ConnectionId, PoolId, ShardId};
 use crate::io::SocketAddress;
 use crate::memory::{Block, Outbox, Stash};
 use crate::pool::Role;
+use crate::protocol::startup::Replication;
 use crate::protocol::{Direction, Framer, HEAD_SIZE, Step};
 use crate::session::RelayMode;
 use crate::session::parameters::VectorId;
@@ -93,6 +94,8 @@ pub(super) struct Client {
     pub(super) bytes_in: u64,
     /// It has been told that it waits.
     pub(super) noticed: bool,
+    /// What it asked for when it came.
+    pub(super) replication: Replication,
 }
 
 /// Bytes of a cancel key beside the process id, where the protocol has room for them (3.2).
@@ -414,6 +417,7 @@ impl Client {
             active: now,
             bytes_in: 0,
             noticed: false,
+            replication: Replication::No,
         }
     }
 }

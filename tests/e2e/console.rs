@@ -92,6 +92,58 @@ fn rows_say_what_there_is() {
     }
 }
 
+/// Where a connection came to, how it is encrypted, and whether it replicates.
+#[test]
+fn connections_are_described() {
+    let server = postgres();
+    server.create_database("console_sockets");
+    let folder = server.certificates();
+    let yaml = format!(
+        "pool: {{size: 2}}\ntls: {{client: {{mode: allow, certificate: {0}/server.crt, key: {0}/own.key}}, server: {{mode: require}}}}\n",
+        folder.display()
+    );
+    let own = folder.join("own.key");
+    std::fs::copy(folder.join("server.key"), &own).expect("the folder is writable");
+    let qcp = Qcp::start(&yaml, 1);
+    let mut plain = RawClient::login(&qcp.tcp(), SUPERUSER, "console_sockets");
+    plain.query("BEGIN").expect("served");
+    let clients = |column: &str| value(&qcp, "SHOW CLIENTS", &format!("C|{SUPERUSER}|console_sockets"), column);
+    assert_eq!((clients("local_addr").as_str(), clients("local_port")), ("127.0.0.1", qcp.tcp().port.to_string()));
+    assert_eq!((clients("tls").as_str(), clients("replication").as_str()), ("", "none"));
+    let servers = |column: &str| value(&qcp, "SHOW SERVERS", &format!("S|{SUPERUSER}|console_sockets"), column);
+    // It is the server's word for the same connection.
+    let pid = plain.query("SELECT pg_backend_pid()").expect("served").remove(0);
+    let seen = server.execute(
+        "postgres",
+        &format!("SELECT host(client_addr) || ':' || client_port FROM pg_stat_activity WHERE pid = {pid}"),
+    );
+    assert_eq!(format!("{}:{}", servers("local_addr"), servers("local_port")), seen.trim());
+    let cipher = server.execute("postgres", &format!("SELECT version || '/' FROM pg_stat_ssl WHERE pid = {pid}"));
+    assert!(servers("tls").starts_with(cipher.trim()), "{}", servers("tls"));
+    plain.query("COMMIT").expect("served");
+    drop(plain);
+    let gone = || console(&qcp, "SHOW CLIENTS").iter().all(|line| !line.contains("console_sockets"));
+    wait_until("the first is gone", Duration::from_secs(5), gone);
+
+    let mut encrypted = psql(&qcp.tcp(), SUPERUSER, "console_sockets").env("PGSSLMODE", "require");
+    encrypted = encrypted.args(["-XAtc", "SELECT pg_sleep(3)"]);
+    let running = encrypted.start();
+    wait_until("it is there", Duration::from_secs(5), || !gone());
+    wait_until("it is encrypted", Duration::from_secs(2), || clients("tls").starts_with("TLSv1.3/TLS"));
+    running.finish().success();
+
+    let replica =
+        format!("host=127.0.0.1 port={} user={SUPERUSER} dbname=console_sockets replication=database", qcp.tcp().port);
+    let running = Program::new(server.programs.join("psql")).args(["-XAtc", "SELECT pg_sleep(3)", &replica]).start();
+    wait_until("it is there", Duration::from_secs(5), || !gone());
+    wait_until("it replicates", Duration::from_secs(2), || clients("replication") == "logical");
+    // Beside the one of the pool.
+    let row = format!("S|{SUPERUSER}|console_sockets|logical|");
+    assert!(console(&qcp, "SHOW SERVERS").iter().any(|line| line.starts_with(&row)));
+    running.finish().success();
+    let _ = std::fs::remove_file(&own);
+}
+
 #[test]
 fn a_pinned_client_and_its_statements_are_seen() {
     postgres().create_database("console_pins");

@@ -9,6 +9,7 @@ use super::support::pooler::Qcp;
 use super::support::postgres::{SUPERUSER, postgres};
 use super::support::programs::Program;
 use super::support::raw::{RawClient, error_field, message, zero_ended};
+use super::support::wait_until;
 
 fn client(qcp: &Qcp, database: &str) -> RawClient {
     RawClient::login(&qcp.tcp(), SUPERUSER, database)
@@ -188,4 +189,159 @@ fn tcp_is_told_when_a_peer_is_gone() {
         assert_ne!(getsockopt(&socket, sockopt::TcpKeepIdle).expect("a socket"), 60);
         assert_eq!(getsockopt(&socket, sockopt::TcpUserTimeout).expect("a socket"), 0);
     }
+}
+
+fn pids(database: &str) -> Vec<String> {
+    let asked = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND datname = ";
+    let said = postgres().execute("postgres", &format!("{asked}'{database}' ORDER BY pid"));
+    said.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn backends_are_kept_and_closed_by_their_times() {
+    let server = postgres();
+    server.create_database("keys_times");
+    let qcp = Qcp::start("pool: {size: 4, min_size: 2, idle_timeout: 500ms}\n", 1);
+    let mut clients: Vec<RawClient> = (0..4).map(|_| client(&qcp, "keys_times")).collect();
+    for client in &mut clients {
+        client.query("BEGIN").expect("a place for each");
+    }
+    assert_eq!(pids("keys_times").len(), 4);
+    for client in &mut clients {
+        client.query("COMMIT").expect("served");
+    }
+    // idle_timeout takes what is above min_size, and no more.
+    wait_until("two are closed", Duration::from_secs(5), || pids("keys_times").len() == 2);
+    std::thread::sleep(Duration::from_millis(1200));
+    let kept = pids("keys_times");
+    assert_eq!(kept.len(), 2);
+    // min_size is filled again, though nobody asks for anything.
+    server.execute("postgres", &format!("SELECT pg_terminate_backend({})", kept[0]));
+    wait_until("there are two again", Duration::from_secs(5), || {
+        let now = pids("keys_times");
+        now.len() == 2 && !now.contains(&kept[0])
+    });
+    // lifetime ends both, but not the one that is lent.
+    let holder = clients[0].query("BEGIN; SELECT pg_backend_pid()").expect("served").remove(0);
+    let before = pids("keys_times");
+    qcp.reload("pool: {size: 4, min_size: 2, lifetime: 1s}\n");
+    wait_until("the idle one is another", Duration::from_secs(5), || {
+        let now = pids("keys_times");
+        now.contains(&holder) && now.len() == 2 && now != before
+    });
+    clients[0].query("COMMIT").expect("it kept its own");
+    wait_until("so is the other", Duration::from_secs(5), || !pids("keys_times").contains(&holder));
+}
+
+#[test]
+fn the_log_says_as_much_as_its_level() {
+    postgres().create_database("keys_level");
+    let said = |level: &str| {
+        let qcp = Qcp::start(&format!("log_level: {level}\npool: {{size: 1}}\n"), 1);
+        client(&qcp, "keys_level").query("SELECT 1").expect("served");
+        assert!(!qcp.control(&["reload"]).success().is_empty());
+        let log = qcp.log();
+        ["INFO", "DEBUG", "TRACE"].map(|word| log.contains(&format!(" {word} ")))
+    };
+    assert_eq!(said("Error"), [false, false, false]);
+    assert!(matches!(said("Info"), [true, false, false]));
+    let qcp = Qcp::start("log_level: Off\n", 1);
+    let before = qcp.log();
+    qcp.reload("log_level: Info\n");
+    qcp.control(&["reload"]).success();
+    assert!(before.is_empty() && qcp.log().contains("reloaded"), "it changes while it runs: {}", qcp.log());
+}
+
+#[test]
+fn servers_are_taken_in_turn() {
+    let server = postgres();
+    server.create_database("keys_turn");
+    // One server by two names.
+    let port = server.tcp().port;
+    let both = format!("servers: [\"127.0.0.1:{port}\", \"localhost:{port}\"]\nroute: any\n");
+    let counts = |schedule: &str| {
+        let qcp = Qcp::start(&format!("{both}pool: {{size: 8, schedule: {schedule}}}\n"), 1);
+        let mut clients: Vec<RawClient> = (0..8).map(|_| client(&qcp, "keys_turn")).collect();
+        for client in &mut clients {
+            client.query("BEGIN").expect("a place for each");
+        }
+        let json = qcp.control(&["show", "backends", "--json"]).success();
+        let rows: serde_json::Value = serde_json::from_str(&json).expect("it is JSON");
+        let rows = rows.as_array().expect("rows");
+        let of = |host: &str| {
+            let is_linked = |row: &&serde_json::Value| row["state"] == "linked";
+            let is_there =
+                |row: &&serde_json::Value| row["server"].as_str().is_some_and(|server| server.starts_with(host));
+            rows.iter().filter(is_linked).filter(is_there).count()
+        };
+        (of("127.0.0.1"), of("localhost"))
+    };
+    assert_eq!(counts("round-robin"), (4, 4));
+    assert_eq!(counts("load-balancing"), (4, 4));
+    let (one, other) = counts("random");
+    assert_eq!(one + other, 8);
+}
+
+#[test]
+fn attempts_are_as_far_apart_as_is_said() {
+    // Accepts, and closes at once: each attempt is seen.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    let attempts = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = attempts.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            seen.lock().expect("nobody panics").push(Instant::now());
+            drop(stream);
+        }
+    });
+    let yaml =
+        "reconnect: {min_backoff: 200ms, max_backoff: 600ms}\npool: {queue_timeout: 20s}\nauth: {method: trust}\n";
+    let qcp = super::support::pooler::Setup::new(yaml).server(&address).start();
+    let mut waiting = RawClient::connect(&qcp.tcp());
+    waiting.send(&super::support::raw::startup(
+        super::support::raw::PROTOCOL_3_0,
+        &[("user", "joe"), ("database", "none")],
+    ));
+    waiting.send(&message(b'Q', &zero_ended("SELECT 1")));
+    std::thread::sleep(Duration::from_secs(4));
+    let attempts = attempts.lock().expect("nobody panics").clone();
+    let pauses: Vec<u128> = attempts.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
+    // With jitter: none before half of the first pause, none long after the last.
+    assert!(pauses.len() >= 4, "{pauses:?}");
+    assert!(pauses.iter().all(|pause| (90..2000).contains(pause)), "{pauses:?}");
+    assert!(pauses.len() <= 30, "{pauses:?}");
+}
+
+#[test]
+fn what_holds_for_a_database_or_a_user_goes_before_the_rest() {
+    let server = postgres();
+    server.create_database("keys_own");
+    let yaml = "session_state: none\nslow_query: 0s\npool: {size: 1}\n\
+                databases: {keys_kept: {dbname: keys_own, session_state: preserve, transparency: strict}, keys_own: {}, \
+                keys_logged: {dbname: keys_own, slow_query: 50ms}}\n\
+                users: {trust_user: {session_state: preserve, transparency: fast, slow_query: 50ms, relay_mode: Session}}\n";
+    let qcp = Qcp::start(yaml, 1);
+    // Whether a setting goes with its client, where another has changed it meanwhile.
+    let is_kept = |user: &str, database: &str| {
+        let mut one = RawClient::login(&qcp.tcp(), user, database);
+        one.query("SET work_mem = '7MB'").expect("served");
+        if user == SUPERUSER {
+            let mut other = RawClient::login(&qcp.tcp(), user, database);
+            other.query("SET work_mem = '9MB'").expect("served");
+        }
+        one.query("SHOW work_mem").expect("served") == ["7MB"]
+    };
+    assert!(is_kept(SUPERUSER, "keys_kept"));
+    assert!(!is_kept(SUPERUSER, "keys_own"));
+    assert!(is_kept("trust_user", "keys_own"), "the user goes before the database");
+    let slow = |user: &str, database: &str| {
+        let before = qcp.log().matches(" slow: ").count();
+        RawClient::login(&qcp.tcp(), user, database).query("SELECT pg_sleep(0.1)").expect("served");
+        qcp.log().matches(" slow: ").count() - before
+    };
+    assert_eq!(
+        (slow(SUPERUSER, "keys_own"), slow(SUPERUSER, "keys_logged"), slow("trust_user", "keys_own")),
+        (0, 1, 1)
+    );
 }

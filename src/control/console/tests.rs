@@ -31,6 +31,9 @@ impl Source for Fake {
             pinned_s: 0,
             quiet_s: 2,
             tls: false,
+            local: String::new(),
+            cipher: String::new(),
+            replication: "none".to_owned(),
             prepared_statements: 0,
         };
         let backend = BackendRow {
@@ -47,6 +50,9 @@ impl Source for Fake {
             busy: false,
             close_needed: false,
             tls: false,
+            local: String::new(),
+            cipher: String::new(),
+            replication: "none".to_owned(),
             prepared_statements: 3,
         };
         let pool = PoolRow {

@@ -25,6 +25,9 @@ fn shards() -> Vec<ShardReport> {
         pinned_s: 62,
         quiet_s: 2,
         tls: false,
+        local: String::new(),
+        cipher: String::new(),
+        replication: "none".to_owned(),
         prepared_statements: 0,
     };
     let waiting = ClientRow {
@@ -54,6 +57,9 @@ fn shards() -> Vec<ShardReport> {
         busy: false,
         close_needed: false,
         tls: false,
+        local: String::new(),
+        cipher: String::new(),
+        replication: "none".to_owned(),
         prepared_statements: 0,
     };
     let dialing =

@@ -22,6 +22,18 @@ impl Ring {
         }
     }
 
+    /// See [`Transport::local`](crate::io::Transport::local).
+    pub(super) fn own_name_of(&self, connection: ConnectionId) -> String {
+        let slot = self.connections.get(connection.index, connection.generation);
+        let Some(connection) = slot else { return String::new() };
+        let address = sys::getsockname::<SockaddrStorage>(connection.socket).ok();
+        match address.as_ref().and_then(tcp_address) {
+            Some(address) => address.to_string(),
+            None if connection.local => "unix".to_owned(),
+            None => String::new(),
+        }
+    }
+
     /// See [`Transport::is_local`](crate::io::Transport::is_local).
     pub(super) fn is_near(&self, connection: ConnectionId) -> bool {
         let slot = self.connections.get(connection.index, connection.generation);

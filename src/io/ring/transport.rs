@@ -126,6 +126,10 @@ impl Transport for Ring {
         self.end(id, how);
     }
 
+    fn local(&self, connection: ConnectionId) -> String {
+        self.own_name_of(connection)
+    }
+
     fn peer(&self, connection: ConnectionId) -> String {
         self.name_of(connection)
     }

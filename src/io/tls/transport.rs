@@ -124,6 +124,10 @@ impl<T: Transport> Transport for Tls<T> {
         self.inner.close(id, how);
     }
 
+    fn local(&self, connection: ConnectionId) -> String {
+        self.inner.local(connection)
+    }
+
     fn peer(&self, connection: ConnectionId) -> String {
         self.inner.peer(connection)
     }
