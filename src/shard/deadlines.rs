@@ -88,7 +88,7 @@ impl<T: Transport> Shard<T> {
     }
 
     fn scan_clients(&mut self) {
-        let now = self.io.now();
+        let stamp = self.stamp(self.io.now());
         let login_timeout = self.settings.login_timeout;
         let mut from = 0;
         while let Some((index, generation)) = self.clients.next_used(from) {
@@ -99,7 +99,7 @@ impl<T: Transport> Shard<T> {
                 continue;
             }
             let logs_in = matches!(client.state, ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_));
-            if logs_in && now.duration_since(client.since) >= login_timeout {
+            if logs_in && client.since.age(stamp) >= login_timeout {
                 self.fail(ClientId { index, generation }, &Fault::LoginTimeout);
                 continue;
             }
@@ -109,7 +109,7 @@ impl<T: Transport> Shard<T> {
                 (ClientState::Ready, Some(pool)) => self.pools.get(pool).settings.timeouts.client_idle,
                 _ => Duration::ZERO,
             };
-            if !idle_max.is_zero() && now.duration_since(client.active) >= idle_max {
+            if !idle_max.is_zero() && client.active.age(stamp) >= idle_max {
                 self.fail(ClientId { index, generation }, &Fault::ClientIdle);
             }
         }

@@ -200,11 +200,12 @@ impl<T: Transport> Shard<T> {
         }
         let link = self.backend(id).expect("looked up above");
         link.kept.forget();
-        let (pool, answered) = (link.pool, link.asked);
+        let (pool, asked) = (link.pool, link.asked);
+        let active = self.stamp(asked);
         let moves = self.has_leaving && self.pools.get(pool).is_left();
         let client = self.client(client_id).expect("looked up above");
         client.state = ClientState::Ready;
-        client.active = answered;
+        client.active = active;
         client.paused = false;
         let connection = client.connection;
         self.io.receive(connection, true);

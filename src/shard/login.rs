@@ -137,7 +137,7 @@ impl<T: Transport> Shard<T> {
         if self.try_begin_visit(id, startup, database, user) {
             return Ok(None);
         }
-        let Some(settings) = self.catalogue.pool(database, user) else {
+        let Some(settings) = self.asked.pool(&*self.catalogue, database, user) else {
             return Err(Fault::UnknownDatabase(database.to_owned()));
         };
         if self.orders.refuses(database) {
@@ -145,8 +145,7 @@ impl<T: Transport> Shard<T> {
         }
         let wishes = wishes(startup);
         let dedicated = settings.dedicated || wishes.is_none();
-        let rules = settings.rules.clone();
-        let server_user = rules.credentials.as_ref().and_then(|credentials| credentials.user.as_deref());
+        let server_user = settings.rules.credentials.as_ref().and_then(|credentials| credentials.user.as_deref());
         let packet = dedicated.then(|| own_packet(startup, server_user, &settings.server_database));
         let arrived = server.is_some();
         // What the shard that sent it went by may have changed meanwhile.
@@ -162,7 +161,8 @@ impl<T: Transport> Shard<T> {
         }
         let raw = self.vectors.intern(wishes.unwrap_or_default()).map_err(|_| Fault::NoRoom("clients' settings"))?;
         let mode = settings.mode;
-        let Some(pool) = self.pool_of(key, settings) else {
+        let found = self.pools.find(&key);
+        let Some(pool) = found.or_else(|| self.pool_of(key, (*settings).clone())) else {
             self.vectors.let_go(raw);
             return Err(Fault::NoRoom("pools"));
         };

@@ -74,7 +74,9 @@ use pools::Pools;
 pub use pools::{ClientsMax, PoolSettings, Upkeep};
 pub use reload::Reload;
 use statements::Statements;
-use tables::{Backend, BackendState, Cancel, Client, ClientState, Discard, Owner, Purpose, SECRET_SIZE, Unnamed};
+use tables::{
+    Backend, BackendState, Cancel, Client, ClientState, Discard, Owner, Purpose, SECRET_SIZE, Stamp, Unnamed,
+};
 pub use tls::TlsSettings;
 
 /// A server of the configuration.
@@ -189,6 +191,7 @@ pub struct Shard<T: Transport> {
     pub io: T,
     settings: Settings,
     catalogue: Rc<dyn Catalogue>,
+    asked: pools::Asked,
     /// The one before the last reload: other shards may go by it still.
     catalogue_before: Option<Rc<dyn Catalogue>>,
     mailbox: Mailbox,
@@ -283,6 +286,7 @@ impl<T: Transport> Shard<T> {
         let clients_max = settings.clients_max as usize;
         Self {
             catalogue,
+            asked: pools::Asked::default(),
             catalogue_before: None,
             mailbox,
             console: None,
@@ -601,6 +605,11 @@ impl<T: Transport> Shard<T> {
                 let _ = writer.ready_for_query(status);
             }
         });
+    }
+
+    /// A moment, as a client remembers it.
+    fn stamp(&self, at: Instant) -> Stamp {
+        Stamp::new(self.started, at)
     }
 
     /// A number for what may be predictable (xorshift).

@@ -22,7 +22,7 @@ use crate::pool::Refill;
 use crate::session::fault::Fault;
 
 use super::placement;
-use super::pools::{Key, PoolSettings};
+use super::pools::{Asked, Key, PoolSettings};
 use super::{BackendState, Catalogue, ClientState, Server, Shard, TlsSettings};
 
 /// What a reload changes at once: this and no half of it.
@@ -59,6 +59,7 @@ impl<T: Transport> Shard<T> {
     pub(super) fn on_reload(&mut self, reload: Reload) {
         self.generation += 1;
         let catalogue: Box<dyn Catalogue> = reload.catalogue;
+        self.asked = Asked::default();
         self.catalogue_before = Some(std::mem::replace(&mut self.catalogue, Rc::from(catalogue)));
         if self.settings.auth.limiter != reload.auth.limiter {
             self.limiter = Limiter::new(reload.auth.limiter);
