@@ -1,7 +1,7 @@
 //! The configuration as it is written: one struct for each map of the YAML, one field for each key.
 //!
 //! A field that is absent stays `None`; defaults and the checks between keys are in [`super::resolve`]. A new key is a
-//! field here, and leaves [`key_comes_later`].
+//! field here.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,6 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Unexpected, Visitor};
 
 use super::address::{ListenAddress, ServerAddress};
-use super::problem::{KeyPath, Segment};
 use super::tls::{Negotiation, TlsMode, TlsVersion};
 use super::values::{Count, FromText, Hidden, Name, OneOrMany, Parsed, Query, Size, Switch, Wait};
 use super::{LogFormat, LogOutput, SessionState};
@@ -54,6 +53,7 @@ pub(super) struct File {
     pub tcp: Tcp,
     pub slow_query: Option<Parsed<Wait<0>>>,
     pub queue_notice: Option<Parsed<Wait<0>>>,
+    pub dns_ttl: Option<Parsed<Wait<0>>>,
     pub role_check_interval: Option<Parsed<Wait<10>>>,
     pub route: Option<Parsed<Route>>,
     pub shutdown_timeout: Option<Parsed<Wait<0>>>,
@@ -75,6 +75,9 @@ pub(super) const CHUNKS_COUNT_MAX: u32 = 1 << 24;
 pub(super) struct Pool {
     pub size: Option<Count<1, 100_000>>,
     pub min_size: Option<Count<0, 100_000>>,
+    pub reserve_size: Option<Count<0, 100_000>>,
+    pub reserve_timeout: Option<Parsed<Wait<0>>>,
+    pub max_backends: Option<Count<0, 100_000>>,
     pub max_queue: Option<Count<0, 1_000_000>>,
     pub queue_timeout: Option<Parsed<Wait<0>>>,
     pub schedule: Option<Parsed<Schedule>>,
@@ -326,27 +329,4 @@ impl<'de> Deserialize<'de> for Output {
 
         deserializer.deserialize_any(OutputVisitor)
     }
-}
-
-/// Keys that QCP's users will find in its documents, but that this version does not have yet.
-pub(super) fn key_comes_later(path: &KeyPath) -> bool {
-    let path = words(path);
-    let Some((key, map)) = path.split_last() else { return false };
-    let later: &[&str] = match map {
-        [] => &["dns_ttl"],
-        ["pool"] | ["databases" | "users", _, "pool"] => &["reserve_size", "reserve_timeout", "max_backends"],
-        _ => &[],
-    };
-    later.contains(key)
-}
-
-fn words(path: &KeyPath) -> Vec<&str> {
-    fn word(segment: &Segment) -> &str {
-        match segment {
-            Segment::Key(key) => key,
-            Segment::Index(_) => "",
-        }
-    }
-
-    path.0.iter().map(word).collect()
 }

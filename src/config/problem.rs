@@ -65,8 +65,6 @@ pub enum Problem {
     UnknownKey {
         allowed: &'static [&'static str],
     },
-    /// A key that QCP will have, but not this version.
-    LaterKey,
     DuplicateKey,
     MissingKey(&'static str),
     /// The file that a key names does not do; in whole words.
@@ -103,7 +101,6 @@ impl fmt::Display for Error {
                 }
                 write!(f, "; allowed here: {}", allowed.join(", "))
             }
-            Problem::LaterKey => write!(f, "known, comes later"),
             Problem::DuplicateKey => write!(f, "is there twice"),
             Problem::Broken(what) => f.write_str(what),
             Problem::MissingKey(key) => write!(f, "lacks the key {key}"),

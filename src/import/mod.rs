@@ -356,7 +356,7 @@ impl<'a> Importer<'a> {
 
     fn take_out(&mut self, error: config::Error) -> Result<(), Error> {
         let path = keys_of(&error.key);
-        let is_later = matches!(error.problem, Problem::LaterKey | Problem::UnknownKey { .. });
+        let is_unknown = matches!(error.problem, Problem::UnknownKey { .. });
         let is_meant = |setting: &Setting| setting.path.iter().zip(&path).all(|(own, refused)| own == refused);
         // What is wrong only of a user and a database together is told by a path that nobody has written.
         let end = path.len().saturating_sub(2);
@@ -375,7 +375,7 @@ impl<'a> Importer<'a> {
             for at in origins {
                 let (finding, nicety) = (&mut self.findings[at], self.niceties[at]);
                 finding.verdict = match &mut finding.verdict {
-                    _ if !is_later => Verdict::Decide(printable(&format!("{}: {reason}", setting.name()))),
+                    _ if !is_unknown => Verdict::Decide(printable(&format!("{}: {reason}", setting.name()))),
                     Verdict::Mapped { to, note } => Verdict::Later {
                         to: std::mem::take(to),
                         for_now: note.take().filter(|_| nicety),
@@ -404,7 +404,7 @@ impl<'a> Importer<'a> {
 /// Whether this version of QCP takes these keys, right values or not.
 fn is_taken(yaml: &str) -> bool {
     let loaded = Config::parse("probe", yaml).map_err(|error| error.problem);
-    !matches!(loaded, Err(Problem::LaterKey | Problem::UnknownKey { .. }))
+    !matches!(loaded, Err(Problem::UnknownKey { .. }))
 }
 
 /// The path without what is below a list.
