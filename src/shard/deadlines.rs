@@ -36,6 +36,7 @@ impl<T: Transport> Shard<T> {
         }
         self.work();
         self.watch_servers();
+        self.look_names_up();
         self.note_closed_doors();
         if now >= self.scan_at {
             self.scan_at = now + SCAN_EVERY;
@@ -309,6 +310,9 @@ impl<T: Transport> Shard<T> {
         while let Some(id) = self.pools.next_used(from) {
             from = id.0 + 1;
             self.refill(id);
+            self.thin_out(id);
+            let excess = self.pools.get(id).part.excess();
+            self.close_idle(id, excess);
             self.return_places(id);
             for (raw, made) in self.pools.remove_if_unused(id, now) {
                 self.vectors.let_go(raw);

@@ -154,6 +154,8 @@ pub(super) struct Pool {
     pub ask_at: Option<Instant>,
     /// How often they were asked.
     pub round: u32,
+    /// Nor asked to make room at the server.
+    pub room_at: Option<Instant>,
     /// For each shard, the last question to which it had nothing, and how many in a row those were.
     pub nothing: Box<[(u32, u32)]>,
     /// Those of other shards who wait and have asked lately, at most one for each shard.
@@ -269,6 +271,7 @@ impl Pools {
             is_spread: false,
             ask_at: None,
             round: 0,
+            room_at: None,
             nothing: vec![(0, 0); shard_count as usize].into_boxed_slice(),
             claims: Vec::new(),
         };

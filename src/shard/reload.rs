@@ -46,6 +46,8 @@ pub struct Reload {
     /// See [`super::Settings`].
     pub backoff: (Duration, Duration),
     /// See [`super::Settings`].
+    pub dns_ttl: Duration,
+    /// See [`super::Settings`].
     pub role_check_interval: Duration,
     /// See [`super::Settings`].
     pub check_connections: u32,
@@ -72,6 +74,7 @@ impl<T: Transport> Shard<T> {
         settings.cancel_timeout = reload.cancel_timeout;
         settings.backoff = reload.backoff;
         settings.role_check_interval = reload.role_check_interval;
+        settings.dns_ttl = reload.dns_ttl;
         settings.check_connections = reload.check_connections;
         // What was known of users and servers is asked again.
         self.found.clear();
@@ -81,6 +84,7 @@ impl<T: Transport> Shard<T> {
             from = pool.0 + 1;
             self.reconfigure(pool);
         }
+        self.count_those_there();
         self.review_pools();
         if reload.recycle {
             self.recycle(|_| true);

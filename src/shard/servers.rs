@@ -430,7 +430,7 @@ impl<T: Transport> Shard<T> {
         }
         // A refusal that says nothing of the server is not asked for four times a second.
         self.servers.get(server).watch_at = Some(now + self.settings.backoff.1);
-        if let Some(watcher) = self.open_backend(pool, Purpose::Watch, None) {
+        if let Some(watcher) = self.open_backend(pool, Purpose::Watch, None, None) {
             self.servers.get(server).watcher = Some(watcher);
         }
     }

@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{clean, console, listens, login, placement, preserve, proxied, slow, tally, tls};
+use super::{clean, console, listens, login, placement, preserve, proxied, room, slow, tally, tls};
 use crate::auth::outgoing::Outgoing;
 use crate::ids::{BackendId, ClientId, ConnectionId, PoolId, ShardId};
 use crate::io::SocketAddress;
@@ -204,6 +204,8 @@ pub(super) struct Backend {
     pub(super) probing: bool,
     /// When it was last asked that.
     pub(super) probed: Instant,
+    /// Of a pool: its part in what its server may have.
+    pub(super) seat: Option<room::Seat>,
     /// What its server was at its login; `None`: it does not say.
     pub(super) role: Option<Role>,
     /// What the server reports during its login.
@@ -353,6 +355,7 @@ impl Backend {
             late: None,
             probing: false,
             probed: now,
+            seat: None,
             role: None,
             reported: Vec::new(),
             addresses: Vec::new(),
