@@ -618,11 +618,14 @@ impl<T: Transport> Shard<T> {
         }
         let now = self.io.now();
         self.draw_reserve(id);
-        let minimum = self.minimum(id);
-        while self.pools.get(id).part.may_open(now, minimum) {
-            let Some(seat) = self.begin_open(id) else { break };
-            if self.open_backend(id, Purpose::Pool, None, Some(seat)).is_none() {
-                break;
+        // Whoever has to wait comes by here, and mostly every place is taken.
+        if self.pools.get(id).part.has_unused() {
+            let minimum = self.minimum(id);
+            while self.pools.get(id).part.may_open(now, minimum) {
+                let Some(seat) = self.begin_open(id) else { break };
+                if self.open_backend(id, Purpose::Pool, None, Some(seat)).is_none() {
+                    break;
+                }
             }
         }
         self.ask_for_place(id);
