@@ -63,6 +63,9 @@ fn part(waiters: &mut Waiters) -> Part {
     let settings = Settings {
         size: BACKENDS,
         min_size: 0,
+        reserve_size: 0,
+        reserve_timeout: Duration::ZERO,
+        max_backends: 0,
         max_queue: 0,
         queue_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(600),

@@ -1,6 +1,9 @@
 //! How much of clients' texts is looked at where sessions are kept: of a statement that is known nothing, of the text of a simple
 //! query each byte once.
 
+// Only such a build counts.
+#![cfg(debug_assertions)]
+
 #[path = "support/played.rs"]
 mod played;
 

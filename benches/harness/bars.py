@@ -1,9 +1,10 @@
-"""The bars that QCP has to clear, judged by the ratios of one run.
+"""The bars that QCP has to clear, judged by the ratios of one run: of each round's two figures, and of those the median.
 
 A bar is *passed*, *failed* or *not measured*; what was measured in fewer than ROUNDS_MIN rounds, or against a floor that
 does not count, is not measured, whatever it shows.
 """
 
+import statistics
 from dataclasses import dataclass
 
 ROUNDS_MIN = 5
@@ -19,7 +20,8 @@ def needed():
             peers = [] if mode == "prepared" else ["pgbouncer"]
             wanted.setdefault(f"{mode}-{clients}", ["qcp-1", *peers, "floor-ring"])
     wanted["idle-64"] = ["qcp-1"]
-    wanted["stub-simple-64"] = ["qcp-1", "qcp-2"]
+    for clients in (64, 1_024):
+        wanted[f"shards-{clients}"] = ["qcp-1", "qcp-2"]
     wanted["result"] = ["qcp-1", "pgbouncer", "haproxy"]
     wanted["churn"] = ["qcp-1", "pgbouncer"]
     for workload in ("tls-simple-64", "tls-churn"):
@@ -55,11 +57,13 @@ class Judge:
                 self.judge_against_floor(name, 1.25)
                 if mode != "prepared":
                     self.at_most(f"{name}: CPU, of PgBouncer's", 1.0, self.ratio("cpu_us", name, "qcp-1", "pgbouncer"))
-        alone = self.value("cpu_us_without_idle", "idle-64", "qcp-1")
-        self.at_most("idle-64: CPU, of that without them", 1.05, self.quotient(self.value("cpu_us", "idle-64", "qcp-1"), alone))
+        idle = self.found("idle-64", "qcp-1")
+        self.at_most("idle-64: CPU, of that without them", 1.05, self.quotient(idle, "cpu_us", idle, "cpu_us_without_idle"))
         self.at_most("simple-1: p50, of PgBouncer's", 1.1, self.ratio("p50_us", "simple-1", "qcp-1", "pgbouncer"))
         self.at_most("simple-64: p99, of PgBouncer's", 0.9, self.ratio("p99_us", "simple-64", "qcp-1", "pgbouncer"))
-        self.at_most("2 shards: CPU, of 1 shard's", 1.05, self.ratio("cpu_us", "stub-simple-64", "qcp-2", "qcp-1"))
+        for clients in (64, 1_024):
+            cpu = self.ratio("cpu_us", f"shards-{clients}", "qcp-2", "qcp-1")
+            self.at_most(f"2 shards, {clients:,} clients: CPU, of 1 shard's", 1.05, cpu)
         self.judge_throughput_of_two_shards()
         self.at_most("result: CPU per GB, of haproxy's", 1.0, self.ratio("cpu_us", "result", "qcp-1", "haproxy"))
         self.at_most("result: CPU per GB, of PgBouncer's", 1 / 3, self.ratio("cpu_us", "result", "qcp-1", "pgbouncer"))
@@ -82,9 +86,10 @@ class Judge:
             name = f"alike-{mode}-64"
             for contestant, limit in (("qcp-fast", 1.1), ("qcp-balanced", 1.15)):
                 self.at_most(f"{name}: CPU of {contestant}, of none's", limit, self.ratio("cpu_us", name, contestant, "qcp-1"))
-            none, fast, balanced = (self.value("server_cpu_us", name, who) for who in ("qcp-1", "qcp-fast", "qcp-balanced"))
-            self.at_most(f"{name}: PostgreSQL's CPU with fast, of that with none", 1.1, self.quotient(fast, none))
-            more = balanced - none if balanced is not None and none is not None else None
+            fast = self.ratio("server_cpu_us", name, "qcp-fast", "qcp-1")
+            self.at_most(f"{name}: PostgreSQL's CPU with fast, of that with none", 1.1, fast)
+            pairs = self.pairs(self.found(name, "qcp-balanced"), "server_cpu_us", self.found(name, "qcp-1"), "server_cpu_us")
+            more = statistics.median(balanced - none for balanced, none in pairs) if pairs else None
             self.at_most(f"{name}: PostgreSQL's CPU with balanced, us more than with none", 10, more)
         # On one backend that goes from one kind to the other again and again, a round trip more would be two calls more.
         calls = [self.system_calls(name, "qcp-fast-narrow") for name in ("narrow-two-kinds-2", "narrow-alike-2")]
@@ -109,7 +114,7 @@ class Judge:
             self.at_most(bar, limit, ratio)
 
     def judge_throughput_of_two_shards(self):
-        ratio = self.ratio("per_second", "stub-simple-64", "qcp-2", "qcp-1")
+        ratio = self.ratio("per_second", "shards-1024", "qcp-2", "qcp-1")
         bar = "2 shards: throughput, of 1 shard's"
         if self.cpus_count >= 4:
             self.at_least(bar, 1.85, ratio)
@@ -135,17 +140,22 @@ class Judge:
         self.verdicts.append(Verdict(bar, state, measured))
 
     def ratio(self, key, workload, ours, theirs):
-        return self.quotient(self.value(key, workload, ours), self.value(key, workload, theirs))
+        return self.quotient(self.found(workload, ours), key, self.found(workload, theirs), key)
+
+    def quotient(self, ours, our_key, theirs, their_key):
+        """What the machine does in a round falls on both: this cancels more than the quotient of two medians would."""
+        pairs = self.pairs(ours, our_key, theirs, their_key)
+        return statistics.median(our / their for our, their in pairs) if pairs else None
 
     @staticmethod
-    def quotient(ours, theirs):
-        return ours / theirs if ours is not None and theirs else None
+    def pairs(ours, our_key, theirs, their_key):
+        """Both figures of each round; nothing if there were too few rounds, or one of them was not measured."""
+        if min(ours.get("rounds", 0), theirs.get("rounds", 0)) < ROUNDS_MIN or our_key not in ours or their_key not in theirs:
+            return []
+        return list(zip(ours[our_key]["rounds"], theirs[their_key]["rounds"], strict=True))
 
-    def value(self, key, workload, contestant):
-        found = self.results.get(workload, {}).get(contestant, {})
-        if found.get("rounds", 0) < ROUNDS_MIN or key not in found:
-            return None
-        return found[key]["median"]
+    def found(self, workload, contestant):
+        return self.results.get(workload, {}).get(contestant, {})
 
     def system_calls(self, workload, contestant="qcp-1"):
         return self.results.get(workload, {}).get(contestant, {}).get("system_calls")

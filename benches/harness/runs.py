@@ -80,11 +80,12 @@ class Bench:
         arguments = workload.arguments(running.contestant, self.options.quick)
         if count_system_calls:
             arguments += ["--count-system-calls", "true"]
+        roams = workload.shards and len(cpus_of_this_machine()) < 4
         server = self.postgres.process.pid if workload.kinds else None
-        return self.load_with(running, milliseconds, arguments, "load_tls" if workload.tls else "load", server)
+        return self.load_with(running, milliseconds, arguments, "load_tls" if workload.tls else "load", roams, server)
 
-    def load_with(self, running, milliseconds, arguments, program="load", server=None):
-        """One run of the load generator, on the first CPU; the pooler has the last ones."""
+    def load_with(self, running, milliseconds, arguments, program="load", roams=False, server=None):
+        """One run of the load generator: on the first CPU, while the pooler has the last ones, or wherever there is room."""
         command = [
             os.path.join(self.programs, program), "--port", str(running.port), "--milliseconds", str(milliseconds), *arguments]
         if running.process:
@@ -93,7 +94,8 @@ class Bench:
             command += ["--server", str(server)]
 
         def pin():
-            os.sched_setaffinity(0, cpus_of_this_machine()[:1])
+            cpus = cpus_of_this_machine()
+            os.sched_setaffinity(0, cpus if roams else cpus[:1])
 
         try:
             done = subprocess.run(
@@ -179,7 +181,7 @@ def summary(workload, samples, is_watched):
         if samples and None not in without_idle:
             columns["cpu_us_without_idle"] = [nanoseconds / 1_000 for nanoseconds in without_idle]
         columns["rss_kb"] = [sample["rss_kb"] for sample in samples]
-    reduced = {key: {"median": statistics.median(values), "low": min(values), "high": max(values)}
+    reduced = {key: {"median": statistics.median(values), "low": min(values), "high": max(values), "rounds": values}
                for key, values in columns.items()}
     return {"unit": workload.unit, "rounds": len(samples), **reduced}
 

@@ -19,6 +19,8 @@ class Workload:
     kinds: int = 0
     # Of workloads that run once instead of for a time; their costs are counted per GB.
     size: int = 0
+    # Compares numbers of shards: where these take all CPUs, none is left for the load alone.
+    shards: bool = False
 
     @property
     def unit(self):
@@ -69,6 +71,7 @@ def workloads():
     for mode in ("simple", "extended", "prepared"):
         listed += [Workload(f"stub-{mode}-{clients}", STUB, mode, clients) for clients in (1, 16, 64, 256, 1_024)]
     listed += [Workload(f"stub-simple-{clients}", STUB, "simple", clients) for clients in (4_096, 10_000)]
+    listed += [Workload(f"shards-{clients}", STUB, "simple", clients, shards=True) for clients in (64, 1_024)]
     listed += [
         Workload("stub-idle-64", STUB, "simple", 64, idle=10_000),
         Workload("stub-churn", STUB, "churn", 16),

@@ -53,6 +53,7 @@ pub(super) struct File {
     pub tcp: Tcp,
     pub slow_query: Option<Parsed<Wait<0>>>,
     pub queue_notice: Option<Parsed<Wait<0>>>,
+    pub dns_ttl: Option<Parsed<Wait<0>>>,
     pub role_check_interval: Option<Parsed<Wait<10>>>,
     pub route: Option<Parsed<Route>>,
     pub shutdown_timeout: Option<Parsed<Wait<0>>>,
@@ -74,6 +75,9 @@ pub(super) const CHUNKS_COUNT_MAX: u32 = 1 << 24;
 pub(super) struct Pool {
     pub size: Option<Count<1, 100_000>>,
     pub min_size: Option<Count<0, 100_000>>,
+    pub reserve_size: Option<Count<0, 100_000>>,
+    pub reserve_timeout: Option<Parsed<Wait<0>>>,
+    pub max_backends: Option<Count<0, 100_000>>,
     pub max_queue: Option<Count<0, 1_000_000>>,
     pub queue_timeout: Option<Parsed<Wait<0>>>,
     pub schedule: Option<Parsed<Schedule>>,
@@ -330,8 +334,7 @@ pub(super) fn key_comes_later(path: &KeyPath) -> bool {
     let path = words(path);
     let Some((key, map)) = path.split_last() else { return false };
     let later: &[&str] = match map {
-        [] => &["hold_prepared_transactions", "dns_ttl"],
-        ["pool"] | ["databases" | "users", _, "pool"] => &["reserve_size", "reserve_timeout", "max_backends"],
+        [] => &["hold_prepared_transactions"],
         _ => &[],
     };
     later.contains(key)

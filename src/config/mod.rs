@@ -60,6 +60,8 @@ pub struct Config {
     pub client_stall_timeout: Duration,
     /// For a cancel request to a server; its backend is closed then.
     pub cancel_timeout: Duration,
+    /// How long a server's name is believed to mean what it meant; zero: it is looked up for each connection.
+    pub dns_ttl: Duration,
     /// How often servers are asked what they are, where that matters.
     pub role_check_interval: Duration,
     pub reconnect: Reconnect,

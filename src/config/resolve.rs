@@ -40,6 +40,7 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
+const DNS_TTL: Duration = Duration::from_secs(15);
 const ROLE_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
@@ -50,6 +51,9 @@ const QUEUE_NOTICE: Duration = Duration::from_secs(5);
 const POOL: pool::Settings = pool::Settings {
     size: 20,
     min_size: 0,
+    reserve_size: 0,
+    reserve_timeout: Duration::from_secs(5),
+    max_backends: 0,
     max_queue: 0,
     queue_timeout: Duration::from_secs(10),
     idle_timeout: Duration::from_secs(10 * 60),
@@ -210,6 +214,9 @@ fn pool_over(written: &file::Pool, below: pool::Settings) -> pool::Settings {
     pool::Settings {
         size: written.size.map_or(below.size, |count| count.0),
         min_size: written.min_size.map_or(below.min_size, |count| count.0),
+        reserve_size: written.reserve_size.map_or(below.reserve_size, |count| count.0),
+        reserve_timeout: written.reserve_timeout.as_ref().map_or(below.reserve_timeout, |wait| wait.0.0),
+        max_backends: written.max_backends.map_or(below.max_backends, |count| count.0),
         max_queue: written.max_queue.map_or(below.max_queue, |count| count.0),
         queue_timeout: written.queue_timeout.as_ref().map_or(below.queue_timeout, |wait| wait.0.0),
         idle_timeout: written.idle_timeout.as_ref().map_or(below.idle_timeout, |wait| wait.0.0),
@@ -260,6 +267,7 @@ pub(super) fn resolve(source: Source) -> Result<(Config, Vec<Warning>), Error> {
         login_timeout: file.limits.login_timeout.map_or(LOGIN_TIMEOUT, |wait| wait.0.0),
         client_stall_timeout: file.limits.client_stall_timeout.map_or(CLIENT_STALL_TIMEOUT, |wait| wait.0.0),
         cancel_timeout: file.limits.cancel_timeout.map_or(CANCEL_TIMEOUT, |wait| wait.0.0),
+        dns_ttl: file.dns_ttl.map_or(DNS_TTL, |wait| wait.0.0),
         role_check_interval: file.role_check_interval.map_or(ROLE_CHECK_INTERVAL, |wait| wait.0.0),
         reconnect: reconnect(&source, file.reconnect)?,
         tcp: Tcp {

@@ -30,7 +30,8 @@ pub struct ShardReport {
     pub pools: Vec<PoolRow>,
     pub memory: MemoryReport,
     pub counters: Counters,
-    /// Databases that are paused, and those that let nobody in, by an administrator's order; `*` is all of them.
+    /// Databases that are paused, and those that let nobody in, by an administrator's order; `*` is all of
+    /// them but those behind it.
     pub paused: Vec<String>,
     pub disabled: Vec<String>,
 }
@@ -443,6 +444,13 @@ pub fn merge_pools(parts: impl IntoIterator<Item = PoolRow>) -> Vec<PoolRow> {
         }
     }
     pools.into_values().collect()
+}
+
+/// Whether a list of databases, as [`ShardReport::paused`] has it, has this one.
+pub fn is_held(held: &[String], database: &str) -> bool {
+    let all = held.first().is_some_and(|first| first == "*");
+    let named = held.iter().skip(usize::from(all)).any(|name| name == database);
+    named != all
 }
 
 impl PoolRow {

@@ -38,7 +38,7 @@ impl Importer<'_> {
                 Outcome::to(["tcp", "user_timeout"], Value::Bare(format_duration(timeout))).nicety()
             }
             "tcp_keepcnt" | "tcp_keepintvl" => Outcome::ignore("tcp.user_timeout says when a peer is given up"),
-            "tcp_defer_accept" => Outcome::ignore("a connection without data costs QCP nothing to speak of"),
+            "tcp_defer_accept" => Outcome::ignore("QCP does so by itself, for a second"),
             "tcp_socket_buffer" => Outcome::ignore("the system sizes the buffers by itself"),
             "so_reuseport" => {
                 let several = "; where several PgBouncers shared the port, multiply the pool sizes by their number";

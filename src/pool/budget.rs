@@ -13,9 +13,60 @@ pub fn goes_away(foreign: Instant, own: Option<Instant>, now: Instant) -> bool {
     foreign > own + SAME.max(own / 4)
 }
 
+/// How a pool stands that wants a backend at a server that has as many as it may have.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    /// Backends that it has.
+    pub open: u32,
+    /// Since when the longest of its clients waits; `None`: none does.
+    pub since: Option<Instant>,
+}
+
+/// A pool that has just as few waits so long before a backend of another is closed for it: connections cost more than a turn.
+const ROOM_AFTER: Duration = Duration::from_millis(50);
+
+/// Whether the one goes before the other to a seat that is free: who has fewer, and of two that have as many who waits longer.
+pub fn sits_first(one: &Standing, other: &Standing) -> bool {
+    let Some(since) = one.since else { return false };
+    match one.open.cmp(&other.open) {
+        std::cmp::Ordering::Less => true,
+        std::cmp::Ordering::Equal => other.since.is_none_or(|other| since < other),
+        std::cmp::Ordering::Greater => false,
+    }
+}
+
+/// Whether a pool gives up a backend that comes back to it for another that waits: it has more even then, or as many, and its
+/// own clients have waited less long.
+pub fn makes_room(own: &Standing, other: &Standing, now: Instant) -> bool {
+    let Some(since) = other.since else { return false };
+    if own.open > other.open + 1 {
+        return true;
+    }
+    own.open > other.open && now.saturating_duration_since(since) >= ROOM_AFTER && goes_away(since, own.since, now)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn seats_are_shared_evenly_and_in_turn() {
+        let now = Instant::now() + Duration::from_secs(60);
+        let ago = |ms| Some(now - Duration::from_millis(ms));
+        let pool = |open, since| Standing { open, since };
+        assert!(makes_room(&pool(3, ago(500)), &pool(1, ago(1)), now), "it has more even then");
+        assert!(!makes_room(&pool(1, None), &pool(1, ago(900)), now), "as many as the other");
+        assert!(
+            !makes_room(&pool(2, None), &pool(1, ago(40)), now) && makes_room(&pool(2, None), &pool(1, ago(60)), now)
+        );
+        assert!(!makes_room(&pool(1, ago(90)), &pool(0, ago(100)), now), "about as long");
+        assert!(
+            makes_room(&pool(1, ago(50)), &pool(0, ago(100)), now) && !makes_room(&pool(9, None), &pool(0, None), now)
+        );
+        assert!(sits_first(&pool(0, ago(1)), &pool(1, ago(100))) && !sits_first(&pool(1, ago(100)), &pool(0, None)));
+        assert!(sits_first(&pool(1, ago(2)), &pool(1, ago(1))) && !sits_first(&pool(1, ago(1)), &pool(1, ago(1))));
+        assert!(sits_first(&pool(1, ago(1)), &pool(1, None)) && !sits_first(&pool(0, None), &pool(1, None)));
+    }
 
     #[test]
     fn the_older_goes_first_and_the_same_age_stays() {

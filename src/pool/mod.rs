@@ -33,6 +33,12 @@ pub struct Settings {
     pub size: u32,
     /// Backends kept open over all shards once the pool has been used; at most `size`.
     pub min_size: u32,
+    /// More of them, over all shards, for clients that have waited `reserve_timeout`.
+    pub reserve_size: u32,
+    /// See there.
+    pub reserve_timeout: Duration,
+    /// Backends of all pools at one server; 0 is no limit.
+    pub max_backends: u32,
     /// Waiting clients over all shards; 0 is no limit.
     pub max_queue: u32,
     /// A client that waited so long gets an error; zero is no limit.

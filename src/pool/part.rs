@@ -19,6 +19,8 @@ pub struct Part {
     permits: i32,
     /// Since when.
     owes_since: Option<Instant>,
+    /// Of the reserve: what there is more of for as long as clients wait.
+    drawn: u32,
     /// Last in, first out: the one used last is warm.
     idle: Vec<BackendId>,
     lent: u32,
@@ -109,6 +111,7 @@ impl Part {
             settings,
             permits: permits as i32,
             owes_since: None,
+            drawn: 0,
             idle: Vec::with_capacity(permits as usize),
             lent: 0,
             opening: 0,
@@ -281,6 +284,24 @@ impl Part {
         self.permits -= 1;
     }
 
+    /// A place more, of the reserve.
+    pub fn draw_reserve(&mut self) {
+        self.drawn += 1;
+        self.change_permits(1, None);
+    }
+
+    /// A place of the reserve goes back. Whatever has it by now, one place less is left: it may be owed by another shard.
+    pub fn return_reserve(&mut self, now: Instant) {
+        assert!(self.drawn > 0, "only what was drawn goes back");
+        self.drawn -= 1;
+        self.change_permits(-1, Some(now));
+    }
+
+    /// Places of the reserve.
+    pub fn drawn(&self) -> u32 {
+        self.drawn
+    }
+
     /// Places that another shard gave.
     pub fn add_permits(&mut self, count: u32) {
         self.change_permits(count as i32, None);
@@ -364,6 +385,9 @@ mod tests {
         let settings = Settings {
             size: permits,
             min_size: 0,
+            reserve_size: 0,
+            reserve_timeout: Duration::ZERO,
+            max_backends: 0,
             max_queue: 0,
             queue_timeout: Duration::from_secs(10),
             idle_timeout: Duration::ZERO,
@@ -447,6 +471,26 @@ mod tests {
         assert!(!part.may_open(later, 0) && part.wants_since(&waiters) == Some(later), "that one paid the debt");
         part.add_permits(1);
         assert!(part.may_open(later, 0) && !part.wants_more());
+    }
+
+    #[test]
+    fn the_reserve_is_more_places_for_a_while() {
+        let (mut part, mut waiters, now) = (part(1), Waiters::new(4), Instant::now());
+        part.checkout(&mut waiters, client(0), now, 0);
+        assert!(part.begin_open() && !part.begin_open());
+        part.draw_reserve();
+        assert!(part.begin_open() && !part.has_unused());
+        part.opened();
+        part.opened();
+        assert_eq!(part.checkin(&mut waiters, backend(0)), Checkin::HandTo(client(0)));
+        part.return_reserve(now);
+        assert_eq!((part.permits(), part.drawn(), part.excess()), (1, 0, 1));
+        // Its place has gone to another shard meanwhile: that one owes it.
+        let mut part = super::tests::part(1);
+        part.draw_reserve();
+        assert!(part.give_permit() && part.give_permit());
+        part.return_reserve(now);
+        assert_eq!((part.permits(), part.debt(), part.wants_since(&waiters)), (0, 1, Some(now)));
     }
 
     #[test]

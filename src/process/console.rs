@@ -225,7 +225,7 @@ fn entry(pool: &PoolConfig) -> DatabaseEntry {
         force_user: pool.rules.credentials.as_ref().and_then(|credentials| credentials.user.clone()),
         pool_size: pool.pool.size.into(),
         min_pool_size: pool.pool.min_size.into(),
-        reserve_pool_size: 0,
+        reserve_pool_size: pool.pool.reserve_size.into(),
         server_lifetime_s: pool.pool.lifetime.as_secs(),
         mode: mode_of(pool.relay_mode),
         schedule: match pool.pool.schedule {

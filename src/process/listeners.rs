@@ -380,6 +380,7 @@ fn open_tcp(address: SocketAddr, sharing: Sharing) -> nix::Result<OwnedFd> {
     // What is accepted inherits these two.
     setsockopt(&stream, TcpNoDelay, &true)?;
     setsockopt(&stream, KeepAlive, &true)?;
+    Ring::defer_accept(&stream)?;
     if sharing == Sharing::WithShards {
         setsockopt(&stream, ReusePort, &true)?;
     }

@@ -161,6 +161,7 @@ fn reload(config: &Arc<Config>, tls: &Arc<TlsSettings>, cores: usize, recycle: b
         client_stall_timeout: config.client_stall_timeout,
         connect_timeout: config.reconnect.connect_timeout,
         cancel_timeout: config.cancel_timeout,
+        dns_ttl: config.dns_ttl,
         role_check_interval: config.role_check_interval,
         backoff: (config.reconnect.min_backoff, config.reconnect.max_backoff),
         check_connections: shards::check_connections(config, cores),

@@ -252,6 +252,7 @@ fn build(start: Start) -> io::Result<Shard<Tls<Ring>>> {
         client_stall_timeout: config.client_stall_timeout,
         connect_timeout: config.reconnect.connect_timeout,
         cancel_timeout: config.cancel_timeout,
+        dns_ttl: config.dns_ttl,
         role_check_interval: config.role_check_interval,
         backoff: (config.reconnect.min_backoff, config.reconnect.max_backoff),
         auth: config.auth.settings.clone(),

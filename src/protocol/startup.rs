@@ -10,7 +10,6 @@
 use super::SqlState;
 use super::tag::{KEY_SIZE_MAX, KEY_SIZE_MIN};
 use super::writer::{Full, Writer};
-use memchr::memchr;
 use std::fmt;
 
 /// PostgreSQL's `MAX_STARTUP_PACKET_LENGTH`, which does not count the length field.
@@ -107,6 +106,17 @@ impl fmt::Debug for CancelRequest<'_> {
 pub struct StartupMessage<'a> {
     pub version: Version,
     pub parameters: Parameters<'a>,
+    /// What the protocol itself gives a meaning, found when the packet was read.
+    known: Known<'a>,
+}
+
+/// Where one is named twice, the last holds, as in PostgreSQL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Known<'a> {
+    user: &'a [u8],
+    database: &'a [u8],
+    options: Option<&'a [u8]>,
+    replication: Option<&'a [u8]>,
 }
 
 /// Why a first packet is refused. The client wrote it, so it is a value.
@@ -184,37 +194,31 @@ fn startup_message(version: Version, body: &[u8]) -> Result<StartupMessage<'_>, 
     if version.negotiate().is_none() {
         return Err(Refused::UnsupportedVersion(version));
     }
-    let parameters = Parameters::checked(body).ok_or(Refused::NoTerminator)?;
-    if parameters.get(b"user").is_none_or(<[u8]>::is_empty) {
+    let (parameters, known) = Parameters::checked(body).ok_or(Refused::NoTerminator)?;
+    if known.user.is_empty() {
         return Err(Refused::NoUser);
     }
-    Ok(StartupMessage { version, parameters })
+    Ok(StartupMessage { version, parameters, known })
 }
 
 impl<'a> StartupMessage<'a> {
     pub fn user(&self) -> &'a [u8] {
-        self.parameters.get(b"user").expect("a packet without a user is refused")
+        self.known.user
     }
 
     /// "Defaults to the user name" (Message Formats, StartupMessage).
     pub fn database(&self) -> &'a [u8] {
-        match self.parameters.get(b"database") {
-            Some(database) if !database.is_empty() => database,
-            _ => self.user(),
-        }
+        if self.known.database.is_empty() { self.known.user } else { self.known.database }
     }
 
     /// The text of `options`, for [`switches`].
     pub fn options(&self) -> Option<&'a [u8]> {
-        self.parameters.get(b"options")
+        self.known.options
     }
 
     /// What `replication` asks for; `Err` is a value that it cannot have (22023).
     pub fn replication(&self) -> Result<Replication, &'a [u8]> {
-        let Some(value) = self.parameters.get(b"replication") else {
-            return Ok(Replication::No);
-        };
-        Replication::from_value(value).ok_or(value)
+        self.known.replication.map_or(Ok(Replication::No), |value| Replication::from_value(value).ok_or(value))
     }
 
     /// The settings that the client names outright: all but what this protocol gives a meaning of its own.
@@ -242,10 +246,18 @@ pub struct Parameters<'a> {
 
 impl<'a> Parameters<'a> {
     /// `None` unless these are pairs of strings and then one zero, the last byte.
-    fn checked(bytes: &'a [u8]) -> Option<Self> {
-        let mut parameters = Parameters { bytes };
-        while parameters.next().is_some() {}
-        (parameters.bytes == [0]).then_some(Parameters { bytes })
+    fn checked(bytes: &'a [u8]) -> Option<(Self, Known<'a>)> {
+        let (mut parameters, mut known) = (Parameters { bytes }, Known::default());
+        for (name, value) in &mut parameters {
+            match name {
+                b"user" => known.user = value,
+                b"database" => known.database = value,
+                b"options" => known.options = Some(value),
+                b"replication" => known.replication = Some(value),
+                _ => {}
+            }
+        }
+        (parameters.bytes == [0]).then_some((Parameters { bytes }, known))
     }
 
     /// Where one is named twice, the last holds, as in PostgreSQL.
@@ -258,9 +270,11 @@ impl<'a> Iterator for Parameters<'a> {
     type Item = (&'a [u8], &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let name_end = memchr(0, self.bytes).filter(|end| *end > 0)?;
+        // Byte by byte: these are words, too short for anything cleverer to pay.
+        let end_of = |bytes: &[u8]| bytes.iter().position(|byte| *byte == 0);
+        let name_end = end_of(self.bytes).filter(|end| *end > 0)?;
         let (name, value) = (&self.bytes[..name_end], &self.bytes[name_end + 1..]);
-        let value_end = memchr(0, value)?;
+        let value_end = end_of(value)?;
         self.bytes = &value[value_end + 1..];
         Some((name, &value[..value_end]))
     }

@@ -34,7 +34,7 @@ pub fn packet_line(packet: &Packet<'_>, size: usize) -> String {
         Packet::SslRequest => trace.text.push_str("SSLRequest"),
         Packet::GssEncRequest => trace.text.push_str("GSSENCRequest"),
         Packet::CancelRequest(_) => trace.text.push_str("CancelRequest\t NNNN 'BBBB'"),
-        Packet::StartupMessage(startup::StartupMessage { version, parameters }) => {
+        Packet::StartupMessage(startup::StartupMessage { version, parameters, .. }) => {
             trace.text.push_str("StartupMessage\t");
             trace.number(version.major);
             trace.number(version.minor);

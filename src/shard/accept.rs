@@ -18,8 +18,11 @@ impl<T: Transport> Shard<T> {
         }
         let limit = self.settings.clients_max;
         let entered = self.population.enter(limit);
-        let inserted =
-            if entered { self.clients.insert(Client::new(connection, unix, self.io.now())).ok() } else { None };
+        let inserted = if entered {
+            self.clients.insert(Client::new(connection, unix, self.stamp(self.io.now()))).ok()
+        } else {
+            None
+        };
         let Some((index, generation)) = inserted else {
             if entered {
                 self.population.leave();

@@ -15,6 +15,7 @@ use crate::protocol::{SqlState, Step};
 use crate::session::fault::Fault;
 
 use super::pools::Trouble;
+use super::room::Seat;
 use super::servers::{ROLE_PARAMETER, role_of};
 use super::{Backend, BackendState, ClientState, Owner, Purpose, Server, Shard};
 
@@ -29,10 +30,12 @@ impl<T: Transport> Shard<T> {
         pool: PoolId,
         purpose: Purpose,
         checks: Option<ClientId>,
+        seat: Option<Seat>,
     ) -> Option<BackendId> {
         let now = self.io.now();
         let mut backend = Backend::new(pool, purpose, self.statements_max_of(pool), now);
         backend.checks = checks;
+        backend.seat = seat;
         backend.deadline = Some(now + self.settings.connect_timeout);
         let Ok((index, generation)) = self.backends.insert(backend) else {
             match purpose {
@@ -49,23 +52,36 @@ impl<T: Transport> Shard<T> {
             Server::Unix(path) => self.connect(id, SocketAddress::Unix(path)),
             Server::Tcp(host, port) => match host.parse() {
                 Ok(address) => self.connect(id, SocketAddress::Tcp(SocketAddr::new(address, port))),
-                Err(_) => self.io.resolve(&host, port, Owner::Backend(id).pack()),
+                Err(_) => match self.remembered_addresses(&Server::Tcp(host.clone(), port)) {
+                    Some(addresses) => self.connect_to(id, addresses),
+                    None => self.io.resolve(&host, port, Owner::Backend(id).pack()),
+                },
             },
         }
         Some(id)
     }
 
     pub(super) fn on_resolved(&mut self, ticket: u64, addresses: Result<Vec<SocketAddr>, String>) {
+        if self.on_name_resolved(ticket, &addresses) {
+            return;
+        }
         let Some(Owner::Backend(id)) = Owner::unpack(ticket) else { return };
-        let Some(backend) = self.backend(id) else { return };
+        let Some(pool) = self.backend(id).map(|backend| backend.pool) else { return };
         match addresses {
             Ok(addresses) => {
-                backend.addresses = addresses;
-                backend.addresses.reverse();
-                self.connect_next(id, "the host name has no address");
+                let server = self.pools.get(pool).key.server.clone();
+                self.learn_addresses(&server, &addresses);
+                self.connect_to(id, addresses);
             }
             Err(why) => self.on_backend_gone(id, &why),
         }
+    }
+
+    fn connect_to(&mut self, id: BackendId, mut addresses: Vec<SocketAddr>) {
+        let Some(backend) = self.backend(id) else { return };
+        addresses.reverse();
+        backend.addresses = addresses;
+        self.connect_next(id, "the host name has no address");
     }
 
     fn connect_next(&mut self, id: BackendId, why: &str) {
@@ -406,12 +422,15 @@ impl<T: Transport> Shard<T> {
             return;
         }
         let mut purpose = purpose;
+        let seat = if purpose == Purpose::Check { self.begin_open(pool) } else { None };
         let part = &mut self.pools.get_mut(pool).part;
         match purpose {
             Purpose::Pool => part.opened(),
-            Purpose::Check if part.begin_open() => {
+            Purpose::Check if seat.is_some() => {
                 part.opened();
-                self.backend(id).expect("looked up above").purpose = Purpose::Pool;
+                let backend = self.backend(id).expect("looked up above");
+                backend.purpose = Purpose::Pool;
+                backend.seat = seat;
                 purpose = Purpose::Pool;
                 self.checks -= 1;
             }
@@ -489,6 +508,8 @@ impl<T: Transport> Shard<T> {
                     self.note_trouble(pool, why, refusal.clone());
                 }
                 if !answered {
+                    let server = self.pools.get(pool).key.server.clone();
+                    self.doubt_addresses(&server);
                     self.note_unreachable(pool, why);
                 }
                 if let Some(client) = checks
@@ -596,9 +617,11 @@ impl<T: Transport> Shard<T> {
             return;
         }
         let now = self.io.now();
+        self.draw_reserve(id);
         let minimum = self.minimum(id);
         while self.pools.get(id).part.may_open(now, minimum) {
-            if !self.pools.get_mut(id).part.begin_open() || self.open_backend(id, Purpose::Pool, None).is_none() {
+            let Some(seat) = self.begin_open(id) else { break };
+            if self.open_backend(id, Purpose::Pool, None, Some(seat)).is_none() {
                 break;
             }
         }

@@ -16,6 +16,7 @@ use crate::session::parameters::Setting;
 use super::clean::Stage;
 use super::mailbox::Mail;
 use super::pools::{Key, Pool, PoolSettings};
+use super::room::Seat;
 use super::{Backend, BackendState, Owner, Purpose, Running, Shard, placement, reload};
 
 /// A shard asks again after this, for each two other shards of the pool: so the messages of all together stay few.
@@ -78,6 +79,7 @@ pub struct Traveller {
     unset: Vec<Box<str>>,
     /// It has prepared statements, under names that mean something else there.
     has_statements: bool,
+    seat: Option<Seat>,
     /// What the server reports at a login.
     reported: Vec<(Box<str>, Box<str>)>,
     refill: Refill,
@@ -89,6 +91,11 @@ impl Pool {
     fn asked(&self, own: ShardId, shard_count: u16) -> impl Iterator<Item = ShardId> + '_ {
         let everywhere = self.is_spread || !self.homes.has(own);
         (0..shard_count).map(ShardId).filter(move |&shard| shard != own && (everywhere || self.homes.has(shard)))
+    }
+
+    /// Since when the longest of other shards' clients waits.
+    pub(super) fn longest_claim(&self, now: Instant) -> Option<Instant> {
+        self.claims.iter().filter(|claim| claim.is_fresh(now)).map(|claim| claim.since).min()
     }
 
     /// What another shard has said of its waiters. One claim for each shard: whoever is next when the longest waiter has
@@ -286,6 +293,7 @@ impl<T: Transport> Shard<T> {
             touched: backend.touched,
             unset: backend.unset,
             has_statements,
+            seat: backend.seat,
             reported: pool.parameters.clone(),
             refill: pool.part.refill(),
         };
@@ -352,6 +360,7 @@ impl<T: Transport> Shard<T> {
         backend.address = traveller.address;
         backend.leg = traveller.leg;
         backend.used = traveller.used;
+        backend.seat = traveller.seat;
         let Ok((index, generation)) = self.backends.insert(backend) else {
             self.io.close(connection, Close::Now);
             self.vectors.let_go(has);

@@ -47,6 +47,8 @@ pub struct PoolCensus {
     pub permits: u32,
     /// Places that it owes.
     pub debt: u32,
+    /// Places of the reserve.
+    pub drawn: u32,
     /// Places taken, as the part counts them.
     pub open: u32,
     /// Backends in the table that hold a place.
@@ -131,6 +133,7 @@ impl<T: Transport> Shard<T> {
                 shares: shards().map(|shard| pool.homes.share(pool.settings.pool.size, shard)).collect(),
                 permits: pool.part.permits(),
                 debt: pool.part.debt(),
+                drawn: pool.part.drawn(),
                 open: pool.part.open(),
                 counted: of_pool.filter(|(_, _, backend)| backend.purpose == Purpose::Pool).count() as u32,
                 idle: pool.part.idle().len(),

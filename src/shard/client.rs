@@ -193,14 +193,14 @@ impl<T: Transport> Shard<T> {
 
     /// Answers the request that a client waits for with an error; the client stays.
     pub(super) fn refuse_request(&mut self, id: ClientId, fault: &Fault) {
-        let now = self.io.now();
+        let stamp = self.stamp(self.io.now());
         let Some(client) = self.client(id) else { return };
         if matches!(client.state, ClientState::Login(_)) {
             self.fail(id, &Fault::NoServer(fault.answer().message));
             return;
         }
         client.state = ClientState::Ready;
-        client.active = now;
+        client.active = stamp;
         let tag = self.first_tag(id);
         self.refuse(id, fault, tag);
         self.resume_client(id);

@@ -130,7 +130,7 @@ impl<T: Transport> Shard<T> {
 
     /// The client is who it says: greets it as a server would.
     pub(super) fn open_visit(&mut self, id: ClientId) {
-        let now = self.io.now();
+        let stamp = self.stamp(self.io.now());
         let Some(visit) = self.login(id).and_then(|login| login.visit.take()) else { return };
         if self.right_of(&visit).is_none() {
             self.fail(id, &Fault::NotForConsole(visit.user.into()));
@@ -144,7 +144,7 @@ impl<T: Transport> Shard<T> {
         let Some(client) = self.clients.get_mut(id.index, id.generation) else { return };
         let (connection, secret, long_key) = (client.connection, client.secret, client.long_key);
         client.framer = Framer::new(Direction::Frontend);
-        client.active = now;
+        client.active = stamp;
         client.state = ClientState::Console(visit);
         let process_id = self.process_id(id);
         let written = self.write(connection, 1024, |writer| {
@@ -190,10 +190,10 @@ impl<T: Transport> Shard<T> {
     }
 
     fn hand_over(&mut self, id: ClientId, bytes: &[u8]) {
-        let (now, shard) = (self.io.now(), self.settings.id);
+        let (stamp, shard) = (self.stamp(self.io.now()), self.settings.id);
         let Some(client) = self.clients.get_mut(id.index, id.generation) else { return };
         let connection = client.connection;
-        client.active = now;
+        client.active = stamp;
         let ClientState::Console(visit) = &mut client.state else { return };
         visit.busy = true;
         let right = console::right(&self.settings.auth, &visit.user, visit.is_owner);

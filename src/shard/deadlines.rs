@@ -36,6 +36,7 @@ impl<T: Transport> Shard<T> {
         }
         self.work();
         self.watch_servers();
+        self.look_names_up();
         self.note_closed_doors();
         if now >= self.scan_at {
             self.scan_at = now + SCAN_EVERY;
@@ -87,7 +88,7 @@ impl<T: Transport> Shard<T> {
     }
 
     fn scan_clients(&mut self) {
-        let now = self.io.now();
+        let stamp = self.stamp(self.io.now());
         let login_timeout = self.settings.login_timeout;
         let mut from = 0;
         while let Some((index, generation)) = self.clients.next_used(from) {
@@ -98,7 +99,7 @@ impl<T: Transport> Shard<T> {
                 continue;
             }
             let logs_in = matches!(client.state, ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_));
-            if logs_in && now.duration_since(client.since) >= login_timeout {
+            if logs_in && client.since.age(stamp) >= login_timeout {
                 self.fail(ClientId { index, generation }, &Fault::LoginTimeout);
                 continue;
             }
@@ -108,7 +109,7 @@ impl<T: Transport> Shard<T> {
                 (ClientState::Ready, Some(pool)) => self.pools.get(pool).settings.timeouts.client_idle,
                 _ => Duration::ZERO,
             };
-            if !idle_max.is_zero() && now.duration_since(client.active) >= idle_max {
+            if !idle_max.is_zero() && client.active.age(stamp) >= idle_max {
                 self.fail(ClientId { index, generation }, &Fault::ClientIdle);
             }
         }
@@ -309,6 +310,9 @@ impl<T: Transport> Shard<T> {
         while let Some(id) = self.pools.next_used(from) {
             from = id.0 + 1;
             self.refill(id);
+            self.thin_out(id);
+            let excess = self.pools.get(id).part.excess();
+            self.close_idle(id, excess);
             self.return_places(id);
             for (raw, made) in self.pools.remove_if_unused(id, now) {
                 self.vectors.let_go(raw);

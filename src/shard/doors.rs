@@ -64,8 +64,7 @@ impl<T: Transport> Shard<T> {
     /// those that keep a backend between two transactions, or that never pause.
     pub(super) fn send_off_idle(&mut self) {
         let Some(until) = self.doors.seen_off.filter(|_| self.running == Running::Yes) else { return };
-        let now = self.io.now();
-        let late = now >= until;
+        let (now, late) = (self.stamp(self.io.now()), self.io.now() >= until);
         let mut from = 0;
         while let Some((index, generation)) = self.clients.next_used(from) {
             from = index + 1;
@@ -73,7 +72,7 @@ impl<T: Transport> Shard<T> {
             let client = self.clients.get(index, generation).expect("just found");
             let goes = match client.state {
                 ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_) | ClientState::Waiting => false,
-                ClientState::Ready => late || now.duration_since(client.active) >= IDLE_MIN,
+                ClientState::Ready => late || client.active.age(now) >= IDLE_MIN,
                 ClientState::Linked(backend) => {
                     let link = self.backends.get(backend.index, backend.generation);
                     late && link.is_none_or(|link| link.pipeline.is_whole())

@@ -200,11 +200,12 @@ impl<T: Transport> Shard<T> {
         }
         let link = self.backend(id).expect("looked up above");
         link.kept.forget();
-        let (pool, answered) = (link.pool, link.asked);
+        let (pool, asked) = (link.pool, link.asked);
+        let active = self.stamp(asked);
         let moves = self.has_leaving && self.pools.get(pool).is_left();
         let client = self.client(client_id).expect("looked up above");
         client.state = ClientState::Ready;
-        client.active = answered;
+        client.active = active;
         client.paused = false;
         let connection = client.connection;
         self.io.receive(connection, true);
@@ -258,13 +259,14 @@ impl<T: Transport> Shard<T> {
             self.close_backend(id, Close::Flushed);
             return;
         }
+        let crowded = !self.room_claims.is_empty() && self.makes_room(pool);
         let backend = self.backends.get(id.index, id.generation).expect("looked up above");
         let entry = self.pools.get(pool);
         // The last one that cannot be had again stays: it can be asked what its server is.
         let needless = entry.clients == 0 && !entry.unfit || self.can_replace(pool);
         let paused = entry.part.is_paused() && needless;
         let unwanted = entry.retired || entry.part.excess() > 0 || paused;
-        if unwanted || self.is_expired(backend) && self.can_replace(pool) {
+        if unwanted || crowded || self.is_expired(backend) && self.can_replace(pool) {
             self.close_backend(id, Close::Flushed);
             return;
         }

@@ -22,6 +22,7 @@ use super::console::Visit;
 use super::lookup::Lookup;
 use super::own_check::Sentence;
 use super::pools::Key;
+use super::room::Seat;
 use super::welcome::wishes;
 use super::{ClientState, Purpose, SECRET_SIZE, Server, Shard};
 
@@ -136,7 +137,7 @@ impl<T: Transport> Shard<T> {
         if self.try_begin_visit(id, startup, database, user) {
             return Ok(None);
         }
-        let Some(settings) = self.catalogue.pool(database, user) else {
+        let Some(settings) = self.asked.pool(&*self.catalogue, database, user) else {
             return Err(Fault::UnknownDatabase(database.to_owned()));
         };
         if self.orders.refuses(database) {
@@ -144,8 +145,7 @@ impl<T: Transport> Shard<T> {
         }
         let wishes = wishes(startup);
         let dedicated = settings.dedicated || wishes.is_none();
-        let rules = settings.rules.clone();
-        let server_user = rules.credentials.as_ref().and_then(|credentials| credentials.user.as_deref());
+        let server_user = settings.rules.credentials.as_ref().and_then(|credentials| credentials.user.as_deref());
         let packet = dedicated.then(|| own_packet(startup, server_user, &settings.server_database));
         let arrived = server.is_some();
         // What the shard that sent it went by may have changed meanwhile.
@@ -161,7 +161,8 @@ impl<T: Transport> Shard<T> {
         }
         let raw = self.vectors.intern(wishes.unwrap_or_default()).map_err(|_| Fault::NoRoom("clients' settings"))?;
         let mode = settings.mode;
-        let Some(pool) = self.pool_of(key, settings) else {
+        let found = self.pools.find(&key);
+        let Some(pool) = found.or_else(|| self.pool_of(key, (*settings).clone())) else {
             self.vectors.let_go(raw);
             return Err(Fault::NoRoom("pools"));
         };
@@ -225,7 +226,7 @@ impl<T: Transport> Shard<T> {
         let Some(pool) = self.client(id).and_then(|client| client.pool) else { return };
         let method = self.pools.get(pool).settings.rules.method;
         if self.is_relayed(pool) && self.login(id).is_some_and(|login| login.packet.is_some()) {
-            self.open_for_login(id, Purpose::Dedicated);
+            self.open_for_login(id, Purpose::Dedicated, None);
             return;
         }
         if method != Method::Server {
@@ -282,7 +283,8 @@ impl<T: Transport> Shard<T> {
     /// Opens a connection to check a login: one of the pool's places, or one beyond, or waits for one.
     fn begin_check(&mut self, id: ClientId) {
         let Some(pool) = self.client(id).and_then(|client| client.pool) else { return };
-        let purpose = if self.pools.get_mut(pool).part.begin_open() {
+        let seat = self.begin_open(pool);
+        let purpose = if seat.is_some() {
             Purpose::Pool
         } else if self.checks < self.settings.check_connections {
             self.checks += 1;
@@ -296,7 +298,7 @@ impl<T: Transport> Shard<T> {
         };
         let pool = self.pools.get_mut(pool);
         pool.asking = pool.part.refill() != Refill::Impossible;
-        self.open_for_login(id, purpose);
+        self.open_for_login(id, purpose, seat);
     }
 
     /// A check connection beyond the pool is free: the next login that waits for one.
@@ -307,9 +309,9 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    pub(super) fn open_for_login(&mut self, id: ClientId, purpose: Purpose) {
+    pub(super) fn open_for_login(&mut self, id: ClientId, purpose: Purpose, seat: Option<Seat>) {
         let Some(pool) = self.client(id).and_then(|client| client.pool) else { return };
-        match self.open_backend(pool, purpose, Some(id)) {
+        match self.open_backend(pool, purpose, Some(id), seat) {
             Some(backend) => self.set_stage(id, Stage::Relayed(backend)),
             None => self.fail(id, &Fault::NoRoom("server connections")),
         }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::ids::{ClientId, DoorId, ShardId};
 use crate::io::doorbell::Doorbell;
 use crate::pool::Role;
+use crate::pool::budget::Standing;
 
 use super::Server;
 use super::budget::Given;
@@ -76,6 +77,17 @@ pub enum Mail {
     },
     /// Places of a pool move to the shard that reads this.
     Give(Box<Given>),
+    /// Clients of a pool wait for one of the backends that a server may have (`pool.max_backends`): is one idle?
+    Room {
+        /// Which server.
+        server: Server,
+        /// Who asks.
+        from: ShardId,
+        /// Which of its pools.
+        serial: u32,
+        /// How that stands.
+        waits: Standing,
+    },
     /// A server has said what it is, and it was news.
     Role {
         /// Which.
@@ -158,7 +170,7 @@ pub mod reached {
     use super::Mail;
 
     /// Every kind of message but those of the console and of the process's sockets.
-    pub const KINDS: [&str; 13] = [
+    pub const KINDS: [&str; 14] = [
         "Quit",
         "Reload",
         "Order",
@@ -172,6 +184,7 @@ pub mod reached {
         "Nothing",
         "Give",
         "Role",
+        "Room",
     ];
 
     thread_local! {
@@ -193,6 +206,7 @@ pub mod reached {
             Mail::Nothing { .. } => 10,
             Mail::Give(_) => 11,
             Mail::Role { .. } => 12,
+            Mail::Room { .. } => 13,
             // Of the console and of real sockets, which are not simulated.
             Mail::Told(..) | Mail::KillClient(..) | Mail::Listen(..) | Mail::Close(..) | Mail::SeeOff(_) => return,
         };

@@ -23,6 +23,7 @@ mod listens;
 mod login;
 mod lookup;
 pub mod mailbox;
+mod names;
 pub mod orders;
 mod own_check;
 mod own_login;
@@ -36,6 +37,7 @@ mod replies;
 pub mod report;
 mod reported;
 mod requests;
+mod room;
 mod servers;
 mod slow;
 mod statements;
@@ -72,7 +74,9 @@ use pools::Pools;
 pub use pools::{ClientsMax, PoolSettings, Upkeep};
 pub use reload::Reload;
 use statements::Statements;
-use tables::{Backend, BackendState, Cancel, Client, ClientState, Discard, Owner, Purpose, SECRET_SIZE, Unnamed};
+use tables::{
+    Backend, BackendState, Cancel, Client, ClientState, Discard, Owner, Purpose, SECRET_SIZE, Stamp, Unnamed,
+};
 pub use tls::TlsSettings;
 
 /// A server of the configuration.
@@ -125,6 +129,8 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// For a cancel request to a server; its backend is closed then.
     pub cancel_timeout: Duration,
+    /// How long a server's name is believed to mean what it meant; zero: it is looked up for each connection.
+    pub dns_ttl: Duration,
     /// How often servers are asked what they are, where that matters.
     pub role_check_interval: Duration,
     /// Pauses between failed attempts.
@@ -185,6 +191,7 @@ pub struct Shard<T: Transport> {
     pub io: T,
     settings: Settings,
     catalogue: Rc<dyn Catalogue>,
+    asked: pools::Asked,
     /// The one before the last reload: other shards may go by it still.
     catalogue_before: Option<Rc<dyn Catalogue>>,
     mailbox: Mailbox,
@@ -197,6 +204,9 @@ pub struct Shard<T: Transport> {
     cancels: Slab<Cancel>,
     pools: Pools,
     servers: servers::Servers,
+    names: names::Names,
+    /// Pools whose clients wait for a backend at a server that has as many as it may have.
+    room_claims: Vec<room::Claim>,
     nodes: Nodes,
     waiters: Waiters,
     vectors: Vectors,
@@ -276,6 +286,7 @@ impl<T: Transport> Shard<T> {
         let clients_max = settings.clients_max as usize;
         Self {
             catalogue,
+            asked: pools::Asked::default(),
             catalogue_before: None,
             mailbox,
             console: None,
@@ -302,6 +313,8 @@ impl<T: Transport> Shard<T> {
             given_ahead: Vec::new(),
             has_leaving: false,
             servers: servers::Servers::default(),
+            names: names::Names::default(),
+            room_claims: Vec::new(),
             awake: VecDeque::new(),
             working: VecDeque::new(),
             found: HashMap::default(),
@@ -457,6 +470,7 @@ impl<T: Transport> Shard<T> {
             Mail::Succeeded(address) => self.on_success_elsewhere(address),
             Mail::Nothing { key, from, round } => self.on_nothing(&key, from, round),
             Mail::Give(given) => self.on_give(*given),
+            Mail::Room { server, from, serial, waits } => self.on_room(server, from, serial, waits),
             Mail::Role { server, role, promoted } => self.on_role_elsewhere(&server, role, promoted),
             Mail::Told(client, told) => self.on_told(client, told),
             Mail::KillClient(process_id, answer) => {
@@ -591,6 +605,11 @@ impl<T: Transport> Shard<T> {
                 let _ = writer.ready_for_query(status);
             }
         });
+    }
+
+    /// A moment, as a client remembers it.
+    fn stamp(&self, at: Instant) -> Stamp {
+        Stamp::new(self.started, at)
     }
 
     /// A number for what may be predictable (xorshift).

@@ -40,6 +40,7 @@ pub enum Order {
 #[derive(Default)]
 struct Held {
     all: bool,
+    /// Without `all`: these. With it: these not.
     databases: Vec<Box<str>>,
 }
 
@@ -62,32 +63,38 @@ impl Scope {
 
 impl Held {
     fn has(&self, database: &str) -> bool {
-        self.all || self.databases.iter().any(|name| **name == *database)
+        self.databases.iter().any(|name| **name == *database) != self.all
     }
 
-    /// For people: `*` is all.
+    /// For people: `*` is all but those behind it.
     fn names(&self) -> impl Iterator<Item = String> {
         let all = self.all.then(|| "*".to_owned());
         all.into_iter().chain(self.databases.iter().map(ToString::to_string))
     }
 
+    /// Whether it holds for none.
     fn is_empty(&self) -> bool {
         !self.all && self.databases.is_empty()
     }
 
     fn add(&mut self, scope: &Scope) {
         match scope {
-            Scope::All => self.all = true,
-            Scope::Database(name) if self.databases.contains(name) => {}
-            Scope::Database(name) => self.databases.push(name.clone()),
+            Scope::All => *self = Self { all: true, databases: Vec::new() },
+            Scope::Database(name) => self.set(name, true),
         }
     }
 
-    /// For all: whatever was held. For one database: only what was held for it by name, or, if all are, all but nothing.
     fn remove(&mut self, scope: &Scope) {
         match scope {
             Scope::All => *self = Self::default(),
-            Scope::Database(name) => self.databases.retain(|held| held != name),
+            Scope::Database(name) => self.set(name, false),
+        }
+    }
+
+    fn set(&mut self, name: &str, held: bool) {
+        self.databases.retain(|known| **known != *name);
+        if held != self.all {
+            self.databases.push(name.into());
         }
     }
 }
@@ -242,5 +249,32 @@ impl<T: Transport> Shard<T> {
                 self.fail(id, &fault);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_taken_out_of_all_and_put_back() {
+        let mut held = Held::default();
+        let one = Scope::Database("one".into());
+        let shown = |held: &Held| (held.has("one"), held.has("two"), held.names().collect::<Vec<_>>().join(" "));
+        held.add(&one);
+        held.add(&one);
+        assert_eq!(shown(&held), (true, false, "one".to_owned()));
+        held.add(&Scope::All);
+        assert_eq!(shown(&held), (true, true, "*".to_owned()));
+        held.remove(&one);
+        held.remove(&one);
+        assert_eq!(shown(&held), (false, true, "* one".to_owned()));
+        held.add(&one);
+        assert_eq!(shown(&held), (true, true, "*".to_owned()));
+        held.remove(&one);
+        held.add(&Scope::All);
+        assert_eq!(shown(&held), (true, true, "*".to_owned()));
+        held.remove(&Scope::All);
+        assert!(held.is_empty() && !held.has("one"));
     }
 }

@@ -127,7 +127,7 @@ impl<T: Transport> Shard<T> {
         if let Some(login) = self.login(id) {
             login.admitted = true;
         }
-        self.open_for_login(id, Purpose::Dedicated);
+        self.open_for_login(id, Purpose::Dedicated, None);
     }
 
     /// A dedicated client's backend is refused: the client has been let in already.

@@ -140,7 +140,9 @@ impl<T: Transport> Shard<T> {
         let Some(client) = self.clients.remove(id.index, id.generation) else { return };
         let ClientState::Moving(moving) = client.state else { unreachable!("just looked at") };
         let Move { to, server, bytes, packet_size } = *moving;
-        let (unix, origin, seats, since) = (client.unix, client.origin, client.seats, client.since);
+        let now = self.stamp(self.io.now());
+        let (unix, origin, seats, age) = (client.unix, client.origin, client.seats, client.since.age(now));
+        let since = self.io.now() - age;
         let arrival = Arrival { parcel, bytes, packet_size, server, unix, origin, seats, since };
         // A shard that has ended has taken the process with it.
         self.mailbox.send(to, Mail::Client(Box::new(arrival)));
@@ -157,7 +159,7 @@ impl<T: Transport> Shard<T> {
             self.population.leave();
             return;
         };
-        let Ok((index, generation)) = self.clients.insert(Client::new(connection, unix, since)) else {
+        let Ok((index, generation)) = self.clients.insert(Client::new(connection, unix, self.stamp(since))) else {
             self.give_seats_back(seats);
             self.population.leave();
             self.io.close(connection, Close::Now);

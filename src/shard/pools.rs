@@ -1,6 +1,7 @@
 //! The shard's table of pools: made when the first client asks for one, dropped when nobody uses it any more.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,9 @@ use crate::session::parameters::VectorId;
 use crate::session::timeouts::Timeouts;
 use crate::session::{RelayMode, Transparency};
 
-use super::Server;
 use super::budget::Claim;
 use super::stats::Retired;
+use super::{Catalogue, Server};
 
 /// What applies to one database and user.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -153,6 +154,8 @@ pub(super) struct Pool {
     pub ask_at: Option<Instant>,
     /// How often they were asked.
     pub round: u32,
+    /// Nor asked to make room at the server.
+    pub room_at: Option<Instant>,
     /// For each shard, the last question to which it had nothing, and how many in a row those were.
     pub nothing: Box<[(u32, u32)]>,
     /// Those of other shards who wait and have asked lately, at most one for each shard.
@@ -176,6 +179,36 @@ impl Pool {
             |(name, value): &(Box<str>, Box<str>)| &**name == "standard_conforming_strings" && &**value == "off";
         self.backslashes = reported.iter().any(is_off);
         self.parameters = reported;
+    }
+}
+
+/// What the catalogue has said of the last databases and users that logged in: to put it together takes longer than all else
+/// of a login does, and the next one is mostly to the same.
+#[derive(Default)]
+pub(super) struct Asked {
+    entries: Vec<(Box<str>, Box<str>, Rc<PoolSettings>)>,
+    /// Which one makes room.
+    turn: usize,
+}
+
+impl Asked {
+    const ENTRIES_MAX: usize = 16;
+
+    /// As [`super::Catalogue::pool`].
+    pub(super) fn pool(&mut self, catalogue: &dyn Catalogue, database: &str, user: &str) -> Option<Rc<PoolSettings>> {
+        let known = self.entries.iter().find(|(of, by, _)| **of == *database && **by == *user);
+        if let Some((.., settings)) = known {
+            return Some(settings.clone());
+        }
+        let settings = Rc::new(catalogue.pool(database, user)?);
+        let entry = (database.into(), user.into(), settings.clone());
+        if self.entries.len() < Self::ENTRIES_MAX {
+            self.entries.push(entry);
+        } else {
+            self.turn = (self.turn + 1) % Self::ENTRIES_MAX;
+            self.entries[self.turn] = entry;
+        }
+        Some(settings)
     }
 }
 
@@ -238,6 +271,7 @@ impl Pools {
             is_spread: false,
             ask_at: None,
             round: 0,
+            room_at: None,
             nothing: vec![(0, 0); shard_count as usize].into_boxed_slice(),
             claims: Vec::new(),
         };

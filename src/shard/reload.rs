@@ -22,7 +22,7 @@ use crate::pool::Refill;
 use crate::session::fault::Fault;
 
 use super::placement;
-use super::pools::{Key, PoolSettings};
+use super::pools::{Asked, Key, PoolSettings};
 use super::{BackendState, Catalogue, ClientState, Server, Shard, TlsSettings};
 
 /// What a reload changes at once: this and no half of it.
@@ -46,6 +46,8 @@ pub struct Reload {
     /// See [`super::Settings`].
     pub backoff: (Duration, Duration),
     /// See [`super::Settings`].
+    pub dns_ttl: Duration,
+    /// See [`super::Settings`].
     pub role_check_interval: Duration,
     /// See [`super::Settings`].
     pub check_connections: u32,
@@ -57,6 +59,7 @@ impl<T: Transport> Shard<T> {
     pub(super) fn on_reload(&mut self, reload: Reload) {
         self.generation += 1;
         let catalogue: Box<dyn Catalogue> = reload.catalogue;
+        self.asked = Asked::default();
         self.catalogue_before = Some(std::mem::replace(&mut self.catalogue, Rc::from(catalogue)));
         if self.settings.auth.limiter != reload.auth.limiter {
             self.limiter = Limiter::new(reload.auth.limiter);
@@ -71,6 +74,7 @@ impl<T: Transport> Shard<T> {
         settings.cancel_timeout = reload.cancel_timeout;
         settings.backoff = reload.backoff;
         settings.role_check_interval = reload.role_check_interval;
+        settings.dns_ttl = reload.dns_ttl;
         settings.check_connections = reload.check_connections;
         // What was known of users and servers is asked again.
         self.found.clear();
@@ -80,6 +84,7 @@ impl<T: Transport> Shard<T> {
             from = pool.0 + 1;
             self.reconfigure(pool);
         }
+        self.count_those_there();
         self.review_pools();
         if reload.recycle {
             self.recycle(|_| true);

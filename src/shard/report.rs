@@ -17,6 +17,7 @@ impl<T: Transport> Shard<T> {
     /// Everything, as it is now. Walks all tables: for people, not for each second.
     pub(super) fn report(&self) -> ShardReport {
         let now = self.io.now();
+        let stamp = self.stamp(now);
         let shard = self.settings.id.0;
         let clients = self.clients.iter().map(|(index, generation, client)| {
             let id = ClientId { index, generation };
@@ -42,14 +43,14 @@ impl<T: Transport> Shard<T> {
                 state,
                 shard,
                 address: self.peer(client.connection),
-                connected_s: now.duration_since(client.since).as_secs(),
+                connected_s: client.since.age(stamp).as_secs(),
                 application_name: self.vectors.get(client.wanted, "application_name").unwrap_or_default().to_owned(),
                 backend_pid: backend.map(|backend| backend.process_id as i32),
                 pinned: backend.map(|backend| backend.kept.pin_names()).unwrap_or_default(),
                 pinned_s: backend
                     .and_then(|backend| backend.kept.pinned_since)
                     .map_or(0, |since| now.duration_since(since).as_secs()),
-                quiet_s: now.duration_since(client.active).as_secs(),
+                quiet_s: client.active.age(stamp).as_secs(),
                 tls: self.io.facts(client.connection).is_some(),
                 cipher: self.cipher_of(client.connection),
                 local: self.io.local(client.connection),

@@ -430,7 +430,7 @@ impl<T: Transport> Shard<T> {
         }
         // A refusal that says nothing of the server is not asked for four times a second.
         self.servers.get(server).watch_at = Some(now + self.settings.backoff.1);
-        if let Some(watcher) = self.open_backend(pool, Purpose::Watch, None) {
+        if let Some(watcher) = self.open_backend(pool, Purpose::Watch, None, None) {
             self.servers.get(server).watcher = Some(watcher);
         }
     }
@@ -555,7 +555,7 @@ impl<T: Transport> Shard<T> {
             let Some(id) = self.parked.pop_front() else { return };
             let Some(client) = self.clients.get(id.index, id.generation) else { continue };
             let Some(pool) = client.pool else { continue };
-            let (entry, waited) = (self.pools.get(pool), now.duration_since(client.since));
+            let (entry, waited) = (self.pools.get(pool), client.since.age(self.stamp(now)));
             let timeout = entry.settings.pool.queue_timeout;
             let ordered = self.orders.pauses(&entry.key.database);
             if entry.unfit && !ordered && !timeout.is_zero() && waited >= timeout {

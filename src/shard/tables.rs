@@ -3,9 +3,9 @@
 //! Only `link` writes who has whom; see [`super`].
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::{clean, console, listens, login, placement, preserve, proxied, slow, tally, tls};
+use super::{clean, console, listens, login, placement, preserve, proxied, room, slow, tally, tls};
 use crate::auth::outgoing::Outgoing;
 use crate::ids::{BackendId, ClientId, ConnectionId, PoolId, ShardId};
 use crate::io::SocketAddress;
@@ -87,15 +87,38 @@ pub(super) struct Client {
     /// Where it is counted against limits.
     pub(super) seats: tally::Seats,
     /// When the login ends at the latest; later, since when it is connected.
-    pub(super) since: Instant,
+    pub(super) since: Stamp,
     /// When its login ended, or its last request that brought it a backend.
-    pub(super) active: Instant,
+    pub(super) active: Stamp,
     /// Received and not yet counted for its pool.
     pub(super) bytes_in: u64,
     /// It has been told that it waits.
     pub(super) noticed: bool,
     /// What it asked for when it came.
     pub(super) replication: Replication,
+}
+
+/// A moment since the shard started, to 67 ms: what an idle client remembers takes four bytes instead of sixteen. Good for
+/// nine years between two.
+#[derive(Clone, Copy)]
+pub(super) struct Stamp(u32);
+
+impl Stamp {
+    /// Bits of the nanoseconds that are left out.
+    const COARSE: u32 = 26;
+
+    /// `at`, of a shard that `started` then; what was before that is its start.
+    pub(super) fn new(started: Instant, at: Instant) -> Self {
+        let lapsed = at.saturating_duration_since(started);
+        let nanoseconds = lapsed.as_secs() * 1_000_000_000 + u64::from(lapsed.subsec_nanos());
+        Self((nanoseconds >> Self::COARSE) as u32)
+    }
+
+    /// How long before `now` it was: never longer than it is, and up to 134 ms shorter.
+    pub(super) fn age(self, now: Self) -> Duration {
+        let whole = now.0.wrapping_sub(self.0).saturating_sub(1);
+        Duration::from_nanos(u64::from(whole) << Self::COARSE)
+    }
 }
 
 /// Bytes of a cancel key beside the process id, where the protocol has room for them (3.2).
@@ -181,6 +204,8 @@ pub(super) struct Backend {
     pub(super) probing: bool,
     /// When it was last asked that.
     pub(super) probed: Instant,
+    /// Of a pool: its part in what its server may have.
+    pub(super) seat: Option<room::Seat>,
     /// What its server was at its login; `None`: it does not say.
     pub(super) role: Option<Role>,
     /// What the server reports during its login.
@@ -330,6 +355,7 @@ impl Backend {
             late: None,
             probing: false,
             probed: now,
+            seat: None,
             role: None,
             reported: Vec::new(),
             addresses: Vec::new(),
@@ -385,7 +411,7 @@ impl Backend {
 }
 
 impl Client {
-    pub(super) fn new(connection: ConnectionId, unix: bool, now: Instant) -> Self {
+    pub(super) fn new(connection: ConnectionId, unix: bool, now: Stamp) -> Self {
         Self {
             connection,
             state: ClientState::Startup,
@@ -422,6 +448,19 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stamp_is_never_older_than_the_moment() {
+        let started = Instant::now();
+        let at = |ms: u64| Stamp::new(started, started + Duration::from_millis(ms));
+        for (then, now) in [(0, 0), (0, 66), (60, 70), (999, 1_000), (1_234, 3_600_000), (7, 86_400_000_000)] {
+            let (age, real) = (at(then).age(at(now)), Duration::from_millis(now - then));
+            assert!(age <= real && real - age <= Duration::from_millis(135), "{then} to {now}: {age:?}");
+        }
+        assert_eq!(Stamp::new(started + Duration::from_secs(9), started).0, 0);
+        let (old, new) = (Stamp(u32::MAX), Stamp(15));
+        assert_eq!(old.age(new), Duration::from_nanos(15 << Stamp::COARSE));
+    }
 
     #[test]
     fn a_stream_is_whole_behind_its_messages_however_it_is_cut() {

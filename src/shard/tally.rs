@@ -12,7 +12,7 @@ use crate::ids::ClientId;
 use crate::io::Transport;
 use crate::session::fault::{Fault, Limited};
 
-use super::Shard;
+use super::{ClientState, Server, Shard};
 
 /// Slots that a name may be in. With a quarter of all slots in use the chance that one group is full is below 1e-6.
 const GROUP: usize = 16;
@@ -92,6 +92,15 @@ impl Tally {
         }
     }
 
+    /// How many of `name` are there.
+    pub fn count(&self, name: impl Hash) -> u32 {
+        let hash = self.keys.hash_one(name);
+        let first = (hash as usize % (self.slots.len() / GROUP)) * GROUP;
+        let words = self.slots[first..first + GROUP].iter().map(|slot| slot.load(Ordering::SeqCst));
+        let own = words.filter(|word| word >> COUNT_BITS == hash >> COUNT_BITS);
+        own.map(|word| (word & COUNT_MASK) as u32).max().unwrap_or_default()
+    }
+
     /// One less where it was counted.
     pub fn leave(&self, Counted(slot): Counted) {
         self.slots[slot as usize].fetch_sub(1, Ordering::SeqCst);
@@ -110,7 +119,9 @@ pub(super) struct Seats {
 
 /// What is counted, so that no two kinds of names meet.
 #[derive(Hash)]
-enum Name<'a> {
+pub(super) enum Name<'a> {
+    /// Its backends.
+    Server(&'a Server),
     Address(IpAddr),
     Database(&'a str),
     User(&'a str),
@@ -168,6 +179,40 @@ impl<T: Transport> Shard<T> {
         };
         client.seats.database = of_database?;
         refused_by_user.map_or(Ok(()), Err)
+    }
+
+    /// Limits have changed: clients that are there count, too, though none of them is sent away.
+    pub(super) fn count_those_there(&mut self) {
+        let address_limit = self.settings.auth.clients_of_address_max;
+        let mut from = 0;
+        while let Some((index, generation)) = self.clients.next_used(from) {
+            from = index + 1;
+            let id = ClientId { index, generation };
+            let client = self.clients.get(index, generation).expect("just found");
+            let is_in = match client.state {
+                ClientState::Ready | ClientState::Waiting | ClientState::Linked(_) | ClientState::Piped(_) => true,
+                // Counted when their login ends.
+                ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_) | ClientState::Console(_) => {
+                    false
+                }
+            };
+            let Some(pool) = client.pool.filter(|_| is_in) else { continue };
+            let wants_address = address_limit > 0 && client.seats.address.is_none();
+            let address = if wants_address { self.address(client.connection) } else { None };
+            let pool = self.pools.get(pool);
+            let (limits, tally) = (pool.settings.clients_max, &self.population.tally);
+            let count = |limit: u32, known: &Option<Counted>, name: Name<'_>| {
+                if limit > 0 && known.is_none() { tally.enter(name, u32::MAX).ok() } else { None }
+            };
+            let of_database = count(limits.database, &client.seats.database, Name::Database(&pool.key.database));
+            let of_user = count(limits.user, &client.seats.user, Name::User(&pool.key.user));
+            let of_address =
+                address.and_then(|address| tally.enter(Name::Address(limiter::network(address)), u32::MAX).ok());
+            let seats = &mut self.client(id).expect("just found").seats;
+            seats.database = seats.database.take().or(of_database);
+            seats.user = seats.user.take().or(of_user);
+            seats.address = seats.address.take().or(of_address);
+        }
     }
 
     /// A client is gone.

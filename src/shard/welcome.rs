@@ -116,7 +116,7 @@ impl<T: Transport> Shard<T> {
 
     /// ParameterStatus to ReadyForQuery, all of it QCP's own.
     pub(super) fn complete_login(&mut self, id: ClientId) {
-        let now = self.io.now();
+        let stamp = self.stamp(self.io.now());
         let Some(client) = self.client(id) else { return };
         let (connection, wanted, secret, long_key) = (client.connection, client.wanted, client.secret, client.long_key);
         let pool = client.pool.expect("a login has a pool");
@@ -126,7 +126,7 @@ impl<T: Transport> Shard<T> {
         self.pools.get_mut(pool).totals.logins += 1;
         let client = self.client(id).expect("looked up above");
         client.framer = Framer::new(Direction::Frontend);
-        client.active = now;
+        client.active = stamp;
         client.startup = wanted;
         self.vectors.hold(wanted);
         self.vectors.let_go(login.raw);

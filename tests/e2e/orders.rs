@@ -58,6 +58,28 @@ fn a_pause_ends_like_the_queue() {
 }
 
 #[test]
+fn one_database_goes_on_where_all_are_paused() {
+    let server = postgres();
+    server.create_database("orders_goes_on");
+    server.create_database("orders_stays");
+    let qcp = Qcp::start("pool: {queue_timeout: 300ms}\n", 2);
+    let (mut goes_on, mut stays) = (client(&qcp, "orders_goes_on"), client(&qcp, "orders_stays"));
+    goes_on.query("SELECT 1").expect("served");
+    qcp.control(&["pause"]).success();
+    qcp.control(&["resume", "orders_goes_on"]).success();
+    assert_eq!(goes_on.query("SELECT 2").expect("served again"), ["2"]);
+    assert_eq!(stays.query("SELECT 1").expect_err("nothing is lent").0, "53300");
+    // Who comes later is treated alike.
+    assert_eq!(client(&qcp, "orders_goes_on").query("SELECT 3").expect("served"), ["3"]);
+    qcp.control(&["pause", "orders_goes_on"]).success();
+    assert_eq!(goes_on.query("SELECT 1").expect_err("nothing is lent").0, "53300");
+    qcp.control(&["resume"]).success();
+    for client in [&mut goes_on, &mut stays] {
+        assert_eq!(client.query("SELECT 4").expect("served"), ["4"]);
+    }
+}
+
+#[test]
 fn signals_pause_and_resume() {
     let server = postgres();
     server.create_database("orders_signals");

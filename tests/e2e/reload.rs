@@ -84,6 +84,30 @@ fn timeouts_and_limits_hold_at_once() {
     holder.query("COMMIT").expect("the server answers");
 }
 
+#[test]
+fn a_limit_of_a_database_counts_who_is_there_already() {
+    postgres().create_database("reload_counts");
+    for cores in [1, 2] {
+        let qcp = Qcp::start("pool: {size: 2}\n", cores);
+        let mut there: Vec<RawClient> = (0..2).map(|_| client(&qcp, "reload_counts")).collect();
+        qcp.reload("databases: {reload_counts: {limits: {max_clients: 3}}}\npool: {size: 2}\n");
+        let third = client(&qcp, "reload_counts");
+        let refused = || psql(&qcp.tcp(), SUPERUSER, "reload_counts").args(["-c", "SELECT 1"]).finish().failure();
+        assert!(refused().contains("too many connections for database"));
+        // A lower limit sends nobody away.
+        qcp.reload("databases: {reload_counts: {limits: {max_clients: 1}}}\npool: {size: 2}\n");
+        for client in &mut there {
+            client.query("SELECT 1").expect("it stays");
+        }
+        drop((third, there.pop()));
+        assert!(refused().contains("too many connections for database"));
+        drop(there);
+        wait_until("they are gone", Duration::from_secs(5), || {
+            psql(&qcp.tcp(), SUPERUSER, "reload_counts").args(["-c", "SELECT 1"]).finish().status.success()
+        });
+    }
+}
+
 /// What a client has prepared in Smart mode, and what it has set in Session mode, is where that mode keeps it.
 #[test]
 fn another_mode_holds_for_clients_that_come_from_then_on() {

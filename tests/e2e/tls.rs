@@ -479,7 +479,7 @@ fn servers_have_their_own_way() {
     let (encrypted, plain) = (format!("localhost:{port}"), format!("127.0.0.1:{port}"));
     let verified = format!("{{address: '{encrypted}', tls: {{mode: verify-full, ca: {ca}}}}}");
     let yaml = format!(
-        "servers: [{verified}, '{plain}']\npool: {{size: 2}}\ndatabases:\n  \
+        "servers: [{verified}, '{plain}']\nroute: any\npool: {{size: 2}}\ndatabases:\n  \
          on: {{dbname: postgres, servers: [{verified}]}}\n  \
          off: {{dbname: postgres, servers: ['{plain}']}}\n  \
          here: {{dbname: postgres, tls: {{mode: disable}}}}\n"

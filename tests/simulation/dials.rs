@@ -23,6 +23,8 @@ pub struct Dials {
     pub servers: usize,
     pub pool_size: u32,
     pub min_size: u32,
+    pub reserve_size: u32,
+    pub max_backends: u32,
     pub max_queue: u32,
     pub queue_timeout_ms: u64,
     pub idle_timeout_ms: u64,
@@ -92,6 +94,8 @@ impl Dials {
             servers: 0,
             pool_size: 0,
             min_size: dial(2),
+            reserve_size: 0,
+            max_backends: 0,
             max_queue: if dial(2) == 2 { 6 } else { 0 },
             queue_timeout_ms: 0,
             idle_timeout_ms: u64::from(dial(300)),
@@ -157,6 +161,8 @@ impl Dials {
         dials.think_us = *random.one_of(&[100, 2000, 20_000]);
         dials.unix = random.below(4) == 0;
         dials.names = random.below(4) == 0;
+        dials.reserve_size = if random.below(3) == 0 { 1 + random.below(3) as u32 } else { 0 };
+        dials.max_backends = if random.below(4) == 0 { 1 + random.below(8) as u32 } else { 0 };
         dials
     }
 
@@ -198,6 +204,8 @@ impl Dials {
         ("shards", 2),
         ("pool_size", 1),
         ("min_size", 0),
+        ("reserve_size", 0),
+        ("max_backends", 0),
         ("max_queue", 0),
         ("idle_timeout_ms", 0),
         ("lifetime_ms", 0),
@@ -242,6 +250,8 @@ impl Dials {
             "shards" => self.shards as u64,
             "pool_size" => u64::from(self.pool_size),
             "min_size" => u64::from(self.min_size),
+            "reserve_size" => u64::from(self.reserve_size),
+            "max_backends" => u64::from(self.max_backends),
             "max_queue" => u64::from(self.max_queue),
             "idle_timeout_ms" => self.idle_timeout_ms,
             "lifetime_ms" => self.lifetime_ms,
@@ -287,6 +297,8 @@ impl Dials {
             "shards" => self.shards = value as usize,
             "pool_size" => self.pool_size = value as u32,
             "min_size" => self.min_size = value as u32,
+            "reserve_size" => self.reserve_size = value as u32,
+            "max_backends" => self.max_backends = value as u32,
             "max_queue" => self.max_queue = value as u32,
             "idle_timeout_ms" => self.idle_timeout_ms = value,
             "lifetime_ms" => self.lifetime_ms = value,
@@ -363,6 +375,9 @@ impl Catalogue for Everything {
             pool: Settings {
                 size: dials.pool_size,
                 min_size: dials.min_size.min(dials.pool_size),
+                reserve_size: dials.reserve_size,
+                reserve_timeout: Duration::from_millis(20),
+                max_backends: dials.max_backends,
                 max_queue: dials.max_queue,
                 queue_timeout: dials.queue_timeout(),
                 idle_timeout: Duration::from_millis(dials.idle_timeout_ms),

@@ -118,6 +118,7 @@ const PATIENCE: u64 = 60 * SECOND;
 /// A shard whose clients wait has asked the others several times by then.
 const FOREIGN: u64 = 60 * MILLI;
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
+const DNS_TTL: Duration = Duration::from_millis(600);
 const ROLE_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 const CLIENTS_MAX: u32 = 64;
@@ -149,6 +150,7 @@ impl World {
                 client_stall_timeout: CLIENT_STALL_TIMEOUT,
                 connect_timeout: CONNECT_TIMEOUT,
                 cancel_timeout: CANCEL_TIMEOUT,
+                dns_ttl: DNS_TTL,
                 role_check_interval: ROLE_CHECK_INTERVAL,
                 backoff: BACKOFF,
                 auth: Arc::new(dials.auth()),

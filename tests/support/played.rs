@@ -335,6 +335,7 @@ fn settings(sizes: Sizes) -> Settings {
         client_stall_timeout: Duration::from_secs(60),
         connect_timeout: Duration::from_secs(60),
         cancel_timeout: Duration::from_secs(10),
+        dns_ttl: Duration::ZERO,
         role_check_interval: Duration::from_millis(250),
         backoff: (Duration::from_millis(100), Duration::from_secs(5)),
         auth: Arc::default(),
@@ -372,6 +373,9 @@ impl Catalogue for OnePool {
             pool: pool::Settings {
                 size: self.size,
                 min_size: 0,
+                reserve_size: 0,
+                reserve_timeout: Duration::ZERO,
+                max_backends: 0,
                 max_queue: 0,
                 queue_timeout: Duration::from_secs(10),
                 idle_timeout: Duration::from_secs(600),

@@ -51,6 +51,8 @@ pub struct Setup {
     cores: usize,
     /// Overrides the address of the server.
     server: String,
+    /// What its /etc/hosts says, if that is its own.
+    hosts: Option<String>,
 }
 
 impl Setup {
@@ -58,7 +60,7 @@ impl Setup {
     /// the pooler was given, `$folder` for its own temporary folder.
     pub fn new(yaml: &str) -> Setup {
         let server = postgres().tcp();
-        Setup { yaml: yaml.to_owned(), cores: 1, server: format!("{}:{}", server.host, server.port) }
+        Setup { yaml: yaml.to_owned(), cores: 1, server: format!("{}:{}", server.host, server.port), hosts: None }
     }
 
     pub fn cores(mut self, cores: usize) -> Setup {
@@ -69,6 +71,12 @@ impl Setup {
     /// As `servers` would name it.
     pub fn server(mut self, address: &str) -> Setup {
         self.server = address.to_owned();
+        self
+    }
+
+    /// With an /etc/hosts of its own, which [`Qcp::set_hosts`] changes.
+    pub fn hosts(mut self, text: &str) -> Setup {
+        self.hosts = Some(text.to_owned());
         self
     }
 
@@ -114,7 +122,8 @@ impl Qcp {
 
     /// Starts another one that is to take over from this, with this many cores and other keys.
     pub fn succeeded_by(&self, yaml: &str, cores: usize) -> Qcp {
-        let setup = Setup { yaml: yaml.to_owned(), cores, server: self.setup.server.clone() };
+        let setup =
+            Setup { yaml: yaml.to_owned(), cores, server: self.setup.server.clone(), hosts: self.setup.hosts.clone() };
         Qcp::spawn_in(setup, self.folder.clone(), self.port, &["--takeover"], &[])
     }
 
@@ -134,8 +143,19 @@ impl Qcp {
         let log = fs::File::create(&path).expect("the temporary folder is writable");
         let log_too = log.try_clone().expect("a descriptor is left");
         // setpriv becomes qcp, under the same pid, and has the kernel kill it when the test's thread is gone.
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_qcp"), "--cores", &setup.cores.to_string(), "--config"])
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]);
+        if let Some(hosts) = &setup.hosts {
+            let own = folder.join("hosts");
+            fs::write(&own, hosts).expect("the temporary folder is writable");
+            // A mount of its own over the file; still the same pid. Who is not root is it in there.
+            let root = if nix::unistd::geteuid().is_root() { "--mount" } else { "--map-root-user" };
+            command
+                .args(["unshare", root, "--mount", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""])
+                .arg(own);
+        }
+        let child = command
+            .args([env!("CARGO_BIN_EXE_qcp"), "--cores", &setup.cores.to_string(), "--config"])
             .arg(&config)
             .args(more)
             .envs(environment.iter().copied())
@@ -149,8 +169,14 @@ impl Qcp {
 
     /// Writes its configuration anew, with other keys than those it was started with; nothing is reloaded yet.
     pub fn rewrite(&self, yaml: &str) {
-        let setup = Setup { yaml: yaml.to_owned(), cores: self.setup.cores, server: self.setup.server.clone() };
+        let Setup { cores, server, hosts, .. } = &self.setup;
+        let setup = Setup { yaml: yaml.to_owned(), cores: *cores, server: server.clone(), hosts: hosts.clone() };
         write_configuration(&setup, &self.folder, self.port);
+    }
+
+    /// Changes its own /etc/hosts.
+    pub fn set_hosts(&self, text: &str) {
+        fs::write(self.folder.join("hosts"), text).expect("the temporary folder is writable");
     }
 
     /// Reloads with other keys than those it was started with, and gives what `qcp-ctrl` said.

@@ -70,10 +70,16 @@ fn read_until_ready(stream: &mut TcpStream) -> Vec<u8> {
     }
 }
 
-/// A listener on loopback whose connections inherit TCP_NODELAY.
+/// A listener on loopback whose connections inherit TCP_NODELAY, and are accepted when their first bytes are here: that is one
+/// turn less for each.
 pub fn listen(port: u16) -> TcpListener {
     let listener = loopback_socket();
-    for (level, option) in [(libc::SOL_SOCKET, libc::SO_REUSEADDR), (libc::IPPROTO_TCP, libc::TCP_NODELAY)] {
+    let options = [
+        (libc::SOL_SOCKET, libc::SO_REUSEADDR),
+        (libc::IPPROTO_TCP, libc::TCP_NODELAY),
+        (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT),
+    ];
+    for (level, option) in options {
         let one: libc::c_int = 1;
         // SAFETY: the pointer and size describe `one`, which outlives the call.
         let result = unsafe {

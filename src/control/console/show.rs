@@ -7,7 +7,7 @@ use super::sockets::{SOCKET, SOCKET_BUFFERS, SOCKET_OURS, sockets};
 use super::stats::{self, AVERAGES, COUNTS, Sums, TOTALS};
 use super::{DatabaseEntry, Source};
 use crate::control::report::metrics::{Origin, PoolMetrics, merged};
-use crate::control::report::{BackendState, ClientRow, ClientState, RelayMode, ShardReport, merge_memory};
+use crate::control::report::{BackendState, ClientRow, ClientState, RelayMode, ShardReport, is_held, merge_memory};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Show {
@@ -339,9 +339,7 @@ fn databases(source: &dyn Source) -> Result<Vec<Vec<Value>>, Failed> {
         let entry = source.database(&name)?;
         let backends = of_all(&reports, |report| &report.backends).filter(|row| row.database == name).count() as u64;
         let clients = of_all(&reports, |report| &report.clients).filter(|row| row.database == name).count() as u64;
-        let is_in = |held: fn(&ShardReport) -> &Vec<String>| {
-            reports.iter().flat_map(held).any(|held| *held == name || held == "*")
-        };
+        let is_in = |held: fn(&ShardReport) -> &Vec<String>| reports.iter().any(|report| is_held(held(report), &name));
         let port = entry.hosts.first().and_then(|(_, port)| *port);
         let hosts: Vec<&str> = entry.hosts.iter().map(|(host, _)| host.as_str()).collect();
         Some(vec![

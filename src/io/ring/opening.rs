@@ -49,6 +49,17 @@ impl Ring {
         Ok(())
     }
 
+    /// Has the kernel keep a connection back until its first bytes are here, for about a second at most: a client of PostgreSQL
+    /// speaks first, so who is accepted has something to say, and the shard is woken once instead of twice.
+    pub fn defer_accept(listener: &OwnedFd) -> nix::Result<()> {
+        let seconds: libc::c_int = 1;
+        let (level, name) = (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT);
+        let size = size_of_val(&seconds) as libc::socklen_t;
+        // SAFETY: the value is an integer of this function's, and its size is told.
+        let result = unsafe { libc::setsockopt(listener.as_raw_fd(), level, name, (&raw const seconds).cast(), size) };
+        nix::errno::Errno::result(result).map(drop)
+    }
+
     /// See [`Transport::listen`].
     pub(super) fn accept_on(&mut self, socket: OwnedFd, local: bool, door: DoorId) {
         let listener = Some(Listener { socket, local, door, closing: false, resting: false });

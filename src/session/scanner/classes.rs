@@ -72,7 +72,7 @@ impl Classes {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, debug_assertions))]
 mod tests {
     use super::super::counted;
     use super::*;

@@ -176,6 +176,7 @@ impl World {
                 client_stall_timeout: CLIENT_STALL_TIMEOUT,
                 connect_timeout: CONNECT_TIMEOUT,
                 cancel_timeout: CANCEL_TIMEOUT,
+                dns_ttl: DNS_TTL,
                 role_check_interval: ROLE_CHECK_INTERVAL,
                 backoff: BACKOFF,
                 check_connections: CHECKS,

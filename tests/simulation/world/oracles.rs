@@ -28,7 +28,9 @@ impl World {
         let administrator = &self.administrator;
         // Of several servers each shard asks what they are, by a connection of its own.
         let watchers = if self.dials.servers > 1 || self.dials.reloads > 0 { self.cores.len() } else { 0 };
-        let most = administrator.size_most as usize * (1 + administrator.replaced as usize) + checks + watchers;
+        let most = (administrator.size_most + self.dials.reserve_size) as usize * (1 + administrator.replaced as usize)
+            + checks
+            + watchers;
         let count = same.count();
         assert!(count <= most, "{count} backends of {}/{}, at most {most}", server.database, server.user);
     }
@@ -60,10 +62,13 @@ impl World {
         if pool.open <= pool.permits {
             return;
         }
-        assert!(pool.idle == 0 && generation > 0, "{pool:?}");
+        // Places of the reserve go back while they are in use.
+        assert!(pool.idle == 0 && (generation > 0 || self.dials.reserve_size > 0), "{pool:?}");
         // With the reload others may have come from other shards.
         let last = &self.cores[core].last;
         let before = last.pools.iter().find(|before| is_same(before, pool)).map_or(0, |before| before.open);
+        // What the reserve was drawn for may be served in the same step.
+        let before = before.max(pool.permits + self.dials.reserve_size);
         assert!(last.generation < generation || pool.open <= before, "{pool:?}, before it had {before}");
     }
 
@@ -159,8 +164,26 @@ impl World {
         }
     }
 
+    /// No server has more backends of pools than it may have.
+    fn look_at_seats(&mut self) {
+        let most = self.dials.max_backends;
+        if most == 0 {
+            return;
+        }
+        let pools = || self.cores.iter().flat_map(|core| &core.last.pools);
+        for server in pools().map(|pool| &pool.server) {
+            let count: u32 = pools().filter(|pool| pool.server == *server).map(|pool| pool.counted).sum();
+            assert!(count <= most, "{count} backends at {server}, at most {most}");
+            if count == most && pools().any(|pool| pool.server == *server && pool.waiting > 0) {
+                self.coverage.note("a full server is waited for");
+                return;
+            }
+        }
+    }
+
     /// A pool's places over all shards are never more than its size, and its size when no message is under way.
-    pub(super) fn look_at_permits(&self) {
+    pub(super) fn look_at_permits(&mut self) {
+        self.look_at_seats();
         if !self.administrator.is_settled() {
             return;
         }
@@ -183,7 +206,12 @@ impl World {
                 // A shard that has not made its part yet will make it with its share.
                 part_of(part).map_or(*share as i32, |at| part.pools[at].permits as i32 - part.pools[at].debt as i32)
             });
-            let (places, size): (i32, i32) = (places.sum(), size as i32);
+            let drawn = parts.iter().filter_map(|part| Some(part.pools[part_of(part)?].drawn as i32)).sum::<i32>();
+            assert!(drawn <= self.dials.reserve_size as i32, "{drawn} places of the reserve of {name} at {server}");
+            if drawn > 0 {
+                self.coverage.note("reserve drawn");
+            }
+            let (places, size): (i32, i32) = (places.sum(), size as i32 + drawn);
             assert!(places <= size, "{places} places of {name} at {server}");
             assert!(places == size || in_messages, "{places} places of {name} at {server}");
         }
