@@ -1,7 +1,6 @@
 //! A backend's life: resolved, connected, logged in, idle, closed.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use crate::auth::settings::Method;
 use crate::ids::{BackendId, ClientId, PoolId};
