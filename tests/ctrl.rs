@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command as Program, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use qcp::control::command::{Command, Topic};
 use qcp::control::report::{self, Draining, Reopened, RunState, ShardReport, Status};
@@ -39,7 +39,7 @@ impl Scratch {
     }
 
     fn serve(&self) -> Server {
-        let bound = Bound::bind(&[self.socket()]).expect("a free place");
+        let bound = Bound::bind(&[self.socket()], Instant::now).expect("a free place");
         bound.serve(Box::new(answer), Box::new(drop)).expect("a thread")
     }
 

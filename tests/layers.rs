@@ -40,8 +40,7 @@ const MAY_NAME_MORE: [(&str, &[&str]); 1] = [
 ];
 
 const MAY_BE_UNSAFE: [&str; 2] = ["memory/", "io/"];
-/// control's client and server have sockets of their own, with deadlines.
-const MAY_READ_THE_CLOCK: [&str; 4] = ["io/", "process/", "bin/", "control/wire.rs"];
+const MAY_READ_THE_CLOCK: [&str; 3] = ["io/", "process/", "bin/"];
 const MAY_NAME_THE_EXECUTOR: [&str; 2] = ["io/", "process/"];
 
 /// A file of `src`, without comments, strings and code for tests.

@@ -60,7 +60,7 @@ fn candidates(arguments: &Arguments) -> Result<Vec<PathBuf>, config::Error> {
 }
 
 fn run(candidates: &[PathBuf], request: &Request) -> Result<(), Failure> {
-    let ask = |command| Connection::open(candidates, ANSWER_PATIENCE)?.ask(command, ANSWER_PATIENCE);
+    let ask = |command| Connection::open(candidates, ANSWER_PATIENCE, Instant::now)?.ask(command, ANSWER_PATIENCE);
     match request {
         Request::Reload { recycle, json } => {
             print(&ask(Command::Reload { recycle: *recycle })?, *json);
@@ -80,7 +80,7 @@ fn run(candidates: &[PathBuf], request: &Request) -> Result<(), Failure> {
         Request::CheckLogin { database, user, json } => {
             let password = std::env::var("PGPASSWORD").ok().filter(|password| !password.is_empty()).map(Password);
             let command = Command::CheckLogin { database: database.clone(), user: user.clone(), password };
-            let reply = Connection::open(candidates, ANSWER_PATIENCE)?.ask(command, LOGIN_PATIENCE)?;
+            let reply = Connection::open(candidates, ANSWER_PATIENCE, Instant::now)?.ask(command, LOGIN_PATIENCE)?;
             print(&reply, *json);
             let rows = Vec::<LoginRow>::deserialize(&reply.value).unwrap_or_default();
             if rows.iter().any(|row| row.outcome != LoginOutcome::Ok) {
@@ -96,7 +96,7 @@ fn run(candidates: &[PathBuf], request: &Request) -> Result<(), Failure> {
         }
         Request::Show { topic, json, watch: Some(every) } => return watch(candidates, *topic, *json, *every),
         Request::Quit { now, no_wait } => {
-            let mut connection = Connection::open(candidates, ANSWER_PATIENCE)?;
+            let mut connection = Connection::open(candidates, ANSWER_PATIENCE, Instant::now)?;
             let reply = connection.ask(Command::Quit { now: *now }, ANSWER_PATIENCE)?;
             print(&reply, false);
             if !*no_wait {
@@ -111,7 +111,7 @@ fn run(candidates: &[PathBuf], request: &Request) -> Result<(), Failure> {
 /// Returns when the other process has taken over.
 fn upgrade(candidates: &[PathBuf], timeout: Duration) -> Result<(), Failure> {
     let since = Instant::now();
-    let ask = |command| Connection::open(candidates, ANSWER_PATIENCE)?.ask(command, ANSWER_PATIENCE);
+    let ask = |command| Connection::open(candidates, ANSWER_PATIENCE, Instant::now)?.ask(command, ANSWER_PATIENCE);
     let reply = ask(Command::Upgrade)?;
     print(&reply, false);
     let Ok(Upgrading { pid }) = Upgrading::deserialize(&reply.value) else {
@@ -120,7 +120,7 @@ fn upgrade(candidates: &[PathBuf], timeout: Duration) -> Result<(), Failure> {
     loop {
         std::thread::sleep(Duration::from_millis(100));
         // The place of the control socket is the other's when it serves.
-        let now = Connection::open(candidates, ANSWER_PATIENCE)?;
+        let now = Connection::open(candidates, ANSWER_PATIENCE, Instant::now)?;
         if now.peer_pid() == Some(pid) {
             print_text(&format!("process {pid} serves\n"));
             return Ok(());
@@ -143,7 +143,7 @@ fn give(candidates: &[PathBuf], act: Act, order: &Order) -> Result<(), Failure> 
         return Err(Failure::Refused(CommandFault::DatabaseMissing(act).to_string()));
     }
     let since = Instant::now();
-    let ask = |command| Connection::open(candidates, ANSWER_PATIENCE)?.ask(command, ANSWER_PATIENCE);
+    let ask = |command| Connection::open(candidates, ANSWER_PATIENCE, Instant::now)?.ask(command, ANSWER_PATIENCE);
     let mut reply = ask(Command::Order(act, order.database.clone()))?;
     while !order.no_wait && !is_done(act, &reply) {
         if since.elapsed() >= order.timeout {
@@ -172,7 +172,7 @@ fn is_done(act: Act, reply: &Reply) -> bool {
 /// Until the pooler or the reader is gone.
 fn watch(candidates: &[PathBuf], topic: Topic, json: bool, every: Duration) -> Result<(), Failure> {
     let is_screen = io::stdout().is_terminal();
-    let mut connection = Connection::open(candidates, ANSWER_PATIENCE)?;
+    let mut connection = Connection::open(candidates, ANSWER_PATIENCE, Instant::now)?;
     loop {
         let reply = connection.ask(Command::Show(topic), ANSWER_PATIENCE)?;
         let text = match (json, is_screen) {
@@ -185,7 +185,7 @@ fn watch(candidates: &[PathBuf], topic: Topic, json: bool, every: Duration) -> R
             return Ok(());
         }
         std::thread::sleep(every);
-        connection = Connection::open(candidates, ANSWER_PATIENCE)?;
+        connection = Connection::open(candidates, ANSWER_PATIENCE, Instant::now)?;
     }
 }
 

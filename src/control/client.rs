@@ -13,12 +13,13 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, set
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::command::Command;
-use super::wire::{self, Deadline, LineFault, MessageFault, Reply};
+use super::wire::{self, Clock, Deadline, LineFault, MessageFault, Reply};
 
 /// A connection to a pooler. The protocol has one command for each; what may follow is the end of the pooler.
 pub struct Connection {
     stream: UnixStream,
     path: PathBuf,
+    clock: Clock,
 }
 
 /// Why a command was not done.
@@ -40,11 +41,11 @@ pub enum Failure {
 
 impl Connection {
     /// Connects to the first place where somebody listens.
-    pub fn open(candidates: &[PathBuf], patience: Duration) -> Result<Connection, Failure> {
+    pub fn open(candidates: &[PathBuf], patience: Duration, clock: Clock) -> Result<Connection, Failure> {
         let mut closed = None;
         for path in candidates {
             match dial(path, patience) {
-                Ok(stream) => return Ok(Connection { stream, path: path.clone() }),
+                Ok(stream) => return Ok(Connection { stream, path: path.clone(), clock }),
                 Err(error) if nobody_listens(&error) => {}
                 // Another user's pooler at the first place does not hide one's own at the second.
                 Err(error) => closed = closed.or(Some(Failure::Closed { path: path.clone(), error })),
@@ -65,7 +66,7 @@ impl Connection {
 
     /// Sends the command and waits for its answer, both within `patience`.
     pub fn ask(&mut self, command: Command, patience: Duration) -> Result<Reply, Failure> {
-        let deadline = Deadline::after(patience);
+        let deadline = Deadline::after(patience, self.clock);
         let sent = wire::send_line(&self.stream, &wire::encode_request(command), deadline);
         // A pooler that refuses us closes without reading, and its reason is there to be read even so.
         let received = match sent {

@@ -22,7 +22,7 @@ use nix::unistd::geteuid;
 
 use super::client::{Connection, Failure};
 use super::command::Command;
-use super::wire::{self, Answer, Deadline, LineFault};
+use super::wire::{self, Answer, Clock, Deadline, LineFault};
 
 /// Does a command. It runs on the control thread, and must come to an end by itself.
 pub type Handler = Box<dyn Fn(Command) -> Answer + Send>;
@@ -44,6 +44,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Bound {
     listener: UnixListener,
     file: Place,
+    clock: Clock,
 }
 
 /// Where the socket is found, which changes when another process takes over.
@@ -102,20 +103,20 @@ struct SocketFile {
 impl Bound {
     /// Takes the first of the places that this user may write to. A place that is held ends the search: a second
     /// pooler that went on to the next would be out of reach of `qcp-ctrl`, which asks the first.
-    pub fn bind(candidates: &[PathBuf]) -> Result<Bound, BindFault> {
+    pub fn bind(candidates: &[PathBuf], clock: Clock) -> Result<Bound, BindFault> {
         let (last, others) = candidates.split_last().expect("there is always a default place");
         for path in others {
-            match bind_at(path, Holder::Keeps) {
+            match bind_at(path, Holder::Keeps, clock) {
                 Err(BindFault::Io { error, .. }) if not_ours_to_write(&error) => {}
                 result => return result,
             }
         }
-        bind_at(last, Holder::Keeps)
+        bind_at(last, Holder::Keeps, clock)
     }
 
     /// Takes the place of the pooler that holds it, and that has agreed to that.
-    pub fn replace(path: &Path) -> Result<Bound, BindFault> {
-        bind_at(path, Holder::MakesWay)
+    pub fn replace(path: &Path, clock: Clock) -> Result<Bound, BindFault> {
+        bind_at(path, Holder::MakesWay, clock)
     }
 
     pub fn path(&self) -> PathBuf {
@@ -128,12 +129,12 @@ impl Bound {
 
     /// Starts the thread. Signals that it shall not take must be blocked before.
     pub fn serve(self, handler: Handler, succession: Succession) -> io::Result<Server> {
-        let Bound { listener, file } = self;
+        let Bound { listener, file, clock } = self;
         let accepting = listener.try_clone()?;
         let owner_uid = geteuid().as_raw();
         let thread = thread::Builder::new()
             .name("qcp-control".to_string())
-            .spawn(move || accept_until_shutdown(&accepting, owner_uid, &handler, &succession))?;
+            .spawn(move || accept_until_shutdown(&accepting, (owner_uid, clock), &handler, &succession))?;
         Ok(Server { listener, thread, file })
     }
 }
@@ -224,7 +225,7 @@ enum Holder {
     MakesWay,
 }
 
-fn bind_at(path: &Path, holder: Holder) -> Result<Bound, BindFault> {
+fn bind_at(path: &Path, holder: Holder, clock: Clock) -> Result<Bound, BindFault> {
     let fails = |act| move |error| BindFault::Io { path: path.to_path_buf(), act, error };
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -239,7 +240,7 @@ fn bind_at(path: &Path, holder: Holder) -> Result<Bound, BindFault> {
     // all threads. Connections find the socket by its inode, so that it may move.
     let cradle = directory.join(".qcp-control");
     make_cradle(&cradle).map_err(fails("prepare"))?;
-    let free = if holder == Holder::Keeps { take_over(path) } else { Ok(()) };
+    let free = if holder == Holder::Keeps { take_over(path, clock) } else { Ok(()) };
     let made = free.and_then(|()| {
         let newborn = cradle.join("s");
         let listener = UnixListener::bind(&newborn).map_err(fails("bind"))?;
@@ -247,7 +248,7 @@ fn bind_at(path: &Path, holder: Holder) -> Result<Bound, BindFault> {
         let found = fs::symlink_metadata(&newborn).map_err(fails("find"))?;
         fs::rename(&newborn, path).map_err(fails("name"))?;
         let file = SocketFile { path: path.to_path_buf(), device: found.dev(), inode: found.ino() };
-        Ok(Bound { listener, file: Place(Arc::new(Mutex::new(file))) })
+        Ok(Bound { listener, file: Place(Arc::new(Mutex::new(file))), clock })
     });
     if let Err(error) = fs::remove_dir_all(&cradle) {
         log::warn!("control: cannot remove {}: {error}", cradle.display());
@@ -281,7 +282,7 @@ fn make_cradle(cradle: &Path) -> io::Result<()> {
 }
 
 /// Makes sure that no living process has the place. A stale file may stay, to be replaced.
-fn take_over(path: &Path) -> Result<(), BindFault> {
+fn take_over(path: &Path, clock: Clock) -> Result<(), BindFault> {
     let fails = |error| BindFault::Io { path: path.to_path_buf(), act: "look at", error };
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -291,7 +292,7 @@ fn take_over(path: &Path) -> Result<(), BindFault> {
         }
         Ok(_) => {}
     }
-    let mut holder = match Connection::open(&[path.to_path_buf()], PATIENCE) {
+    let mut holder = match Connection::open(&[path.to_path_buf()], PATIENCE, clock) {
         Ok(holder) => holder,
         Err(Failure::Nobody { .. }) => {
             log::warn!("control: replacing {}, which a process left behind that did not end by itself", path.display());
@@ -317,7 +318,7 @@ fn not_ours_to_write(error: &io::Error) -> bool {
 
 fn accept_until_shutdown(
     listener: &UnixListener,
-    owner_uid: u32,
+    (owner_uid, clock): (u32, Clock),
     handler: &Handler,
     succession: &Succession,
 ) -> Vec<UnixStream> {
@@ -341,7 +342,7 @@ fn accept_until_shutdown(
         };
         mourners.retain(still_there);
         let room = mourners.len() < MOURNERS_MAX;
-        match converse(&stream, Peer { uid: peer_uid, owner_uid, may_wait_for_exit: room }, handler) {
+        match converse(&stream, Peer { uid: peer_uid, owner_uid, may_wait_for_exit: room, clock }, handler) {
             Ok(Some(Command::Quit { .. })) if stream.set_nonblocking(true).is_ok() => mourners.push(stream),
             Ok(Some(Command::Takeover)) => succession(stream),
             Ok(_) => {}
@@ -354,10 +355,12 @@ struct Peer {
     uid: u32,
     owner_uid: u32,
     may_wait_for_exit: bool,
+    clock: Clock,
 }
 
 /// One request and its answer. Returns the command if it was done.
 fn converse(stream: &UnixStream, peer: Peer, handler: &Handler) -> Result<Option<Command>, LineFault> {
+    let clock = peer.clock;
     let (command, answer) = match receive_command(stream, &peer) {
         // The answer is all that follows.
         Ok(Command::Takeover) => return Ok(Some(Command::Takeover)),
@@ -367,7 +370,7 @@ fn converse(stream: &UnixStream, peer: Peer, handler: &Handler) -> Result<Option
             (None, Err(reason))
         }
     };
-    wire::send_line(stream, &wire::encode_answer(&answer), Deadline::after(PATIENCE))?;
+    wire::send_line(stream, &wire::encode_answer(&answer), Deadline::after(PATIENCE, clock))?;
     Ok(command.filter(|_| answer.is_ok()))
 }
 
@@ -376,7 +379,7 @@ fn receive_command(stream: &UnixStream, peer: &Peer) -> Result<Command, String> 
         let Peer { uid, owner_uid, .. } = peer;
         return Err(format!("uid {uid} may not control this qcp, only root and uid {owner_uid}, which runs it"));
     }
-    let line = wire::receive_line(stream, wire::REQUEST_SIZE_MAX, Deadline::after(PATIENCE))
+    let line = wire::receive_line(stream, wire::REQUEST_SIZE_MAX, Deadline::after(PATIENCE, peer.clock))
         .map_err(|fault| fault.to_string())?;
     let command = wire::decode_request(&line).map_err(|fault| fault.to_string())?;
     match command {

@@ -55,9 +55,15 @@ pub enum LineFault {
     Io(io::Error),
 }
 
+/// How the time is asked for: sockets that wait must know how much of it is left, and this layer reads no clock of its own.
+pub type Clock = fn() -> Instant;
+
 /// The last moment of a conversation.
 #[derive(Clone, Copy)]
-pub struct Deadline(Instant);
+pub struct Deadline {
+    at: Instant,
+    clock: Clock,
+}
 
 #[derive(Serialize, Deserialize)]
 struct Request<T> {
@@ -147,14 +153,13 @@ pub fn send_line(mut stream: &UnixStream, line: &[u8], deadline: Deadline) -> Re
 }
 
 impl Deadline {
-    // The control socket is outside the simulation, which is why the clock may be read here.
-    pub fn after(duration: Duration) -> Deadline {
-        Deadline(Instant::now() + duration)
+    pub fn after(duration: Duration, clock: Clock) -> Deadline {
+        Deadline { at: clock() + duration, clock }
     }
 
     /// How long there is; an error when there is nothing left.
     pub fn left(self) -> Result<Duration, LineFault> {
-        let left = self.0.saturating_duration_since(Instant::now());
+        let left = self.at.saturating_duration_since((self.clock)());
         // A timeout of zero would mean none at all to the socket.
         if left.is_zero() { Err(LineFault::TimedOut) } else { Ok(left) }
     }
@@ -210,7 +215,7 @@ mod tests {
     use crate::control::command::Topic;
 
     fn soon() -> Deadline {
-        Deadline::after(Duration::from_millis(100))
+        Deadline::after(Duration::from_millis(100), Instant::now)
     }
 
     fn pair() -> (UnixStream, UnixStream) {

@@ -139,7 +139,7 @@ pub fn run(config: Config, cores: usize, loader: Loader, beginning: Beginning) -
     };
     let bound = match &heritage {
         Some(_) => None,
-        None => Some(Bound::bind(&candidates).map_err(Error::Control)?),
+        None => Some(Bound::bind(&candidates, Instant::now).map_err(Error::Control)?),
     };
     let inherited = config.metrics.and_then(|at| heritage.as_mut()?.metrics(at));
     let scraped = match (inherited, config.metrics) {
@@ -380,7 +380,7 @@ impl Desk {
         }
         let (control, pid) = (heritage.control.clone(), heritage.pid);
         let promised = heritage.hand_over().map_err(Error::Takeover)?;
-        let bound = Bound::replace(&control).map_err(Error::Control)?;
+        let bound = Bound::replace(&control, Instant::now).map_err(Error::Control)?;
         let doors = {
             let mut listening = self.listening();
             listening.widen();

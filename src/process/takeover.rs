@@ -25,7 +25,7 @@ use std::process::{Child, Stdio};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::log::{error, info, warn};
 use serde::{Deserialize, Serialize};
@@ -124,10 +124,10 @@ pub struct Heritage {
 
 /// Asks the pooler at one of these places for its sockets. It goes on accepting.
 pub fn ask(candidates: &[PathBuf]) -> Result<Heritage, Error> {
-    let connection = Connection::open(candidates, WORD_PATIENCE).map_err(Error::Ask)?;
+    let connection = Connection::open(candidates, WORD_PATIENCE, Instant::now).map_err(Error::Ask)?;
     let control = connection.path().to_path_buf();
     let stream = connection.into_stream();
-    let deadline = Deadline::after(WORD_PATIENCE);
+    let deadline = Deadline::after(WORD_PATIENCE, Instant::now);
     wire::send_line(&stream, &wire::encode_request(Command::Takeover), deadline).map_err(Error::Line)?;
     let mut sockets = Vec::new();
     let line = receive(&stream, &mut sockets, WORD_PATIENCE)?;
@@ -185,7 +185,7 @@ pub fn pass_on(strays: Receiver<Stray>, mut elders: Vec<PathBuf>) -> io::Result<
     let run = move || {
         while let Ok((process_id, key)) = strays.recv() {
             elders.retain(|elder| {
-                let asked = Connection::open(std::slice::from_ref(elder), WORD_PATIENCE);
+                let asked = Connection::open(std::slice::from_ref(elder), WORD_PATIENCE, Instant::now);
                 let command = Command::Cancel { process_id, key: key.clone() };
                 let told = asked.and_then(|mut connection| connection.ask(command, WORD_PATIENCE));
                 if let Err(failure) = &told {
@@ -304,7 +304,7 @@ impl Desk {
         for (byte, piece) in line.iter().zip(pieces) {
             descriptors::send(stream, *byte, piece).map_err(Error::Io)?;
         }
-        wire::send_line(stream, rest, Deadline::after(WORD_PATIENCE)).map_err(Error::Line)
+        wire::send_line(stream, rest, Deadline::after(WORD_PATIENCE, Instant::now)).map_err(Error::Line)
     }
 
     /// Clients are another process's now. Those that are here are served until they go, and this process with the last one.
@@ -331,23 +331,24 @@ impl Desk {
 fn refuse(stream: &UnixStream, reason: &str) {
     let answer: Answer = Err(reason.to_owned());
     // Who has gone need not be told.
-    let _ = wire::send_line(stream, &wire::encode_answer(&answer), Deadline::after(WORD_PATIENCE));
+    let _ = wire::send_line(stream, &wire::encode_answer(&answer), Deadline::after(WORD_PATIENCE, Instant::now));
 }
 
 fn say(stream: &UnixStream, word: &Word) -> Result<(), Error> {
     let mut line = serde_json::to_vec(word).expect("a word is plain data");
     line.push(b'\n');
-    wire::send_line(stream, &line, Deadline::after(WORD_PATIENCE)).map_err(Error::Line)
+    wire::send_line(stream, &line, Deadline::after(WORD_PATIENCE, Instant::now)).map_err(Error::Line)
 }
 
 fn listen(stream: &UnixStream, patience: Duration) -> Result<Word, Error> {
-    let line = wire::receive_line(stream, LINE_SIZE_MAX, Deadline::after(patience)).map_err(Error::Line)?;
+    let line =
+        wire::receive_line(stream, LINE_SIZE_MAX, Deadline::after(patience, Instant::now)).map_err(Error::Line)?;
     serde_json::from_slice(&line).map_err(|_| Error::Unexpected)
 }
 
 /// A line, and the descriptors that came with it.
 fn receive(stream: &UnixStream, sockets: &mut Vec<OwnedFd>, patience: Duration) -> Result<Vec<u8>, Error> {
-    let deadline = Deadline::after(patience);
+    let deadline = Deadline::after(patience, Instant::now);
     let (mut line, mut piece) = (Vec::new(), [0; 4096]);
     loop {
         let left = deadline.left().map_err(Error::Line)?;

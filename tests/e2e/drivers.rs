@@ -34,10 +34,68 @@ async fn connect_as(address: &Address, user: &str, password: &str, database: &st
     client
 }
 
-/// A qcp whose pool is smaller than the number of clients that the tests use.
+/// A qcp whose pool is smaller than the number of clients that the tests use, and which keeps their sessions.
 fn small_pool(database: &str) -> Qcp {
     postgres().create_database(database);
-    Qcp::start("relay_mode: Smart\npool: {size: 4}\n", 2)
+    Qcp::start("relay_mode: Smart\nsession_state: preserve\npool: {size: 4}\n", 2)
+}
+
+/// What applications with a schema or a row policy for each tenant do, and workers that share jobs by advisory locks.
+#[test]
+fn tenants_and_jobs() {
+    const TENANTS: i32 = 12;
+    const JOBS: u64 = 40;
+    let qcp = small_pool("drivers_tenants");
+    let schemas = (0..TENANTS).map(|tenant| {
+        format!("CREATE SCHEMA tenant_{tenant}; CREATE TABLE tenant_{tenant}.items AS SELECT {tenant} AS tenant;")
+    });
+    let sql = format!(
+        "{} CREATE TABLE docs AS SELECT n % {TENANTS} AS tenant FROM generate_series(1, 120) n;
+         ALTER TABLE docs ENABLE ROW LEVEL SECURITY;
+         CREATE POLICY own ON docs USING (tenant = current_setting('app.tenant')::int);
+         CREATE ROLE drivers_application; GRANT SELECT ON docs TO drivers_application;
+         CREATE TABLE jobs AS SELECT n AS id, NULL::int AS done_by FROM generate_series(1, {JOBS}) n;",
+        schemas.collect::<String>()
+    );
+    postgres().execute("drivers_tenants", &sql);
+    run(async {
+        let address = qcp.tcp();
+        let clients = future::join_all((0..TENANTS).map(|_| connect(&address, "drivers_tenants"))).await;
+        let work = clients.iter().zip(0..).map(|(client, who): (&Client, i32)| async move {
+            client.batch_execute(&format!("SET search_path TO tenant_{who}, public")).await.expect("it is set");
+            let tenant = client.prepare("SELECT set_config('app.tenant', $1, false)").await.expect("it is prepared");
+            client.query_one(&tenant, &[&who.to_string()]).await.expect("it is set");
+            let own = client.prepare("SELECT tenant FROM items").await.expect("the path leads there");
+            let docs =
+                client.prepare("SELECT count(*), min(tenant), max(tenant) FROM docs").await.expect("it is there");
+            client.batch_execute("SET ROLE drivers_application").await.expect("it may");
+            for _ in 0..10 {
+                let row = client.query_one(&docs, &[]).await.expect("the policy lets some through");
+                assert_eq!((row.get::<_, i64>(0), row.get::<_, i32>(1), row.get::<_, i32>(2)), (10, who, who));
+            }
+            client.batch_execute("RESET ROLE").await.expect("it may");
+            for _ in 0..10 {
+                assert_eq!(client.query_one(&own, &[]).await.expect("it is there").get::<_, i32>(0), who);
+            }
+            let next = "SELECT id FROM jobs WHERE done_by IS NULL AND pg_try_advisory_lock(id) LIMIT 1";
+            let mut done = 0;
+            loop {
+                let Some(job) = client.query_opt(next, &[]).await.expect("it is asked") else {
+                    let left = client.query_one("SELECT count(*) FROM jobs WHERE done_by IS NULL", &[]).await;
+                    match left.expect("it is asked").get::<_, i64>(0) {
+                        0 => return done,
+                        _ => continue,
+                    }
+                };
+                let id: i32 = job.get(0);
+                let update = "UPDATE jobs SET done_by = $1 WHERE id = $2 AND done_by IS NULL";
+                done += client.execute(update, &[&who, &id]).await.expect("it is done");
+                let unlocked = client.query_one("SELECT pg_advisory_unlock($1)", &[&i64::from(id)]).await;
+                assert!(unlocked.expect("it is asked").get::<_, bool>(0), "its own lock");
+            }
+        });
+        assert_eq!(future::join_all(work).await.iter().sum::<u64>(), JOBS);
+    });
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub fn run(candidates: &[PathBuf], every: Duration) -> Result<(), Failure> {
 }
 
 fn ask(candidates: &[PathBuf]) -> Result<Top, Failure> {
-    let reply = Connection::open(candidates, ANSWER_PATIENCE)?.ask(Command::Top, ANSWER_PATIENCE)?;
+    let reply = Connection::open(candidates, ANSWER_PATIENCE, Instant::now)?.ask(Command::Top, ANSWER_PATIENCE)?;
     Top::deserialize(&reply.value).map_err(|error| Failure::Refused(format!("its answer is not understood: {error}")))
 }
 

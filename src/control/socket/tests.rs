@@ -35,7 +35,7 @@ fn start(path: &Path) -> Server {
 }
 
 fn bind(path: &Path) -> Result<Bound, BindFault> {
-    Bound::bind(&[path.to_path_buf()])
+    Bound::bind(&[path.to_path_buf()], Instant::now)
 }
 
 fn echo(command: Command) -> Answer {
@@ -47,7 +47,7 @@ fn echo(command: Command) -> Answer {
 }
 
 fn ask(path: &Path, command: Command) -> Result<Reply, Failure> {
-    Connection::open(&[path.to_path_buf()], PATIENCE)?.ask(command, 3 * PATIENCE)
+    Connection::open(&[path.to_path_buf()], PATIENCE, Instant::now)?.ask(command, 3 * PATIENCE)
 }
 
 /// What the server says to bytes that a `Connection` would never send.
@@ -55,7 +55,7 @@ fn answer_to(path: &Path, bytes: &[u8]) -> Result<Answer, LineFault> {
     let mut stream = UnixStream::connect(path).expect("the server listens");
     // The server may close before it has read everything.
     let _ = stream.write_all(bytes);
-    let line = wire::receive_line(&stream, wire::ANSWER_SIZE_MAX, Deadline::after(3 * PATIENCE))?;
+    let line = wire::receive_line(&stream, wire::ANSWER_SIZE_MAX, Deadline::after(3 * PATIENCE, Instant::now))?;
     Ok(wire::decode_answer(&line).expect("an answer of this version"))
 }
 
@@ -174,7 +174,7 @@ fn a_place_out_of_reach_leads_to_the_next() {
     let path = scratch.socket();
     // The kernel lets nobody make a directory there, not even root.
     let candidates = [PathBuf::from("/sys/qcp/control.sock"), path.clone()];
-    assert_eq!(Bound::bind(&candidates).expect("the second").path(), path);
+    assert_eq!(Bound::bind(&candidates, Instant::now).expect("the second").path(), path);
     let fault = bind(&candidates[0]).err().expect("no other place").to_string();
     assert!(fault.starts_with("cannot make the directory of /sys/qcp/control.sock: "), "{fault}");
 }
@@ -185,7 +185,7 @@ fn a_client_goes_on_to_where_somebody_listens() {
     let path = scratch.socket();
     let server = start(&path);
     let candidates = [scratch.0.join("nobody"), path.clone()];
-    let connection = Connection::open(&candidates, PATIENCE).expect("the second");
+    let connection = Connection::open(&candidates, PATIENCE, Instant::now).expect("the second");
     assert_eq!(connection.path(), path);
     server.close().until_exit();
 }
@@ -199,7 +199,7 @@ fn a_silent_peer_does_not_hold_up_the_others() {
     let before = Instant::now();
     assert!(ask(&path, Command::Status).is_ok());
     assert!(before.elapsed() < PATIENCE + Duration::from_secs(1));
-    let line = wire::receive_line(&silent, 1000, Deadline::after(PATIENCE)).expect("told why");
+    let line = wire::receive_line(&silent, 1000, Deadline::after(PATIENCE, Instant::now)).expect("told why");
     assert_eq!(wire::decode_answer(&line), Ok(Err("no whole line in time".to_string())));
     server.close().until_exit();
 }
@@ -233,12 +233,14 @@ fn a_panic_costs_one_answer() {
 fn only_root_and_the_owner_are_heard() {
     let check = |uid: u32, owner_uid: u32, expected: Result<(), &str>| {
         let (near, far) = UnixStream::pair().expect("two descriptors");
-        wire::send_line(&far, &wire::encode_request(Command::Status), Deadline::after(PATIENCE)).expect("room");
+        wire::send_line(&far, &wire::encode_request(Command::Status), Deadline::after(PATIENCE, Instant::now))
+            .expect("room");
         let handler: Handler = Box::new(echo);
-        let done = converse(&near, Peer { uid, owner_uid, may_wait_for_exit: true }, &handler).expect("answered");
+        let done = converse(&near, Peer { uid, owner_uid, may_wait_for_exit: true, clock: Instant::now }, &handler)
+            .expect("answered");
         assert_eq!(done.is_some(), expected.is_ok());
         drop(near);
-        let line = wire::receive_line(&far, 1000, Deadline::after(PATIENCE)).expect("an answer");
+        let line = wire::receive_line(&far, 1000, Deadline::after(PATIENCE, Instant::now)).expect("an answer");
         let answer = wire::decode_answer(&line).expect("of this version").map(|_| ());
         assert_eq!(answer, expected.map_err(str::to_string));
     };
@@ -253,7 +255,7 @@ fn who_quits_learns_when_the_process_has_gone() {
     let scratch = Scratch::new();
     let path = scratch.socket();
     let server = start(&path);
-    let mut connection = Connection::open(std::slice::from_ref(&path), PATIENCE).expect("somebody");
+    let mut connection = Connection::open(std::slice::from_ref(&path), PATIENCE, Instant::now).expect("somebody");
     assert_eq!(connection.ask(Command::Quit { now: false }, PATIENCE).expect("done").text, "quit\n");
     // Others are served while it drains.
     assert!(ask(&path, Command::Status).is_ok());
@@ -263,7 +265,7 @@ fn who_quits_learns_when_the_process_has_gone() {
     drop(farewell);
 
     let server = start(&path);
-    let mut connection = Connection::open(&[path], PATIENCE).expect("somebody");
+    let mut connection = Connection::open(&[path], PATIENCE, Instant::now).expect("somebody");
     connection.ask(Command::Quit { now: true }, PATIENCE).expect("done");
     // Stands for the end of the process, in which the kernel does the same.
     drop(server.close());
@@ -276,7 +278,7 @@ fn those_who_wait_for_the_end_are_bounded() {
     let path = scratch.socket();
     let server = start(&path);
     let quit = || {
-        let mut connection = Connection::open(std::slice::from_ref(&path), PATIENCE).expect("somebody");
+        let mut connection = Connection::open(std::slice::from_ref(&path), PATIENCE, Instant::now).expect("somebody");
         connection.ask(Command::Quit { now: false }, PATIENCE).map(|_| connection)
     };
     let waiting: Vec<Connection> = (0..MOURNERS_MAX).map(|_| quit().expect("room")).collect();
