@@ -511,14 +511,20 @@ impl<T: Transport> Shard<T> {
             self.go_on_elsewhere(id);
             return false;
         }
-        // Another calls itself the primary too, and nobody has seen either of them become it.
-        let entry = self.pools.get(pool);
-        let role = self.servers.find(&entry.key.server).map(|known| known.standing.role());
-        if entry.settings.route == Route::Primary && role == Some(Role::Primary) && !self.is_superseded(pool) {
+        if self.may_serve(pool) {
             return true;
         }
         self.refuse_server(id);
         false
+    }
+
+    /// Whether a client that has come to a pool's server may be served there, though another may be better.
+    pub(super) fn may_serve(&self, id: PoolId) -> bool {
+        let pool = self.pools.get(id);
+        let role = self.servers.find(&pool.key.server).map(|known| known.standing.role());
+        // Another calls itself the primary too, and nobody has seen either of them become it.
+        let is_one_of_several = pool.settings.route == Route::Primary && role == Some(Role::Primary);
+        !pool.unfit || is_one_of_several && !self.is_superseded(id)
     }
 
     /// Whether there are backends at the server that the clients of a pool would be better at: they are of use to a client that
