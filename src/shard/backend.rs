@@ -618,11 +618,14 @@ impl<T: Transport> Shard<T> {
         }
         let now = self.io.now();
         self.draw_reserve(id);
-        let minimum = self.minimum(id);
-        while self.pools.get(id).part.may_open(now, minimum) {
-            let Some(seat) = self.begin_open(id) else { break };
-            if self.open_backend(id, Purpose::Pool, None, Some(seat)).is_none() {
-                break;
+        // Whoever has to wait comes by here, and mostly every place is taken.
+        if self.pools.get(id).part.has_unused() {
+            let minimum = self.minimum(id);
+            while self.pools.get(id).part.may_open(now, minimum) {
+                let Some(seat) = self.begin_open(id) else { break };
+                if self.open_backend(id, Purpose::Pool, None, Some(seat)).is_none() {
+                    break;
+                }
             }
         }
         self.ask_for_place(id);
@@ -651,10 +654,15 @@ impl<T: Transport> Shard<T> {
     /// Whether a backend is too old to be lent again.
     pub(super) fn is_expired(&self, backend: &Backend) -> bool {
         let lifetime = self.pools.get(backend.pool).settings.pool.lifetime;
+        let age = self.io.now().duration_since(backend.born);
+        // At each release, so what is young for sure is seen by its whole seconds.
+        if lifetime.is_zero() || (age.as_secs() + 1) * 10 < lifetime.as_secs() * 9 {
+            return false;
+        }
         // Up to a tenth earlier, by what the server has numbered it: those that were opened together do not end together.
         let tenths = backend.process_id.wrapping_mul(0x9e37_79b9) >> 24;
         let lifetime = lifetime - lifetime / 10 * tenths / 255;
-        lifetime > Duration::ZERO && self.io.now().duration_since(backend.born) >= lifetime
+        age >= lifetime
     }
 }
 

@@ -129,7 +129,7 @@ impl<T: Transport> Shard<T> {
     /// Asks the other shards, if clients wait for what is not here.
     pub(super) fn ask_for_place(&mut self, id: PoolId) {
         let part = &self.pools.get(id).part;
-        if !part.wants_more() {
+        if self.settings.shard_count == 1 || !part.wants_more() {
             return;
         }
         let since = part.wants_since(&self.waiters);

@@ -212,6 +212,9 @@ impl<T: Transport> Shard<T> {
         let (now, own) = (self.io.now(), self.settings.id);
         let pool = self.pools.get(id);
         let settings = &pool.settings.pool;
+        if settings.reserve_size == 0 && pool.part.drawn() == 0 && pool.part.excess() == 0 {
+            return;
+        }
         let share = pool.homes.share(settings.reserve_size, own);
         let waits_long = |since: Instant| now.duration_since(since) >= settings.reserve_timeout;
         let own_waiter = pool.part.first_waiter(&self.waiters).map(|(_, since)| since);

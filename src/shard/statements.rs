@@ -47,6 +47,7 @@ pub(super) struct Class {
     pub(super) fingerprint: u64,
     /// Settings that it names, one behind the other, each with a zero behind.
     names: [u8; CLASS_NAMES_SIZE],
+    names_size: u8,
 }
 
 /// Room for the names of a statement's settings. A text that names more is read each time it runs.
@@ -60,11 +61,12 @@ impl Class {
             names.get_mut(used..used + name.len() + 1)?[..name.len()].copy_from_slice(name);
             used += name.len() + 1;
         }
-        Some(Self { effects: found.effects, fingerprint: found.fingerprint, names })
+        Some(Self { effects: found.effects, fingerprint: found.fingerprint, names, names_size: used as u8 })
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &[u8]> {
-        self.names.split(|&byte| byte == 0).filter(|name| !name.is_empty())
+        let names = &self.names[..usize::from(self.names_size)];
+        names.split_inclusive(|&byte| byte == 0).map(|name| &name[..name.len() - 1])
     }
 }
 
@@ -219,5 +221,18 @@ mod tests {
         assert!(statements.intern(b"select 2\0\0\0", 0).is_err());
         assert_eq!(statements.text(three), [b'x'; 256]);
         assert_eq!(statements.text(one), b"select 1\0\0\0");
+    }
+
+    #[test]
+    fn names_of_settings_are_kept_as_they_were() {
+        let found = crate::session::scanner::Scanner::default().scan(b"select 1", false);
+        let kept = |names: &[&[u8]]| {
+            let class = Class::new(&found, names.iter().copied())?;
+            Some(class.names().map(<[u8]>::to_vec).collect::<Vec<_>>())
+        };
+        for names in [&[][..], &[&b"a"[..]], &[b"role", b"session_authorization"], &[&[b'x'; CLASS_NAMES_SIZE - 1]]] {
+            assert_eq!(kept(names), Some(names.iter().map(|name| name.to_vec()).collect()));
+        }
+        assert_eq!(kept(&[&[b'x'; CLASS_NAMES_SIZE]]), None);
     }
 }
