@@ -409,7 +409,7 @@ impl<T: Transport> Shard<T> {
             let Some(client) = checks else { return self.close_backend(id, Close::Now) };
             // Replication goes where it is sent.
             let replicates = self.login(client).is_some_and(|login| login.replication);
-            if !replicates && self.pools.get(pool).unfit {
+            if !replicates && !self.may_serve(pool) {
                 self.refuse_server(client);
                 self.close_backend(id, Close::Now);
                 return;

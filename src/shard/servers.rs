@@ -506,12 +506,33 @@ impl<T: Transport> Shard<T> {
         if !entry.unfit {
             return true;
         }
-        if entry.part.refill() != Refill::Impossible && self.move_login(id, false) {
+        let can_open = entry.part.refill() != Refill::Impossible;
+        if (can_open || self.has_better_backends(pool)) && self.move_login(id, false) {
             self.go_on_elsewhere(id);
-        } else {
-            self.refuse_server(id);
+            return false;
         }
+        if self.may_serve(pool) {
+            return true;
+        }
+        self.refuse_server(id);
         false
+    }
+
+    /// Whether a client that has come to a pool's server may be served there, though another may be better.
+    pub(super) fn may_serve(&self, id: PoolId) -> bool {
+        let pool = self.pools.get(id);
+        let role = self.servers.find(&pool.key.server).map(|known| known.standing.role());
+        // Another calls itself the primary too, and nobody has seen either of them become it.
+        let is_one_of_several = pool.settings.route == Route::Primary && role == Some(Role::Primary);
+        !pool.unfit || is_one_of_several && !self.is_superseded(id)
+    }
+
+    /// Whether there are backends at the server that the clients of a pool would be better at: they are of use to a client that
+    /// this server has let in, though none can be opened.
+    fn has_better_backends(&mut self, id: PoolId) -> bool {
+        let Some(server) = self.better_server(id) else { return false };
+        let key = Key { server, ..self.pools.get(id).key.clone() };
+        self.pools.find(&key).is_some_and(|better| self.pools.get(better).part.open() > 0)
     }
 
     /// Tells a login that the server it went to does not suit.
@@ -519,7 +540,12 @@ impl<T: Transport> Shard<T> {
         let Some(pool) = self.client(id).and_then(|client| client.pool) else { return };
         let Pool { key, settings, .. } = self.pools.get(pool);
         let (server, wanted) = (key.server.to_string(), route_name(settings.route));
-        let role = self.servers.role(&key.server).unwrap_or("unknown");
+        let role = match self.servers.role(&key.server) {
+            // Another was promoted since.
+            Some("primary") if settings.route == Route::Primary => "former primary",
+            Some(role @ ("primary" | "standby")) => role,
+            Some(_) | None => "server of which nothing is known",
+        };
         self.fail(id, &Fault::WrongServer { server, role, wanted });
     }
 

@@ -25,6 +25,8 @@ pub struct Dials {
     pub min_size: u32,
     pub reserve_size: u32,
     pub max_backends: u32,
+    /// Clients go to one of several servers that call themselves the primary, rather than to any.
+    pub one_primary: bool,
     pub max_queue: u32,
     pub queue_timeout_ms: u64,
     pub idle_timeout_ms: u64,
@@ -96,6 +98,7 @@ impl Dials {
             min_size: dial(2),
             reserve_size: 0,
             max_backends: 0,
+            one_primary: false,
             max_queue: if dial(2) == 2 { 6 } else { 0 },
             queue_timeout_ms: 0,
             idle_timeout_ms: u64::from(dial(300)),
@@ -161,6 +164,7 @@ impl Dials {
         dials.think_us = *random.one_of(&[100, 2000, 20_000]);
         dials.unix = random.below(4) == 0;
         dials.names = random.below(4) == 0;
+        dials.one_primary = random.below(2) == 0;
         dials.reserve_size = if random.below(3) == 0 { 1 + random.below(3) as u32 } else { 0 };
         dials.max_backends = if random.below(4) == 0 { 1 + random.below(8) as u32 } else { 0 };
         dials
@@ -206,6 +210,7 @@ impl Dials {
         ("min_size", 0),
         ("reserve_size", 0),
         ("max_backends", 0),
+        ("one_primary", 0),
         ("max_queue", 0),
         ("idle_timeout_ms", 0),
         ("lifetime_ms", 0),
@@ -252,6 +257,7 @@ impl Dials {
             "min_size" => u64::from(self.min_size),
             "reserve_size" => u64::from(self.reserve_size),
             "max_backends" => u64::from(self.max_backends),
+            "one_primary" => u64::from(self.one_primary),
             "max_queue" => u64::from(self.max_queue),
             "idle_timeout_ms" => self.idle_timeout_ms,
             "lifetime_ms" => self.lifetime_ms,
@@ -299,6 +305,7 @@ impl Dials {
             "min_size" => self.min_size = value as u32,
             "reserve_size" => self.reserve_size = value as u32,
             "max_backends" => self.max_backends = value as u32,
+            "one_primary" => self.one_primary = value > 0,
             "max_queue" => self.max_queue = value as u32,
             "idle_timeout_ms" => self.idle_timeout_ms = value,
             "lifetime_ms" => self.lifetime_ms = value,
@@ -362,7 +369,7 @@ impl Catalogue for Everything {
         Some(PoolSettings {
             servers: (0..dials.servers).map(server).collect(),
             weights: vec![1; dials.servers],
-            route: Route::Any,
+            route: if dials.one_primary && dials.servers > 1 { Route::Primary } else { Route::Any },
             server_database: database.to_owned(),
             mode: dials.mode,
             preserve: None,
