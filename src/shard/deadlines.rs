@@ -181,7 +181,6 @@ impl<T: Transport> Shard<T> {
 
     /// What a client with a backend has done for too long is ended; whether the client was.
     fn watch_times(&mut self, id: BackendId, client: ClientId) -> bool {
-        let now = self.io.now();
         let link = self.backends.get(id.index, id.generation).expect("the caller has looked it up");
         let timeouts = self.pools.get(link.pool).settings.timeouts;
         // A login whose settings are being tried has limits.login_timeout.
@@ -189,12 +188,13 @@ impl<T: Transport> Shard<T> {
         if timeouts.are_none() || !is_linked {
             return false;
         }
+        let tick = self.tick();
         let link = self.backends.get(id.index, id.generation).expect("looked up above");
         let doing = Doing {
             status: link.pipeline.status(),
             busy: link.pipeline.is_client_busy(),
-            asked: now.duration_since(link.asked),
-            begun: now.duration_since(link.begun),
+            asked: link.asked.until(tick),
+            begun: link.begun.until(tick),
         };
         let fault = match timeouts.overdue(doing) {
             None => return false,

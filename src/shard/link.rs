@@ -1,5 +1,6 @@
 //! Joining a client and a backend, and parting them: checkout, replay, checkin. The only writer of who has whom.
 
+use crate::control::report::metrics::Measured;
 use crate::ids::{BackendId, ClientId};
 use crate::io::{Close, Transport};
 use crate::pool::{Checkin, Checkout};
@@ -8,7 +9,7 @@ use crate::session::RelayMode;
 use crate::session::fault::Fault;
 
 use super::clean::Stage;
-use super::{BackendState, ClientState, Purpose, Shard, Unnamed};
+use super::{BackendState, ClientState, Purpose, Shard, Stamp, Unnamed};
 
 /// Mark of the query that replays a client's settings.
 pub(super) const MARK_REPLAY: u32 = 2;
@@ -45,8 +46,10 @@ impl<T: Transport> Shard<T> {
                 }
                 Checkout::Wait => {
                     self.counters.waits += 1;
+                    let waits = self.tick();
                     let client = self.client(id).expect("looked up above");
                     client.noticed = false;
+                    client.waits = waits;
                     if matches!(client.state, ClientState::Ready) {
                         client.state = ClientState::Waiting;
                     }
@@ -99,7 +102,7 @@ impl<T: Transport> Shard<T> {
         let (wanted, pool) = (client.wanted, client.pool.expect("a client past its login has a pool"));
         let hears = client.hears.is_some();
         self.pools.get_mut(pool).totals.links += 1;
-        let now = self.io.now();
+        let now = self.tick();
         let link = self.backend(backend).expect("the caller has looked it up");
         (link.asked, link.begun) = (now, now);
         link.kept.hears = hears;
@@ -205,7 +208,7 @@ impl<T: Transport> Shard<T> {
         let link = self.backend(id).expect("looked up above");
         link.kept.forget();
         let (pool, asked) = (link.pool, link.asked);
-        let active = self.stamp(asked);
+        let active = Stamp::new(asked);
         let moves = self.has_leaving && self.pools.get(pool).is_left();
         let client = self.client(client_id).expect("looked up above");
         client.state = ClientState::Ready;
@@ -279,14 +282,14 @@ impl<T: Transport> Shard<T> {
             self.send_backend(id, to);
             return;
         }
-        let Self { pools, waiters, .. } = self;
+        let now = self.tick();
+        let Self { pools, waiters, clients, .. } = self;
         let entry = pools.get_mut(pool);
-        let waiting = entry.part.first_waiter(waiters);
         match entry.part.checkin(waiters, id) {
             Checkin::Idle => self.backend(id).expect("looked up above").state = BackendState::Idle,
             Checkin::HandTo(client) => {
-                if let Some((_, since)) = waiting.filter(|(first, _)| *first == client) {
-                    entry.totals.wait.record(now.duration_since(since));
+                if let Some(since) = clients.get(client.index, client.generation).map(|client| client.waits) {
+                    entry.totals.wait.record_measured(Measured::of_us(since.us_until(now)));
                 }
                 self.serve(client, id);
                 self.resume_client(client);

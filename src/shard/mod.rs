@@ -75,7 +75,7 @@ pub use pools::{ClientsMax, PoolSettings, Upkeep};
 pub use reload::Reload;
 use statements::Statements;
 use tables::{
-    Backend, BackendState, Cancel, Client, ClientState, Discard, Owner, Purpose, SECRET_SIZE, Stamp, Unnamed,
+    Backend, BackendState, Cancel, Client, ClientState, Discard, Owner, Purpose, SECRET_SIZE, Stamp, Tick, Unnamed,
 };
 pub use tls::TlsSettings;
 
@@ -261,6 +261,7 @@ pub struct Shard<T: Transport> {
     /// Since when no client can be received from, for want of memory.
     starved_since: Option<Instant>,
     started: Instant,
+    clock: (Instant, Tick),
 }
 
 /// Bytes queued for a peer above which its source is not read: what streams is then read a chunk at a time, and costs
@@ -334,6 +335,7 @@ impl<T: Transport> Shard<T> {
             scan_at: now,
             starved_since: None,
             started: now,
+            clock: (now, Tick::default()),
             settings,
             io,
         }
@@ -609,7 +611,17 @@ impl<T: Transport> Shard<T> {
 
     /// A moment, as a client remembers it.
     fn stamp(&self, at: Instant) -> Stamp {
-        Stamp::new(self.started, at)
+        Stamp::new(Tick::new(self.started, at))
+    }
+
+    /// Now, worked out once in a turn.
+    #[inline]
+    fn tick(&mut self) -> Tick {
+        let now = self.io.now();
+        if now != self.clock.0 {
+            self.clock = (now, Tick::new(self.started, now));
+        }
+        self.clock.1
     }
 
     /// A number for what may be predictable (xorshift).

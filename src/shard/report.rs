@@ -11,13 +11,14 @@ use crate::protocol::TransactionStatus;
 use crate::session::RelayMode;
 use crate::session::prepared::count_names;
 
-use super::{BackendState, ClientState, Shard};
+use super::{BackendState, ClientState, Shard, Tick};
 
 impl<T: Transport> Shard<T> {
     /// Everything, as it is now. Walks all tables: for people, not for each second.
     pub(super) fn report(&self) -> ShardReport {
         let now = self.io.now();
         let stamp = self.stamp(now);
+        let tick = Tick::new(self.started, now);
         let shard = self.settings.id.0;
         let clients = self.clients.iter().map(|(index, generation, client)| {
             let id = ClientId { index, generation };
@@ -89,7 +90,7 @@ impl<T: Transport> Shard<T> {
                     let open =
                         backend.pipeline.status() != TransactionStatus::Idle || backend.pipeline.is_client_busy();
                     let linked = matches!(backend.state, BackendState::Linked(_));
-                    if linked && open { now.duration_since(backend.begun).as_millis().max(1) as u64 } else { 0 }
+                    if linked && open { backend.begun.until(tick).as_millis().max(1) as u64 } else { 0 }
                 },
                 busy: backend.pipeline.is_client_busy(),
                 close_needed: backend.tainted,

@@ -72,10 +72,10 @@ impl<T: Transport> Shard<T> {
 
     /// A transaction is over: logs it, if it took long.
     pub(super) fn log_if_slow(&mut self, id: BackendId) {
-        let now = self.io.now();
+        let now = self.tick();
         let Some(backend) = self.backends.get(id.index, id.generation) else { return };
         let pool = self.pools.get(backend.pool);
-        let (limit, took) = (pool.settings.upkeep.slow_query, now.duration_since(backend.begun));
+        let (limit, took) = (pool.settings.upkeep.slow_query, backend.begun.until(now));
         if !limit.is_zero()
             && took >= limit
             && let Some(texts) = &backend.texts

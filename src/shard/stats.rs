@@ -50,7 +50,7 @@ impl<T: Transport> Shard<T> {
     /// A client that has a backend sends something: if nothing was under way, a query begins.
     #[inline]
     pub(super) fn begin_query(&mut self, id: BackendId) {
-        let now = self.io.now();
+        let now = self.tick();
         let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
         if !backend.pipeline.is_busy() {
             backend.asked = now;
@@ -71,13 +71,12 @@ impl<T: Transport> Shard<T> {
     /// A ReadyForQuery for the client: one query is answered, and with it perhaps a transaction.
     #[inline]
     pub(super) fn end_query(&mut self, id: BackendId) {
-        let now = self.io.now();
+        let now = self.tick();
         let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
-        let took = Measured::new(now.duration_since(backend.asked));
+        let took = Measured::of_us(backend.asked.us_until(now));
         // Most transactions are one query.
-        let transaction = (backend.pipeline.status() == TransactionStatus::Idle).then(|| {
-            if backend.begun == backend.asked { took } else { Measured::new(now.duration_since(backend.begun)) }
-        });
+        let transaction = (backend.pipeline.status() == TransactionStatus::Idle)
+            .then(|| if backend.begun == backend.asked { took } else { Measured::of_us(backend.begun.us_until(now)) });
         // What is still under way in the pipeline has been begun by now.
         backend.asked = now;
         let is_over = transaction.is_some();

@@ -94,8 +94,33 @@ pub(super) struct Client {
     pub(super) bytes_in: u64,
     /// It has been told that it waits.
     pub(super) noticed: bool,
+    /// Since when it waits for a backend, while it does.
+    pub(super) waits: Tick,
     /// What it asked for when it came.
     pub(super) replication: Replication,
+}
+
+/// A moment: nanoseconds since the shard started. The difference of two costs an instruction, that of two `Instant`s fifty.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(super) struct Tick(u64);
+
+impl Tick {
+    /// `at`, of a shard that `started` then; what was before that is its start.
+    pub(super) fn new(started: Instant, at: Instant) -> Self {
+        let lapsed = at.saturating_duration_since(started);
+        Self(lapsed.as_secs() * 1_000_000_000 + u64::from(lapsed.subsec_nanos()))
+    }
+
+    /// From this one to `later`; nothing, where that is earlier.
+    pub(super) fn until(self, later: Self) -> Duration {
+        Duration::from_nanos(later.0.saturating_sub(self.0))
+    }
+
+    /// As [`Self::until`], in whole microseconds.
+    #[inline]
+    pub(super) fn us_until(self, later: Self) -> u64 {
+        later.0.saturating_sub(self.0) / 1_000
+    }
 }
 
 /// A moment since the shard started, to 67 ms: what an idle client remembers takes four bytes instead of sixteen. Good for
@@ -107,11 +132,8 @@ impl Stamp {
     /// Bits of the nanoseconds that are left out.
     const COARSE: u32 = 26;
 
-    /// `at`, of a shard that `started` then; what was before that is its start.
-    pub(super) fn new(started: Instant, at: Instant) -> Self {
-        let lapsed = at.saturating_duration_since(started);
-        let nanoseconds = lapsed.as_secs() * 1_000_000_000 + u64::from(lapsed.subsec_nanos());
-        Self((nanoseconds >> Self::COARSE) as u32)
+    pub(super) fn new(at: Tick) -> Self {
+        Self((at.0 >> Self::COARSE) as u32)
     }
 
     /// How long before `now` it was: never longer than it is, and up to 134 ms shorter.
@@ -199,7 +221,7 @@ pub(super) struct Backend {
     /// Being drained for nobody: what it works on is cancelled once more then.
     pub(super) cancel_again: Option<Instant>,
     /// The query under way lasts too long: which one (by when it began), since when, and when it was last cancelled.
-    pub(super) late: Option<(Instant, Instant, Instant)>,
+    pub(super) late: Option<(Tick, Instant, Instant)>,
     /// It is being asked whether it is there.
     pub(super) probing: bool,
     /// When it was last asked that.
@@ -219,8 +241,8 @@ pub(super) struct Backend {
     pub(super) born: Instant,
     pub(super) used: Instant,
     /// When the query under way began, and its transaction.
-    pub(super) asked: Instant,
-    pub(super) begun: Instant,
+    pub(super) asked: Tick,
+    pub(super) begun: Tick,
     /// Received and not yet counted for its pool.
     pub(super) bytes_out: u64,
     /// When the client that has it got it.
@@ -366,8 +388,8 @@ impl Backend {
             born: now,
             used: now,
             lent_at: now,
-            asked: now,
-            begun: now,
+            asked: Tick::default(),
+            begun: Tick::default(),
             bytes_out: 0,
             refusal: None,
             blamed: false,
@@ -440,6 +462,7 @@ impl Client {
             active: now,
             bytes_in: 0,
             noticed: false,
+            waits: Tick::default(),
             replication: Replication::No,
         }
     }
@@ -452,12 +475,13 @@ mod tests {
     #[test]
     fn a_stamp_is_never_older_than_the_moment() {
         let started = Instant::now();
-        let at = |ms: u64| Stamp::new(started, started + Duration::from_millis(ms));
+        let at = |ms: u64| Stamp::new(Tick::new(started, started + Duration::from_millis(ms)));
         for (then, now) in [(0, 0), (0, 66), (60, 70), (999, 1_000), (1_234, 3_600_000), (7, 86_400_000_000)] {
             let (age, real) = (at(then).age(at(now)), Duration::from_millis(now - then));
             assert!(age <= real && real - age <= Duration::from_millis(135), "{then} to {now}: {age:?}");
         }
-        assert_eq!(Stamp::new(started + Duration::from_secs(9), started).0, 0);
+        assert_eq!(Tick::new(started + Duration::from_secs(9), started), Tick(0));
+        assert_eq!((Tick(5_999).us_until(Tick(8_000)), Tick(8_000).us_until(Tick(5_999))), (2, 0));
         let (old, new) = (Stamp(u32::MAX), Stamp(15));
         assert_eq!(old.age(new), Duration::from_nanos(15 << Stamp::COARSE));
     }

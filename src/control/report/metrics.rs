@@ -76,7 +76,12 @@ pub struct Measured {
 impl Measured {
     #[inline]
     pub fn new(time: Duration) -> Measured {
-        let us = time.as_secs() * 1_000_000 + u64::from(time.subsec_micros());
+        Self::of_us(time.as_secs() * 1_000_000 + u64::from(time.subsec_micros()))
+    }
+
+    /// Of so many microseconds.
+    #[inline]
+    pub fn of_us(us: u64) -> Measured {
         let doublings = 64 - (us.saturating_sub(1) / FIRST_US).leading_zeros() as usize;
         Measured { us, bucket: doublings.min(BUCKETS - 1) }
     }
