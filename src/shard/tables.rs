@@ -101,7 +101,7 @@ pub(super) struct Client {
 }
 
 /// A moment: nanoseconds since the shard started. The difference of two costs an instruction, that of two `Instant`s fifty.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
 pub(super) struct Tick(u64);
 
 impl Tick {
