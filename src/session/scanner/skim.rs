@@ -87,10 +87,11 @@ impl Place {
         Self { from, block, tokens: block.tokens() & u64::MAX >> (block::SIZE - cut), cut, ended: 0 }
     }
 
-    /// What has been read ends at `passed`, counted from the block's beginning. `false`: that is behind the block.
+    /// What has been read ends at `passed`, counted from the block's beginning. `false`: that is behind the block, or what follows
+    /// there is a word that the block cuts off, which is so where all of the block looked like one.
     #[inline(always)]
     fn pass(&mut self, passed: usize) -> bool {
-        if passed >= self.cut {
+        if passed >= self.cut || self.block.words >> passed == u64::MAX >> passed {
             return false;
         }
         // Where a word follows at once, the block does not show that it begins there.

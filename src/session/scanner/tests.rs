@@ -377,3 +377,16 @@ fn fast_and_slow_find_the_same_in_real_texts() {
         }
     }
 }
+
+/// A constant between dollars can end within what looks like one long word; what follows may go on behind the block.
+#[test]
+fn a_word_behind_a_constant_is_whole() {
+    for size in 0..140 {
+        let text = format!("select $a${}$a$pg_advisory_lock(1)", "x".repeat(size));
+        assert_eq!(scan(&text).0, scan("select 'x' pg_advisory_lock(1)").0, "{text}");
+        check_against_reference(text.as_bytes(), false);
+        let (joined, apart) = (format!("$a${}$a$somewhere'\\''", "x".repeat(size)), "'x' somewhere'\\''");
+        let print = |text: &str| Scanner::default().scan(text.as_bytes(), false).fingerprint;
+        assert_eq!(print(&joined), print(apart), "{joined}");
+    }
+}
