@@ -34,6 +34,19 @@ pub struct ShardReport {
     /// them but those behind it.
     pub paused: Vec<String>,
     pub disabled: Vec<String>,
+    /// Servers' names, as far as they are remembered.
+    pub names: Vec<NameRow>,
+}
+
+/// What a server's name means.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NameRow {
+    pub host: String,
+    pub port: u16,
+    /// Until it is looked up again.
+    pub ttl_s: u64,
+    /// Each with the port.
+    pub addresses: Vec<String>,
 }
 
 /// Always filled in, whatever was asked for.

@@ -234,7 +234,7 @@ fn entry(pool: &PoolConfig) -> DatabaseEntry {
             Schedule::LoadBalancing => "load-balancing",
         }
         .to_owned(),
-        max_connections: 0,
+        max_connections: pool.pool.max_backends.into(),
         max_clients: pool.clients_max.0.into(),
     }
 }

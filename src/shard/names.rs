@@ -10,6 +10,7 @@ use crate::ids::BackendId;
 use crate::io::{Close, SocketAddress, Transport};
 
 use super::{BackendState, Purpose, Running, Server, Shard};
+use crate::control::report::NameRow;
 
 /// What a name meant when it was last looked up.
 struct Name {
@@ -59,6 +60,22 @@ impl<T: Transport> Shard<T> {
         let name = self.names.find(server)?;
         let is_fresh = name.at.is_some_and(|at| now.duration_since(at) < ttl);
         (is_fresh && !name.addresses.is_empty()).then(|| name.addresses.clone())
+    }
+
+    /// What is remembered, for people.
+    pub(super) fn names_known(&self) -> Vec<NameRow> {
+        let (now, ttl) = (self.io.now(), self.settings.dns_ttl);
+        let row = |name: &Name| {
+            let (host, port) = named(&name.server)?;
+            let age = name.at.map_or(ttl, |at| now.duration_since(at));
+            Some(NameRow {
+                host: host.to_owned(),
+                port,
+                ttl_s: ttl.saturating_sub(age).as_secs(),
+                addresses: name.addresses.iter().map(ToString::to_string).collect(),
+            })
+        };
+        self.names.known.iter().filter_map(row).collect()
     }
 
     /// A name has been looked up, for whomever.

@@ -162,6 +162,7 @@ impl<T: Transport> Shard<T> {
             },
             paused: self.orders.paused(),
             disabled: self.orders.disabled(),
+            names: self.names_known(),
         }
     }
 

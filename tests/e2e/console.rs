@@ -92,6 +92,123 @@ fn rows_say_what_there_is() {
     }
 }
 
+/// Columns that the other tests leave out: a client that waits, what the configuration says, what has been counted.
+#[test]
+fn the_other_columns_are_true() {
+    let server = postgres();
+    server.create_database("console_columns");
+    let yaml = format!(
+        "session_state: preserve\npool: {{size: 1, lifetime: 30m, reserve_size: 2, reserve_timeout: 1h, max_backends: 9}}\n\
+         databases: {{console_columns: {{limits: {{max_clients: 7}}}}}}\n\
+         users: {{{SUPERUSER}: {{pool: {{size: 1}}, relay_mode: Smart, limits: {{max_clients: 8}}}}}}\n"
+    );
+    let qcp = Qcp::start(&yaml, 1);
+    let mut busy = RawClient::login(&qcp.tcp(), SUPERUSER, "console_columns");
+    busy.query("SET application_name = 'the busy one'").expect("served");
+    busy.send(&message(b'P', b"named\0SELECT 1\0\0\0"));
+    busy.send(&message(b'S', b""));
+    busy.receive_until_ready();
+    busy.query("BEGIN").expect("served");
+    let mut waiting = RawClient::login(&qcp.tcp(), SUPERUSER, "console_columns");
+    waiting.send(&message(b'Q', &zero_ended("SELECT 1")));
+    std::thread::sleep(Duration::from_millis(1_300));
+
+    let pool = format!("console_columns|{SUPERUSER}");
+    let pools = |column: &str| value(&qcp, "SHOW POOLS", &pool, column);
+    let number = |text: String| text.parse::<u64>().unwrap_or_else(|_| panic!("{text:?} is no number"));
+    assert_eq!((pools("cl_active").as_str(), pools("cl_waiting").as_str()), ("1", "1"));
+    let waited = number(pools("maxwait"));
+    assert!((1..9).contains(&waited) && number(pools("maxwait_us")) < 1_000_000, "{waited}");
+    assert_eq!((pools("sv_idle").as_str(), pools("sv_login").as_str(), pools("sv_tested").as_str()), ("0", "0", "0"));
+    assert_eq!(pools("servers"), format!("127.0.0.1:{}", server.tcp().port));
+    let clients = console(&qcp, "SHOW CLIENTS");
+    let columns = |row: &str| row.split('|').map(str::to_owned).collect::<Vec<_>>();
+    let at_work =
+        clients.iter().find(|row| row.contains("|the busy one|")).map(|row| columns(row)).expect("it is listed");
+    let queued = clients.iter().find(|row| row.contains("|waiting|")).map(|row| columns(row)).expect("it is listed");
+    assert!(number(queued[11].clone()) >= 1 && number(queued[12].clone()) < 1_000_000, "wait, wait_us: {queued:?}");
+    assert_eq!(
+        (queued[15].as_str(), at_work[19].as_str(), at_work[21].as_str()),
+        ("", "1", "0"),
+        "link, statements, core"
+    );
+    for moment in &at_work[9..11] {
+        let age =
+            server.execute("postgres", &format!("SELECT extract(epoch FROM now() - '{moment}')::int BETWEEN 0 AND 20"));
+        assert_eq!(age.trim(), "t", "{moment}");
+    }
+    let active = console(&qcp, "SHOW ACTIVE_SOCKETS");
+    assert!(active.iter().any(|row| row.starts_with("C|") && row.contains("|cl_waiting|")), "{active:?}");
+    assert!(active.iter().any(|row| row.starts_with("S|") && row.contains("|sv_active|")), "{active:?}");
+
+    let databases = |column: &str| value(&qcp, "SHOW DATABASES", "console_columns", column);
+    assert_eq!((databases("reserve_pool_size").as_str(), databases("server_lifetime").as_str()), ("2", "1800"));
+    assert_eq!((databases("pool_mode").as_str(), databases("force_user").as_str()), ("transaction", ""));
+    assert_eq!((databases("max_connections").as_str(), databases("current_connections").as_str()), ("9", "1"));
+    assert_eq!((databases("max_client_connections").as_str(), databases("load_balance_hosts").as_str()), ("7", ""));
+    let users = |column: &str| value(&qcp, "SHOW USERS", SUPERUSER, column);
+    assert_eq!((users("pool_size").as_str(), users("pool_mode").as_str()), ("1", "transaction"));
+    assert_eq!((users("max_user_client_connections").as_str(), users("current_connections").as_str()), ("8", "1"));
+
+    // So much of a startup packet that it is a login.
+    let mut coming = RawClient::connect(&qcp.tcp());
+    coming.send(&[0, 0, 0, 60, 0, 3]);
+    wait_until("it is seen", Duration::from_secs(5), || value(&qcp, "SHOW LISTS", "login_clients", "items") == "1");
+    let lists = |row: &str| number(value(&qcp, "SHOW LISTS", row, "items"));
+    assert_eq!((lists("pools"), lists("used_clients"), lists("free_servers"), lists("used_servers")), (2, 4, 0, 1));
+    assert!(lists("databases") >= 2 && lists("users") >= 1 && lists("free_clients") > 100);
+    drop(coming);
+
+    qcp.control(&["reconnect", "console_columns"]).success();
+    let servers = |column: &str| value(&qcp, "SHOW SERVERS", &format!("S|{SUPERUSER}|console_columns"), column);
+    assert_eq!((servers("close_needed").as_str(), servers("state").as_str()), ("1", "active"));
+    busy.query("COMMIT").expect("served");
+    waiting.receive_until_ready();
+    assert_eq!((pools("cl_waiting").as_str(), pools("maxwait").as_str()), ("0", "0"));
+    assert!(number(pools("p50_wait_us")) >= 1_000_000 && number(pools("p99_wait_us")) >= 1_000_000);
+    let totals = |column: &str| number(value(&qcp, "SHOW STATS_TOTALS", "console_columns", column));
+    assert!(totals("wait_time") >= 1_000_000 && totals("xact_time") >= 1_000_000);
+    let counts = ["server_assignment_count", "bytes_received", "bytes_sent"].map(totals);
+    assert!(counts.iter().zip([2, 50, 50]).all(|(count, least)| *count >= least), "{counts:?}");
+    let sum = |row: &str| number(value(&qcp, "SHOW TOTALS", row, "value"));
+    assert!(sum("total_wait_time") >= 1_000_000 && sum("total_server_assignment_count") >= 2);
+    let core = |column: &str| number(value(&qcp, "SHOW CORES", "0", column));
+    assert_eq!((core("clients"), core("servers")), (3, 1), "the console is a client");
+    assert!(core("queries") >= 4 && core("transactions") >= 2 && core("waits") >= 1);
+    assert!(core("bytes_received") > 50 && core("bytes_sent") > 50);
+    for row in console(&qcp, "SHOW MEM") {
+        let row = columns(&row);
+        let (each, count) = (number(row[1].clone()), number(row[2].clone()) + number(row[3].clone()));
+        assert_eq!(each * count, number(row[4].clone()), "{row:?}");
+    }
+    let config = |column: &str| value(&qcp, "SHOW CONFIG", "pool.lifetime", column);
+    assert_eq!(
+        (config("value").as_str(), config("default").as_str(), config("changeable").as_str()),
+        ("30m", "1h", "yes")
+    );
+    assert_eq!(value(&qcp, "SHOW CONFIG", "client_idle_timeout", "default"), "0");
+
+    busy.query("SELECT pg_advisory_lock(5)").expect("served");
+    let pid = busy.query("SELECT pg_backend_pid()").expect("served").remove(0);
+    let pin = columns(&console(&qcp, "SHOW PINS").remove(0));
+    assert_eq!(
+        (pin[0].as_str(), pin[1].as_str(), pin[2].as_str()),
+        (at_work[20].as_str(), "console_columns", SUPERUSER)
+    );
+    assert!(pin[3].contains("lock") && number(pin[4].clone()) < 20 && pin[6].starts_with("127.0.0.1:"), "{pin:?}");
+    assert_eq!((pin[5].as_str(), pin[7].as_str(), pin[8].as_str()), (pid.as_str(), "the busy one", "0"));
+    let at_work =
+        console(&qcp, "SHOW CLIENTS").into_iter().find(|row| row.contains("|the busy one|")).expect("it is listed");
+    assert!(columns(&at_work)[22].contains("lock") && number(columns(&at_work)[23].clone()) < 20, "{at_work}");
+
+    busy.query("SELECT pg_advisory_unlock(5)").expect("served");
+    qcp.control(&["pause", "console_columns"]).success();
+    assert_eq!(databases("paused"), "1");
+    qcp.control(&["resume", "console_columns"]).success();
+    qcp.control(&["disable", "console_columns"]).success();
+    assert_eq!((databases("paused").as_str(), databases("disabled").as_str()), ("0", "1"));
+}
+
 /// Where a connection came to, how it is encrypted, and whether it replicates.
 #[test]
 fn connections_are_described() {

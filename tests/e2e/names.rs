@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::support::pooler::{Qcp, Setup};
 use super::support::postgres::SUPERUSER;
+use super::support::programs::psql;
 use super::support::raw::{RawClient, message, zero_ended};
 use super::support::server::Server;
 use super::support::wait_until;
@@ -37,8 +38,11 @@ fn a_name_that_moves_takes_its_backends_along() {
     for client in &mut clients[1..] {
         client.query("COMMIT").expect("it answers");
     }
+    let known = || psql(&qcp.unix(), "anybody", "pgbouncer").args(["-XAtc", "SHOW DNS_HOSTS"]).finish().success();
+    assert_eq!(known().trim(), format!("moving.test|0|127.0.0.1:{}", server.tcp().port));
     qcp.set_hosts("127.0.0.2 moving.test\n");
     wait_until("the name is looked up again", LONG, || qcp.log().contains("is at 127.0.0.2"));
+    assert_eq!(known().trim(), format!("moving.test|0|127.0.0.2:{}", server.tcp().port));
     // Idle ones are gone by now, without a word to any client.
     for client in &mut clients[1..] {
         assert_eq!(address_of(client), "127.0.0.2");

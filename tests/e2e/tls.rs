@@ -699,3 +699,30 @@ fn a_plain_client_is_still_served_beside() {
     log_in(&qcp.tcp(), "disable", &[]).success();
     log_in(&qcp.tcp(), "require", &[]).success();
 }
+
+/// The name of a server is told in plain text, for proxies that go by it, or is not.
+#[test]
+fn servers_are_told_their_name() {
+    for told in [true, false] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let port = listener.local_addr().expect("it is bound").port();
+        // A server that takes the encryption, and never answers what is said then.
+        let hello = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("qcp comes");
+            let mut request = [0; 8];
+            stream.read_exact(&mut request).expect("an SSLRequest");
+            stream.write_all(b"S").expect("it reads");
+            let mut head = [0; 5];
+            stream.read_exact(&mut head).expect("the head of a record");
+            let mut hello = vec![0; usize::from(u16::from_be_bytes([head[3], head[4]]))];
+            stream.read_exact(&mut hello).expect("a ClientHello");
+            hello
+        });
+        let yaml = format!("auth: {{method: trust}}\ntls: {{server: {{mode: require, sni: {told}}}}}\n");
+        let qcp = Setup::new(&yaml).server(&format!("localhost:{port}")).start();
+        let mut client = RawClient::connect(&qcp.tcp());
+        client.send(&startup(PROTOCOL_3_0, &[("user", SUPERUSER), ("database", "postgres")]));
+        let hello = hello.join().expect("it has come");
+        assert_eq!(hello.windows(9).any(|part| part == b"localhost"), told);
+    }
+}

@@ -7,7 +7,9 @@ use super::sockets::{SOCKET, SOCKET_BUFFERS, SOCKET_OURS, sockets};
 use super::stats::{self, AVERAGES, COUNTS, Sums, TOTALS};
 use super::{DatabaseEntry, Source};
 use crate::control::report::metrics::{Origin, PoolMetrics, merged};
-use crate::control::report::{BackendState, ClientRow, ClientState, RelayMode, ShardReport, is_held, merge_memory};
+use crate::control::report::{
+    BackendState, ClientRow, ClientState, NameRow, RelayMode, ShardReport, is_held, merge_memory,
+};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Show {
@@ -251,7 +253,8 @@ impl Show {
     pub fn rows(self, of: Option<&str>, source: &dyn Source) -> Result<Rows, Failed> {
         let mut rows = match self {
             // There is nothing that they could have.
-            Show::Help | Show::Peers | Show::PeerPools | Show::DnsHosts | Show::DnsZones => Vec::new(),
+            Show::Help | Show::Peers | Show::PeerPools | Show::DnsZones => Vec::new(),
+            Show::DnsHosts => names(source)?,
             Show::Config => config(source),
             Show::Databases => databases(source)?,
             Show::Pools => pools(source)?,
@@ -307,6 +310,20 @@ fn totals(source: &dyn Source) -> Result<Vec<Vec<Value>>, Failed> {
     let totals = TOTALS.iter().map(|(name, _)| *name).zip(sum(&counted));
     let averages = AVERAGES.iter().map(|(name, _)| *name).zip(averages);
     Ok(totals.chain(averages).map(|(name, value)| vec![name.into(), value.into()]).collect())
+}
+
+/// Each shard remembers for itself: what the one says that has asked last.
+fn names(source: &dyn Source) -> Result<Vec<Vec<Value>>, Failed> {
+    let reports = source.reports()?;
+    let mut latest: BTreeMap<(&str, u16), &NameRow> = BTreeMap::new();
+    for name in of_all(&reports, |report| &report.names) {
+        let known = latest.entry((&name.host, name.port)).or_insert(name);
+        if name.ttl_s > known.ttl_s {
+            *known = name;
+        }
+    }
+    let row = |name: &NameRow| vec![name.host.as_str().into(), name.ttl_s.into(), name.addresses.join(",").into()];
+    Ok(latest.into_values().map(row).collect())
 }
 
 fn config(source: &dyn Source) -> Vec<Vec<Value>> {
@@ -461,6 +478,7 @@ fn lists(source: &dyn Source) -> Result<Vec<Vec<Value>>, Failed> {
     let clients = reports.iter().map(|report| report.clients.len() as u64).sum::<u64>();
     let backends = reports.iter().map(|report| report.backends.len() as u64).sum::<u64>();
     let free = of_all(&reports, |report| &report.backends).filter(|row| row.state == BackendState::Idle).count() as u64;
+    let names = names(source)?.len() as u64;
     let lists: [(&str, u64); 14] = [
         ("databases", databases.len() as u64 + 1),
         ("users", users.len() as u64),
@@ -472,7 +490,7 @@ fn lists(source: &dyn Source) -> Result<Vec<Vec<Value>>, Failed> {
         ("login_clients", login),
         ("free_servers", free),
         ("used_servers", backends - free),
-        ("dns_names", 0),
+        ("dns_names", names),
         ("dns_zones", 0),
         ("dns_queries", 0),
         ("dns_pending", 0),

@@ -92,6 +92,7 @@ fn shards() -> Vec<ShardReport> {
         counters,
         paused: Vec::new(),
         disabled: Vec::new(),
+        names: Vec::new(),
     };
     let second = ShardReport {
         shard: 1,
