@@ -150,8 +150,8 @@ impl Server {
             // The shard asks what a session has come to: nothing at all.
             tag::QUERY if reader::query(message).expect("well formed").starts_with(b"SELECT EXISTS(") => {
                 written(|writer| {
-                    writer.row_description(&[&b"?column?"[..]; 5])?;
-                    writer.data_row(&[Some(&b"f"[..]); 5])?;
+                    writer.row_description(&[&b"?column?"[..]; 6])?;
+                    writer.data_row(&[Some(&b"f"[..]); 6])?;
                     writer.command_complete(b"SELECT 1")?;
                     writer.row_description(&[b"lower", b"setting"])?;
                     writer.command_complete(b"SELECT 0")?;
