@@ -9,7 +9,7 @@ use crate::session::RelayMode;
 use crate::session::fault::Fault;
 
 use super::clean::Stage;
-use super::{BackendState, ClientState, Purpose, Shard, Stamp, Unnamed};
+use super::{BackendState, ClientState, Purpose, Shard, Stamp, Tick, Unnamed};
 
 /// Mark of the query that replays a client's settings.
 pub(super) const MARK_REPLAY: u32 = 2;
@@ -76,6 +76,7 @@ impl<T: Transport> Shard<T> {
     fn serve(&mut self, id: ClientId, backend: BackendId) {
         match self.client(id).map(|client| &client.state) {
             Some(ClientState::Login(_)) => {
+                self.count_wait_of_login(id);
                 self.backend(backend).expect("a lent backend is there").state = BackendState::Cleaning(Stage::Done);
                 self.on_login_backend(id, backend);
             }
@@ -93,16 +94,31 @@ impl<T: Transport> Shard<T> {
         }
     }
 
+    /// A login is given a backend, perhaps after a wait.
+    fn count_wait_of_login(&mut self, id: ClientId) {
+        let now = self.tick();
+        let Some(client) = self.client(id) else { return };
+        let (since, pool) = (std::mem::take(&mut client.waits), client.pool.expect("a login that waits has a pool"));
+        if since != Tick::default() {
+            self.pools.get_mut(pool).totals.wait.record_measured(Measured::of_us(since.us_until(now)));
+        }
+    }
+
     /// Makes them one, for a request.
     fn link(&mut self, id: ClientId, backend: BackendId) {
         self.join(id, backend);
         self.counters.transactions += 1;
+        let now = self.tick();
         let client = self.client(id).expect("the caller has looked it up");
+        let has_waited = matches!(client.state, ClientState::Waiting);
         client.state = ClientState::Linked(backend);
         let (wanted, pool) = (client.wanted, client.pool.expect("a client past its login has a pool"));
-        let hears = client.hears.is_some();
-        self.pools.get_mut(pool).totals.links += 1;
-        let now = self.tick();
+        let (hears, since) = (client.hears.is_some(), client.waits);
+        let totals = &mut self.pools.get_mut(pool).totals;
+        totals.links += 1;
+        if has_waited {
+            totals.wait.record_measured(Measured::of_us(since.us_until(now)));
+        }
         let link = self.backend(backend).expect("the caller has looked it up");
         (link.asked, link.begun) = (now, now);
         link.kept.hears = hears;
@@ -282,15 +298,11 @@ impl<T: Transport> Shard<T> {
             self.send_backend(id, to);
             return;
         }
-        let now = self.tick();
-        let Self { pools, waiters, clients, .. } = self;
+        let Self { pools, waiters, .. } = self;
         let entry = pools.get_mut(pool);
         match entry.part.checkin(waiters, id) {
             Checkin::Idle => self.backend(id).expect("looked up above").state = BackendState::Idle,
             Checkin::HandTo(client) => {
-                if let Some(since) = clients.get(client.index, client.generation).map(|client| client.waits) {
-                    entry.totals.wait.record_measured(Measured::of_us(since.us_until(now)));
-                }
                 self.serve(client, id);
                 self.resume_client(client);
             }

@@ -2,6 +2,8 @@
 //!
 //! Where that is on, each backend has room for the beginning of the texts, taken once; a query allocates nothing.
 
+use std::time::Duration;
+
 use crate::ids::{BackendId, ClientId};
 use crate::io::Transport;
 use crate::memory::Slice;
@@ -70,12 +72,11 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    /// A transaction is over: logs it, if it took long.
-    pub(super) fn log_if_slow(&mut self, id: BackendId) {
-        let now = self.tick();
+    /// A transaction is over, which `took` so long: logs it, if that was long.
+    pub(super) fn log_if_slow(&mut self, id: BackendId, took: Duration) {
         let Some(backend) = self.backends.get(id.index, id.generation) else { return };
         let pool = self.pools.get(backend.pool);
-        let (limit, took) = (pool.settings.upkeep.slow_query, backend.begun.until(now));
+        let limit = pool.settings.upkeep.slow_query;
         if !limit.is_zero()
             && took >= limit
             && let Some(texts) = &backend.texts

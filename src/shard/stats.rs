@@ -79,16 +79,12 @@ impl<T: Transport> Shard<T> {
             .then(|| if backend.begun == backend.asked { took } else { Measured::of_us(backend.begun.us_until(now)) });
         // What is still under way in the pipeline has been begun by now.
         backend.asked = now;
-        let is_over = transaction.is_some();
-        if is_over && backend.texts.is_some() {
-            self.log_if_slow(id);
-        }
-        let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
+        let (is_over, begun) = (transaction.is_some(), backend.begun);
         if is_over {
             backend.begun = now;
         }
         let bytes_out = std::mem::take(&mut backend.bytes_out);
-        let pool = backend.pool;
+        let (pool, is_noted) = (backend.pool, backend.texts.is_some());
         let bytes_in = match backend.state {
             BackendState::Linked(client) => {
                 let client = self.clients.get_mut(client.index, client.generation);
@@ -103,6 +99,9 @@ impl<T: Transport> Shard<T> {
         totals.query.record_measured(took);
         if let Some(took) = transaction {
             totals.transaction.record_measured(took);
+        }
+        if is_over && is_noted {
+            self.log_if_slow(id, begun.until(now));
         }
     }
 
