@@ -94,7 +94,7 @@ pub(super) struct Client {
     pub(super) bytes_in: u64,
     /// It has been told that it waits.
     pub(super) noticed: bool,
-    /// Since when it waits for a backend, while it does.
+    /// Since when it waits for a backend, while it does. The queue knows it as well, as an `Instant`: this one is for counting.
     pub(super) waits: Tick,
     /// What it asked for when it came.
     pub(super) replication: Replication,
