@@ -13,7 +13,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use parser::Page;
 use qcp::control::report::RelayMode;
-use qcp::control::report::metrics::{self, Histogram, Origin, PoolMetrics, ProcessMetrics, ShardMetrics, Totals};
+use qcp::control::report::metrics::{
+    self, Histogram, Measured, Origin, PoolMetrics, ProcessMetrics, ShardMetrics, Totals,
+};
 use support::pooler::{Qcp, Setup};
 use support::postgres::{SUPERUSER, postgres};
 use support::programs::{Program, pgbench, psql};
@@ -305,10 +307,12 @@ fn collect(value: &serde_json::Value, queries: &mut Vec<String>) {
 }
 
 fn pool(database: &str, user: &str) -> PoolMetrics {
-    let mut totals = Totals { queries: 3, links: 2, bytes_in: 10, bytes_out: 20, ..Totals::default() };
-    totals.query.record(Duration::from_micros(64));
-    totals.query.record(Duration::from_micros(65));
-    totals.query.record(Duration::from_secs(1000));
+    let mut totals = Totals::default();
+    (totals.links, totals.bytes_in, totals.bytes_out) = (2, 10, 20);
+    totals.query_took_alone(Measured::of_us(64));
+    totals.query_took(Measured::of_us(65));
+    totals.query_took(Measured::new(Duration::from_secs(1000)));
+    totals.transaction_took(Measured::new(Duration::from_secs(1001)));
     PoolMetrics {
         server: "h:5432".to_owned(),
         host: "h".to_owned(),
@@ -332,6 +336,8 @@ fn pool(database: &str, user: &str) -> PoolMetrics {
 }
 
 fn shard(number: u16) -> ShardMetrics {
+    let mut before = Totals::default();
+    (0..100).for_each(|_| before.query_took_alone(Measured::of_us(1)));
     ShardMetrics {
         shard: number,
         clients: 3,
@@ -340,7 +346,7 @@ fn shard(number: u16) -> ShardMetrics {
         arena_chunk_size: 100,
         arena_used: 3,
         pools: vec![pool("a", "u"), pool("odd \"name\\\n", "v")],
-        retired: vec![("a".to_owned(), Totals { queries: 100, ..Totals::default() })],
+        retired: vec![("a".to_owned(), before)],
         errors: vec![("53300".to_owned(), Origin::Pooler, 1)],
         ..ShardMetrics::default()
     }
@@ -360,6 +366,9 @@ fn parts_add_up_and_odd_names_are_escaped() {
     assert_eq!(page.sum("qcp_query_seconds_bucket", &[("database", "a"), ("le", "0.000128")]), 4.0);
     assert_eq!(page.sum("qcp_query_seconds_bucket", &[("database", "a"), ("le", "67.108864")]), 4.0);
     assert_eq!(page.sum("qcp_query_seconds_bucket", &[("database", "a"), ("le", "+Inf")]), 6.0);
+    assert_eq!(page.sum("qcp_transaction_seconds_bucket", &[("database", "a"), ("le", "0.000064")]), 2.0);
+    assert_eq!(page.sum("qcp_transaction_seconds_bucket", &[("database", "a"), ("le", "+Inf")]), 4.0);
+    assert_eq!(page.sum("pgbouncer_stats_sql_transactions_pooled_total", &[("database", "a")]), 204.0);
     assert!(text.contains(r#"database="odd \"name\\\n""#), "{text}");
 }
 

@@ -103,7 +103,11 @@ impl<K: Copy + Eq + Hash> Channels<K> {
         }
         self.channels.remove(&name);
         self.bytes -= CHANNEL_SIZE + name.len();
-        self.unwanted.push(name);
+        match self.wanted.iter().position(|wanted| Rc::ptr_eq(wanted, &name)) {
+            // The server has not been asked yet.
+            Some(at) => drop(self.wanted.swap_remove(at)),
+            None => self.unwanted.push(name),
+        }
     }
 
     /// Whether the client listens on this.
@@ -136,9 +140,13 @@ impl<K: Copy + Eq + Hash> Channels<K> {
         self.channels.get(name).is_some_and(|channel| channel.heard)
     }
 
-    /// The server listens on this.
-    pub fn heard(&mut self, name: &[u8]) {
-        if let Some(channel) = self.channels.get_mut(name) {
+    /// The server listens on this, which [`Self::take_wanted`] gave. Where nobody did any more meanwhile, and somebody does
+    /// again, it is another channel of the same name: the server will be asked to forget the one and to hear the other.
+    pub fn heard(&mut self, name: &Rc<[u8]>) {
+        let same = |(known, _): (&Rc<[u8]>, &Channel<K>)| Rc::ptr_eq(known, name);
+        if self.channels.get_key_value(&**name).is_some_and(same)
+            && let Some(channel) = self.channels.get_mut(name)
+        {
             channel.heard = true;
         }
     }
@@ -156,12 +164,7 @@ impl<K: Copy + Eq + Hash> Channels<K> {
 
     /// A channel that the server is to listen on.
     pub fn take_wanted(&mut self) -> Option<Rc<[u8]>> {
-        while let Some(name) = self.wanted.pop() {
-            if self.channels.get(&name).is_some_and(|channel| !channel.heard) {
-                return Some(name);
-            }
-        }
-        None
+        self.wanted.pop()
     }
 }
 
@@ -176,9 +179,10 @@ mod tests {
         channels.listen(1, b"a").unwrap();
         channels.listen(2, b"a").unwrap();
         channels.listen(2, b"a").unwrap();
-        assert_eq!(channels.take_wanted().as_deref(), Some(&b"a"[..]));
+        let asked = channels.take_wanted().unwrap();
+        assert_eq!(*asked, b"a"[..]);
         assert!(!channels.has_wishes() && !channels.is_heard(b"a"));
-        channels.heard(b"a");
+        channels.heard(&asked);
         channels.unlisten(1, b"a");
         assert!(channels.is_heard(b"a") && channels.listeners(b"a").eq([2]));
         channels.leave(2);
@@ -206,6 +210,9 @@ mod tests {
             let mut channels = Channels::new(usize::MAX);
             let mut truth = HashSet::new();
             let mut server = HashSet::new();
+            // The server is asked of several at once, and answers later.
+            let mut asked: Vec<Rc<[u8]>> = Vec::new();
+            let acts = acts.into_iter().chain([(128 + 2, 0, 0), (128 + 64 + 2, 0, 0)]);
             for (act, client, name) in acts {
                 let (client, name) = (client % 4, [name % 4]);
                 match act % 4 {
@@ -223,16 +230,24 @@ mod tests {
                     }
                 }
                 if act >= 128 {
+                    asked.drain(..).for_each(|name| channels.heard(&name));
+                }
+                if act >= 128 + 64 {
                     while let Some(name) = channels.take_unwanted() {
                         server.remove(&*name);
                     }
                     while let Some(name) = channels.take_wanted() {
-                        channels.heard(&name);
                         server.insert(name.to_vec());
+                        asked.push(name);
                     }
                     let wanted: HashSet<Vec<u8>> = truth.iter().map(|(_, name)| name.to_vec()).collect();
                     prop_assert_eq!(&server, &wanted);
                 }
+                let names = (0..4u8).filter(|&name| channels.is_heard(&[name]));
+                for name in names {
+                    prop_assert!(server.contains(&vec![name]));
+                }
+                prop_assert!(channels.wanted.len() <= 4 && channels.unwanted.len() <= 8);
                 for &(client, name) in &truth {
                     prop_assert!(channels.hears(client, &name));
                     prop_assert!(channels.names_of(client).any(|known| *known == name));

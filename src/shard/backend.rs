@@ -153,6 +153,7 @@ impl<T: Transport> Shard<T> {
     #[inline]
     pub(super) fn on_backend_bytes(&mut self, id: BackendId, bytes: Slice) {
         let Some(backend) = self.backend(id) else { return };
+        backend.carried.bytes_out += bytes.len() as u64;
         match backend.state {
             BackendState::Linked(_) | BackendState::Cleaning(_) => self.relay_answer(id, bytes),
             // Its transport keeps what comes.
@@ -164,6 +165,14 @@ impl<T: Transport> Shard<T> {
             BackendState::Connecting => self.on_ssl_reply(id, &bytes),
             BackendState::Resolving => {}
         }
+    }
+
+    /// Bytes that have been here before, and are for what the backend is doing now.
+    pub(super) fn on_rest_of_bytes(&mut self, id: BackendId, bytes: Slice) {
+        if let Some(backend) = self.backend(id) {
+            backend.carried.bytes_out = backend.carried.bytes_out.saturating_sub(bytes.len() as u64);
+        }
+        self.on_backend_bytes(id, bytes);
     }
 
     /// Takes the messages of a login, or of an idle backend, one by one. When one of them changes what the backend is
@@ -188,7 +197,7 @@ impl<T: Transport> Shard<T> {
             );
             if !whole {
                 if at < bytes.len() {
-                    self.on_backend_bytes(id, bytes.part(at, bytes.len()));
+                    self.on_rest_of_bytes(id, bytes.part(at, bytes.len()));
                 }
                 return;
             }
@@ -384,9 +393,12 @@ impl<T: Transport> Shard<T> {
         let Some(backend) = self.backend(id) else { return };
         backend.deadline = None;
         backend.used = now;
+        // No client gets them.
+        let bytes_out = std::mem::take(&mut backend.carried.bytes_out);
         let (pool, purpose, checks) = (backend.pool, backend.purpose, backend.checks.take());
         let took = now.duration_since(backend.born);
         self.pools.get_mut(pool).totals.connect.record(took);
+        self.bytes_apart.1 += bytes_out;
         let backend = self.backend(id).expect("looked up above");
         // All of them at once: a client that comes meanwhile must not be told half.
         let reported = std::mem::take(&mut backend.reported);
@@ -575,6 +587,7 @@ impl<T: Transport> Shard<T> {
     pub(super) fn close_backend(&mut self, id: BackendId, how: Close) {
         let now = self.io.now();
         let jitter = self.next_random() as u8;
+        self.hand_in(id);
         let Some(mut backend) = self.backends.remove(id.index, id.generation) else { return };
         self.vectors.let_go(backend.has);
         backend.stash.clear();
@@ -638,7 +651,7 @@ impl<T: Transport> Shard<T> {
     /// This shard's share of `min_size`, once the pool has been used.
     pub(super) fn minimum(&self, id: PoolId) -> u32 {
         let pool = self.pools.get(id);
-        if pool.parameters.is_empty() || u64::from(pool.clients) + pool.totals.links == 0 {
+        if pool.parameters.is_empty() || u64::from(pool.clients) + pool.totals.logins + pool.totals.links == 0 {
             return 0;
         }
         pool.homes.share(pool.settings.pool.min_size, self.settings.id).min(pool.part.permits())

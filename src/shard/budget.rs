@@ -274,6 +274,7 @@ impl<T: Transport> Shard<T> {
             self.close_backend(id, Close::Now);
             return;
         }
+        self.hand_in(id);
         let backend = self.backends.remove(id.index, id.generation).expect("just looked at");
         let settings = self.vectors.settings(backend.has).to_vec();
         self.vectors.let_go(backend.has);

@@ -22,14 +22,30 @@ impl<T: Transport> Shard<T> {
     #[inline]
     pub(super) fn on_client_bytes(&mut self, id: ClientId, bytes: Slice) {
         let Some(client) = self.client(id) else { return };
-        client.bytes_in += bytes.len() as u64;
         match client.state {
             ClientState::Ready | ClientState::Linked(_) if !client.paused && client.pending.is_empty() => {
-                if let ClientState::Linked(backend) = client.state {
-                    self.begin_query(backend);
+                match client.state {
+                    ClientState::Linked(backend) => self.begin_query(backend, bytes.len()),
+                    // The backend that it will be given takes the count over.
+                    _ => client.bytes_in += bytes.len() as u64,
                 }
                 self.relay_request(id, bytes);
             }
+            _ => self.on_other_client_bytes(id, bytes),
+        }
+    }
+
+    /// The same of a client that is not at work, or that has asked for more than can be looked at now.
+    fn on_other_client_bytes(&mut self, id: ClientId, bytes: Slice) {
+        let Some(client) = self.client(id) else { return };
+        match client.state {
+            ClientState::Linked(backend) | ClientState::Piped(backend) => {
+                self.backend(backend).expect("who has a backend is linked to it").carried.bytes_in +=
+                    bytes.len() as u64;
+            }
+            _ => client.bytes_in += bytes.len() as u64,
+        }
+        match self.client(id).expect("looked up above").state {
             ClientState::Ready | ClientState::Linked(_) | ClientState::Waiting => self.hold_back(id, bytes),
             ClientState::Startup => self.on_startup_bytes(id, bytes),
             // Its transport keeps what comes.
@@ -266,6 +282,7 @@ impl<T: Transport> Shard<T> {
     fn end_client(&mut self, id: ClientId, how: Close, ending: Ending) {
         self.leave_queue(id);
         let Some(mut client) = self.clients.remove(id.index, id.generation) else { return };
+        self.bytes_apart.0 += client.bytes_in;
         self.population.leave();
         self.give_seats_back(std::mem::take(&mut client.seats));
         match &client.state {

@@ -45,7 +45,6 @@ impl<T: Transport> Shard<T> {
                     self.serve(id, backend);
                 }
                 Checkout::Wait => {
-                    self.counters.waits += 1;
                     let waits = self.tick();
                     let client = self.client(id).expect("looked up above");
                     client.noticed = false;
@@ -107,20 +106,18 @@ impl<T: Transport> Shard<T> {
     /// Makes them one, for a request.
     fn link(&mut self, id: ClientId, backend: BackendId) {
         self.join(id, backend);
-        self.counters.transactions += 1;
         let now = self.tick();
         let client = self.client(id).expect("the caller has looked it up");
         let has_waited = matches!(client.state, ClientState::Waiting);
         client.state = ClientState::Linked(backend);
-        let (wanted, pool) = (client.wanted, client.pool.expect("a client past its login has a pool"));
-        let (hears, since) = (client.hears.is_some(), client.waits);
-        let totals = &mut self.pools.get_mut(pool).totals;
-        totals.links += 1;
-        if has_waited {
-            totals.wait.record_measured(Measured::of_us(since.us_until(now)));
-        }
+        let (wanted, hears) = (client.wanted, client.hears.is_some());
+        let bytes_in = std::mem::take(&mut client.bytes_in);
+        let waited = has_waited.then(|| client.waits.us_until(now));
         let link = self.backend(backend).expect("the caller has looked it up");
         (link.asked, link.begun) = (now, now);
+        link.carried.links += 1;
+        link.carried.bytes_in += bytes_in;
+        link.waited = waited;
         link.kept.hears = hears;
         // A reload may have changed the mode: others' statements, by names of ours, are not for a client that names its own.
         if link.mode == RelayMode::Session && link.has_statements() && !self.forget_before(backend) {

@@ -273,6 +273,7 @@ impl<T: Transport> Shard<T> {
             return;
         }
         part.opened();
+        self.hand_in(id);
         let backend = self.backend(id).expect("looked up above");
         backend.purpose = Purpose::Pool;
         backend.state = BackendState::Cleaning(CleanStage::Draining);

@@ -119,6 +119,10 @@ impl<T: Transport> Shard<T> {
             Err(fault) => return self.fail(id, &fault),
         }
         if bytes.len() > size {
+            if let Some(client) = self.client(id) {
+                // They are counted with the packet.
+                client.bytes_in -= (bytes.len() - size) as u64;
+            }
             self.on_client_bytes(id, bytes.part(size, bytes.len()));
         }
     }

@@ -75,7 +75,8 @@ pub use pools::{ClientsMax, PoolSettings, Upkeep};
 pub use reload::Reload;
 use statements::Statements;
 use tables::{
-    Backend, BackendState, Cancel, Client, ClientState, Discard, Owner, Purpose, SECRET_SIZE, Stamp, Tick, Unnamed,
+    Backend, BackendState, Cancel, Carried, Client, ClientState, Discard, Owner, Purpose, SECRET_SIZE, Stamp, Tick,
+    Unnamed,
 };
 pub use tls::TlsSettings;
 
@@ -158,16 +159,6 @@ pub struct Settings {
 /// What was counted since the start.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Counters {
-    /// Simple queries, function calls and Syncs.
-    pub queries: u64,
-    /// Links between a client and a backend.
-    pub transactions: u64,
-    /// From clients.
-    pub bytes_in: u64,
-    /// From servers.
-    pub bytes_out: u64,
-    /// Requests that found no idle backend.
-    pub waits: u64,
     /// Clients accepted.
     pub accepted: u64,
     /// Links closed because an invariant broke.
@@ -190,6 +181,8 @@ pub struct Shard<T: Transport> {
     /// Its sockets and its clock.
     pub io: T,
     settings: Settings,
+    /// Bytes from clients and from servers that belong to no pool, of connections that are gone: logins, for the most part.
+    bytes_apart: (u64, u64),
     catalogue: Rc<dyn Catalogue>,
     asked: pools::Asked,
     /// The one before the last reload: other shards may go by it still.
@@ -337,6 +330,7 @@ impl<T: Transport> Shard<T> {
             started: now,
             clock: (now, Tick::default()),
             settings,
+            bytes_apart: (0, 0),
             io,
         }
     }
@@ -421,11 +415,9 @@ impl<T: Transport> Shard<T> {
     fn on_received(&mut self, connection: ConnectionId, bytes: Slice) {
         match self.owner(connection) {
             Some(Owner::Client(id)) => {
-                self.counters.bytes_in += bytes.len() as u64;
                 self.on_client_bytes(id, bytes);
             }
             Some(Owner::Backend(id)) => {
-                self.counters.bytes_out += bytes.len() as u64;
                 self.on_backend_bytes(id, bytes);
             }
             Some(Owner::Cancel(index, generation)) => self.on_cancel_bytes(index, generation, &bytes),

@@ -341,6 +341,11 @@ impl Pools {
         self.retired.iter()
     }
 
+    /// All of it together.
+    pub(super) fn retired_all(&self) -> Totals {
+        self.retired.all()
+    }
+
     pub(super) fn ids(&self) -> impl Iterator<Item = PoolId> {
         let used = self.slots.iter().enumerate().filter(|(_, slot)| slot.is_some());
         used.map(|(index, _)| PoolId(index as u32))

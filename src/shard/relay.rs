@@ -353,7 +353,6 @@ impl<T: Transport> Shard<T> {
             tag::QUERY => {
                 // "a simple Query message also destroys the unnamed statement" (Extended Query).
                 link.unnamed = Unnamed::Others;
-                self.counters.queries += 1;
                 self.client(id).expect("looked up above").unnamed.clear();
                 if self.keeps_session(backend)
                     && let Some(verdict) = self.note_query(id, backend, request, bytes, run)
@@ -366,9 +365,7 @@ impl<T: Transport> Shard<T> {
                 }
                 self.make_real(id, backend, bytes, run, request.at);
             }
-            tag::SYNC => self.counters.queries += 1,
             tag::FUNCTION_CALL => {
-                self.counters.queries += 1;
                 if self.keeps_session(backend) {
                     self.suspect(backend, Effects::OPAQUE);
                 }

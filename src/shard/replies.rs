@@ -45,7 +45,6 @@ impl<T: Transport> Shard<T> {
     #[inline]
     pub(super) fn relay_answer(&mut self, id: BackendId, bytes: Slice) {
         let backend = self.backends.get_mut(id.index, id.generation).expect("the caller has looked it up");
-        backend.bytes_out += bytes.len() as u64;
         if backend.stash.is_empty() {
             self.relay_answer_whole(id, &bytes);
             return;
@@ -70,7 +69,7 @@ impl<T: Transport> Shard<T> {
         }
         if !bytes.is_empty() && self.backend(id).is_some() {
             // It may have gone back to the pool by now, and the bytes with it.
-            self.on_backend_bytes(id, bytes);
+            self.on_rest_of_bytes(id, bytes);
         }
     }
 

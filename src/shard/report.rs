@@ -106,10 +106,12 @@ impl<T: Transport> Shard<T> {
         });
         let pools = self.pools.ids().map(|id| {
             let pool = self.pools.get(id);
-            let count = |wanted: fn(&BackendState) -> bool| {
-                let of_pool = self.backends.iter().filter(|(_, _, backend)| backend.pool == id);
-                of_pool.filter(|(_, _, backend)| wanted(&backend.state)).count() as u64
+            let of_pool = || {
+                let backends = self.backends.iter().map(|(_, _, backend)| backend);
+                backends.filter(move |backend| backend.pool == id)
             };
+            let count =
+                |wanted: fn(&BackendState) -> bool| of_pool().filter(|backend| wanted(&backend.state)).count() as u64;
             let oldest = pool.part.first_waiter(&self.waiters).map(|(_, since)| now.duration_since(since));
             PoolRow {
                 server: pool.key.server.to_string(),
@@ -129,13 +131,13 @@ impl<T: Transport> Shard<T> {
                 cleaning: count(|state| matches!(state, BackendState::Cleaning(_))),
                 waiting: pool.part.waiting() as u64,
                 oldest_wait_ms: oldest.map_or(0, |waited| waited.as_millis() as u64),
-                queries: pool.totals.queries,
-                transactions: pool.totals.links,
+                queries: pool.totals.query().count(),
+                transactions: pool.totals.links + of_pool().map(|backend| backend.carried.links).sum::<u64>(),
                 clients: u64::from(pool.clients),
             }
         });
         let arena = self.io.arena();
-        let counters = &self.counters;
+        let sums = self.sums();
         ShardReport {
             shard,
             core: None,
@@ -154,11 +156,11 @@ impl<T: Transport> Shard<T> {
             counters: Counters {
                 clients: self.clients.len() as u64,
                 backends: self.backends.len() as u64,
-                queries: counters.queries,
-                transactions: counters.transactions,
-                bytes_in: counters.bytes_in,
-                bytes_out: counters.bytes_out,
-                waits: counters.waits,
+                queries: sums.queries,
+                transactions: sums.links,
+                bytes_in: sums.bytes_in,
+                bytes_out: sums.bytes_out,
+                waits: sums.waits,
             },
             paused: self.orders.paused(),
             disabled: self.orders.disabled(),

@@ -11,7 +11,7 @@ use crate::io::Transport;
 use crate::protocol::{SqlState, TransactionStatus};
 use crate::session::RelayMode;
 
-use super::{BackendState, ClientState, Server, Shard};
+use super::{Backend, BackendState, Carried, ClientState, Purpose, Server, Shard};
 
 /// Codes that are counted apart; PostgreSQL has about 260, and a function may make up others.
 const CODES_MAX: usize = 512;
@@ -46,17 +46,45 @@ impl Errors {
     }
 }
 
+impl Totals {
+    fn carry(&mut self, carried: &Carried) {
+        self.links += carried.links;
+        self.bytes_in += carried.bytes_in;
+        self.bytes_out += carried.bytes_out;
+    }
+}
+
+impl Backend {
+    /// Whether what it carries is its pool's.
+    fn works_for_clients(&self) -> bool {
+        matches!(self.purpose, Purpose::Pool | Purpose::Dedicated)
+    }
+}
+
 impl<T: Transport> Shard<T> {
-    /// A client that has a backend sends something: if nothing was under way, a query begins.
+    /// A client that has a backend sends `size` bytes: if nothing was under way, a query begins.
     #[inline]
-    pub(super) fn begin_query(&mut self, id: BackendId) {
+    pub(super) fn begin_query(&mut self, id: BackendId, size: usize) {
         let now = self.tick();
         let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
+        backend.carried.bytes_in += size as u64;
         if !backend.pipeline.is_busy() {
             backend.asked = now;
             if backend.pipeline.status() == TransactionStatus::Idle {
                 backend.begun = now;
             }
+        }
+    }
+
+    /// What a backend has carried goes to its pool's totals: it ends, or begins to do something else.
+    pub(super) fn hand_in(&mut self, id: BackendId) {
+        let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
+        let carried = std::mem::take(&mut backend.carried);
+        if backend.works_for_clients() {
+            self.pools.get_mut(backend.pool).totals.carry(&carried);
+        } else {
+            self.bytes_apart.0 += carried.bytes_in;
+            self.bytes_apart.1 += carried.bytes_out;
         }
     }
 
@@ -74,42 +102,50 @@ impl<T: Transport> Shard<T> {
         let now = self.tick();
         let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
         let took = Measured::of_us(backend.asked.us_until(now));
-        // Most transactions are one query.
-        let transaction = (backend.pipeline.status() == TransactionStatus::Idle)
-            .then(|| if backend.begun == backend.asked { took } else { Measured::of_us(backend.begun.us_until(now)) });
+        let (asked, begun) = (backend.asked, backend.begun);
+        let is_over = backend.pipeline.status() == TransactionStatus::Idle;
         // What is still under way in the pipeline has been begun by now.
         backend.asked = now;
-        let (is_over, begun) = (transaction.is_some(), backend.begun);
-        if is_over {
-            backend.begun = now;
+        let totals = &mut *self.pools.get_mut(backend.pool).totals;
+        if let Some(us) = backend.waited.take() {
+            totals.wait.record_measured(Measured::of_us(us));
         }
-        let bytes_out = std::mem::take(&mut backend.bytes_out);
-        let (pool, is_noted) = (backend.pool, backend.texts.is_some());
-        let bytes_in = match backend.state {
-            BackendState::Linked(client) => {
-                let client = self.clients.get_mut(client.index, client.generation);
-                client.map_or(0, |client| std::mem::take(&mut client.bytes_in))
-            }
-            _ => 0,
-        };
-        let totals = &mut self.pools.get_mut(pool).totals;
-        totals.queries += 1;
-        totals.bytes_in += bytes_in;
-        totals.bytes_out += bytes_out;
-        totals.query.record_measured(took);
-        if let Some(took) = transaction {
-            totals.transaction.record_measured(took);
+        if !is_over {
+            return totals.query_took(took);
         }
-        if is_over && is_noted {
+        backend.begun = now;
+        if begun == asked {
+            totals.query_took_alone(took);
+        } else {
+            totals.query_took(took);
+            totals.transaction_took(Measured::of_us(begun.us_until(now)));
+        }
+        if backend.texts.is_some() {
             self.log_if_slow(id, begun.until(now));
         }
     }
 
-    /// Everything that is counted; walks the tables once.
+    /// What the shard has done since its start: what its pools have, those that are gone among them, and what does not
+    /// belong to any. Walks the tables.
+    pub(super) fn sums(&self) -> Sums {
+        let mut totals = self.pools.retired_all();
+        self.pools.ids().for_each(|id| totals.add(&self.pools.get(id).totals));
+        self.backends.iter().for_each(|(_, _, backend)| totals.carry(&backend.carried));
+        let of_clients = self.clients.iter().map(|(_, _, client)| client.bytes_in);
+        Sums {
+            queries: totals.query().count(),
+            links: totals.links,
+            bytes_in: totals.bytes_in + self.bytes_apart.0 + of_clients.sum::<u64>(),
+            bytes_out: totals.bytes_out + self.bytes_apart.1,
+            waits: totals.wait.count(),
+        }
+    }
+
+    /// Everything that is counted; walks the tables.
     pub(super) fn metrics(&self) -> ShardMetrics {
         let now = self.io.now();
         let arena = self.io.arena();
-        let counters = &self.counters;
+        let (counters, sums) = (&self.counters, self.sums());
         // By slot of their pool.
         let mut pools: Vec<Option<PoolMetrics>> = Vec::new();
         for id in self.pools.ids() {
@@ -144,6 +180,11 @@ impl<T: Transport> Shard<T> {
                 in_trouble: pool.trouble.is_some(),
                 totals: *pool.totals,
             });
+        }
+        for (_, _, backend) in self.backends.iter().filter(|(_, _, backend)| backend.works_for_clients()) {
+            if let Some(Some(pool)) = pools.get_mut(backend.pool.0 as usize) {
+                pool.totals.carry(&backend.carried);
+            }
         }
         let mut in_pool = |id: PoolId, count: fn(&mut PoolMetrics) -> &mut u64| {
             if let Some(Some(pool)) = pools.get_mut(id.0 as usize) {
@@ -187,11 +228,11 @@ impl<T: Transport> Shard<T> {
             clients: self.clients.len() as u64,
             clients_login,
             backends: self.backends.len() as u64,
-            bytes_in: counters.bytes_in,
-            bytes_out: counters.bytes_out,
-            queries: counters.queries,
-            links: counters.transactions,
-            waits: counters.waits,
+            bytes_in: sums.bytes_in,
+            bytes_out: sums.bytes_out,
+            queries: sums.queries,
+            links: sums.links,
+            waits: sums.waits,
             accepted: counters.accepted,
             broken: counters.broken + counters.panics,
             arena_chunks: arena.chunk_count() as u64,
@@ -205,23 +246,46 @@ impl<T: Transport> Shard<T> {
     }
 }
 
+/// What a shard has done since its start.
+pub(super) struct Sums {
+    /// Answered.
+    pub(super) queries: u64,
+    /// Times that a client was given a backend.
+    pub(super) links: u64,
+    /// From clients.
+    pub(super) bytes_in: u64,
+    /// From servers.
+    pub(super) bytes_out: u64,
+    /// Times that a client was given one after a wait.
+    pub(super) waits: u64,
+}
+
 /// What pools did that are gone, by database: totals of a database must not go down. Bounded; past that they do.
 #[derive(Default)]
-pub(super) struct Retired(HashMap<Box<str>, Totals, foldhash::fast::RandomState>);
+pub(super) struct Retired {
+    by_database: HashMap<Box<str>, Totals, foldhash::fast::RandomState>,
+    /// Of those that are not remembered too.
+    all: Totals,
+}
 
 /// Databases that are remembered.
 const RETIRED_MAX: usize = 1024;
 
 impl Retired {
     pub(super) fn add(&mut self, database: &str, totals: &Totals) {
-        if let Some(known) = self.0.get_mut(database) {
+        self.all.add(totals);
+        if let Some(known) = self.by_database.get_mut(database) {
             known.add(totals);
-        } else if self.0.len() < RETIRED_MAX {
-            self.0.insert(database.into(), *totals);
+        } else if self.by_database.len() < RETIRED_MAX {
+            self.by_database.insert(database.into(), *totals);
         }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Totals)> {
-        self.0.iter().map(|(name, totals)| (&**name, totals))
+        self.by_database.iter().map(|(name, totals)| (&**name, totals))
+    }
+
+    pub(super) fn all(&self) -> Totals {
+        self.all
     }
 }

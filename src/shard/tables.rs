@@ -90,7 +90,7 @@ pub(super) struct Client {
     pub(super) since: Stamp,
     /// When its login ended, or its last request that brought it a backend.
     pub(super) active: Stamp,
-    /// Received and not yet counted for its pool.
+    /// Received and not yet counted with a backend.
     pub(super) bytes_in: u64,
     /// It has been told that it waits.
     pub(super) noticed: bool,
@@ -100,7 +100,7 @@ pub(super) struct Client {
     pub(super) replication: Replication,
 }
 
-/// A moment: nanoseconds since the shard started. The difference of two costs an instruction, that of two `Instant`s fifty.
+/// A moment: microseconds since the shard started. The difference of two costs an instruction, that of two `Instant`s fifty.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
 pub(super) struct Tick(u64);
 
@@ -108,38 +108,38 @@ impl Tick {
     /// `at`, of a shard that `started` then; what was before that is its start.
     pub(super) fn new(started: Instant, at: Instant) -> Self {
         let lapsed = at.saturating_duration_since(started);
-        Self(lapsed.as_secs() * 1_000_000_000 + u64::from(lapsed.subsec_nanos()))
+        Self(lapsed.as_secs() * 1_000_000 + u64::from(lapsed.subsec_micros()))
     }
 
     /// From this one to `later`; nothing, where that is earlier.
     pub(super) fn until(self, later: Self) -> Duration {
-        Duration::from_nanos(later.0.saturating_sub(self.0))
+        Duration::from_micros(self.us_until(later))
     }
 
     /// As [`Self::until`], in whole microseconds.
     #[inline]
     pub(super) fn us_until(self, later: Self) -> u64 {
-        later.0.saturating_sub(self.0) / 1_000
+        later.0.saturating_sub(self.0)
     }
 }
 
-/// A moment since the shard started, to 67 ms: what an idle client remembers takes four bytes instead of sixteen. Good for
-/// nine years between two.
+/// A moment since the shard started, to 66 ms: what an idle client remembers takes four bytes instead of sixteen. Good for
+/// eight years between two.
 #[derive(Clone, Copy)]
 pub(super) struct Stamp(u32);
 
 impl Stamp {
-    /// Bits of the nanoseconds that are left out.
-    const COARSE: u32 = 26;
+    /// Bits of the microseconds that are left out.
+    const COARSE: u32 = 16;
 
     pub(super) fn new(at: Tick) -> Self {
         Self((at.0 >> Self::COARSE) as u32)
     }
 
-    /// How long before `now` it was: never longer than it is, and up to 134 ms shorter.
+    /// How long before `now` it was: never longer than it is, and up to 131 ms shorter.
     pub(super) fn age(self, now: Self) -> Duration {
         let whole = now.0.wrapping_sub(self.0).saturating_sub(1);
-        Duration::from_nanos(u64::from(whole) << Self::COARSE)
+        Duration::from_micros(u64::from(whole) << Self::COARSE)
     }
 }
 
@@ -243,8 +243,9 @@ pub(super) struct Backend {
     /// When the query under way began, and its transaction.
     pub(super) asked: Tick,
     pub(super) begun: Tick,
-    /// Received and not yet counted for its pool.
-    pub(super) bytes_out: u64,
+    pub(super) carried: Carried,
+    /// Microseconds that the client which has it waited for it, until its pool counts that.
+    pub(super) waited: Option<u64>,
     /// When the client that has it got it.
     pub(super) lent_at: Instant,
     /// The first error the server sent during its login, whole.
@@ -294,6 +295,17 @@ impl Stream {
     pub(super) fn is_whole(&self, framer: &Framer) -> bool {
         self.used == 0 && framer.at_boundary() && !self.lost
     }
+}
+
+/// What is counted where it happens, of a backend, and belongs to its pool's totals.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Carried {
+    /// Times that a client was given it.
+    pub(super) links: u64,
+    /// From its clients.
+    pub(super) bytes_in: u64,
+    /// From the server.
+    pub(super) bytes_out: u64,
 }
 
 /// Whose unnamed statement a backend has.
@@ -390,7 +402,8 @@ impl Backend {
             lent_at: now,
             asked: Tick::default(),
             begun: Tick::default(),
-            bytes_out: 0,
+            carried: Carried::default(),
+            waited: None,
             refusal: None,
             blamed: false,
             fatal: false,
@@ -481,9 +494,9 @@ mod tests {
             assert!(age <= real && real - age <= Duration::from_millis(135), "{then} to {now}: {age:?}");
         }
         assert_eq!(Tick::new(started + Duration::from_secs(9), started), Tick(0));
-        assert_eq!((Tick(5_999).us_until(Tick(8_000)), Tick(8_000).us_until(Tick(5_999))), (2, 0));
+        assert_eq!((Tick(5).us_until(Tick(7)), Tick(7).us_until(Tick(5))), (2, 0));
         let (old, new) = (Stamp(u32::MAX), Stamp(15));
-        assert_eq!(old.age(new), Duration::from_nanos(15 << Stamp::COARSE));
+        assert_eq!(old.age(new), Duration::from_micros(15 << Stamp::COARSE));
     }
 
     #[test]

@@ -62,14 +62,15 @@ pub fn by_database(shards: &[ShardMetrics]) -> BTreeMap<String, Sums> {
 }
 
 fn sums(totals: &Totals) -> Sums {
+    let (query, transaction) = (totals.query(), totals.transaction());
     [
         totals.links,
-        totals.transaction.count(),
-        totals.queries,
+        transaction.count(),
+        query.count(),
         totals.bytes_in,
         totals.bytes_out,
-        totals.transaction.total_us(),
-        totals.query.total_us(),
+        transaction.total_us(),
+        query.total_us(),
         totals.wait.total_us(),
         totals.client_parses,
         totals.server_parses,

@@ -1,6 +1,7 @@
 use std::cell::RefCell;
 
 use super::*;
+use crate::control::report::metrics::{Measured, Totals};
 use crate::control::report::{BackendRow, BackendState, ClientRow, ClientState, PoolRow};
 use crate::control::wire::Reply;
 use crate::protocol::Writer;
@@ -82,8 +83,10 @@ impl Source for Fake {
     }
 
     fn counted(&self) -> Result<Vec<ShardMetrics>, String> {
-        let mut totals = crate::control::report::metrics::Totals { queries: 10, logins: 4, ..Default::default() };
-        totals.query.record(Duration::from_micros(70_000_123));
+        let mut totals = Totals::default();
+        totals.logins = 4;
+        (0..9).for_each(|_| totals.query_took(Measured::of_us(0)));
+        totals.query_took(Measured::of_us(70_000_123));
         Ok(vec![ShardMetrics { retired: vec![("shop".to_owned(), totals)], ..Default::default() }])
     }
 

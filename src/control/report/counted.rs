@@ -52,17 +52,18 @@ fn show_stats(shards: &[ShardMetrics]) -> Reply {
     let row = |pool: super::metrics::PoolMetrics| {
         let at = |histogram: &Histogram, share| histogram.quantile_us(share);
         let totals = &pool.totals;
+        let (query, transaction) = (totals.query(), totals.transaction());
         StatsRow {
-            transactions: totals.transaction.count(),
-            queries: totals.queries,
+            transactions: transaction.count(),
+            queries: query.count(),
             bytes_in: totals.bytes_in,
             bytes_out: totals.bytes_out,
             waits: totals.wait.count(),
             wait_p99_us: at(&totals.wait, 0.99),
-            query_p50_us: at(&totals.query, 0.5),
-            query_p99_us: at(&totals.query, 0.99),
-            transaction_p50_us: at(&totals.transaction, 0.5),
-            transaction_p99_us: at(&totals.transaction, 0.99),
+            query_p50_us: at(&query, 0.5),
+            query_p99_us: at(&query, 0.99),
+            transaction_p50_us: at(&transaction, 0.5),
+            transaction_p99_us: at(&transaction, 0.99),
             server: pool.server,
             database: pool.database,
             user: pool.user,

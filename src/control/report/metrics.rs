@@ -60,6 +60,11 @@ impl Histogram {
         self.sum_us
     }
 
+    fn and(mut self, other: &Histogram) -> Histogram {
+        self.add(other);
+        self
+    }
+
     pub fn add(&mut self, other: &Histogram) {
         self.counts.iter_mut().zip(other.counts).for_each(|(count, more)| *count += more);
         self.sum_us += other.sum_us;
@@ -82,7 +87,9 @@ impl Measured {
     /// Of so many microseconds.
     #[inline]
     pub fn of_us(us: u64) -> Measured {
-        let doublings = 64 - (us.saturating_sub(1) / FIRST_US).leading_zeros() as usize;
+        let firsts = us.saturating_sub(1) / FIRST_US;
+        // How many bits it has.
+        let doublings = (firsts << 1 | 1).ilog2() as usize;
         Measured { us, bucket: doublings.min(BUCKETS - 1) }
     }
 }
@@ -90,16 +97,18 @@ impl Measured {
 /// What a pool has done since it was made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Totals {
-    pub queries: u64,
     /// Times that a client was given a backend.
     pub links: u64,
-    /// From and to clients, counted with the answer.
+    /// From clients that were given a backend, and from servers for them.
     pub bytes_in: u64,
     pub bytes_out: u64,
     /// Of clients that found no backend idle and were given one.
     pub wait: Histogram,
-    pub query: Histogram,
-    pub transaction: Histogram,
+    /// Queries that were not a transaction of their own, and transactions of several.
+    queries: Histogram,
+    transactions: Histogram,
+    /// Queries that were a transaction of their own: most are, and one entry is cheaper than two.
+    alone: Histogram,
     /// From the first look at the address to the end of the login.
     pub connect: Histogram,
     /// Clients let in.
@@ -111,14 +120,42 @@ pub struct Totals {
 }
 
 impl Totals {
+    /// A query was answered, and its transaction goes on.
+    #[inline]
+    pub fn query_took(&mut self, time: Measured) {
+        self.queries.record_measured(time);
+    }
+
+    /// A transaction of more than one query has ended; its last query is counted apart.
+    #[inline]
+    pub fn transaction_took(&mut self, time: Measured) {
+        self.transactions.record_measured(time);
+    }
+
+    /// A query was answered that was a whole transaction.
+    #[inline]
+    pub fn query_took_alone(&mut self, time: Measured) {
+        self.alone.record_measured(time);
+    }
+
+    /// From a query to the end of its answer, of all queries.
+    pub fn query(&self) -> Histogram {
+        self.queries.and(&self.alone)
+    }
+
+    /// From the first query to the end of the transaction, of all transactions.
+    pub fn transaction(&self) -> Histogram {
+        self.transactions.and(&self.alone)
+    }
+
     pub fn add(&mut self, other: &Totals) {
-        self.queries += other.queries;
         self.links += other.links;
         self.bytes_in += other.bytes_in;
         self.bytes_out += other.bytes_out;
         self.wait.add(&other.wait);
-        self.query.add(&other.query);
-        self.transaction.add(&other.transaction);
+        self.queries.add(&other.queries);
+        self.transactions.add(&other.transactions);
+        self.alone.add(&other.alone);
         self.connect.add(&other.connect);
         self.logins += other.logins;
         self.client_parses += other.client_parses;
@@ -383,15 +420,17 @@ fn exporter_families(page: &mut Page, shards: &[ShardMetrics], pools: &[PoolMetr
     }
     type OfTotals = fn(&Totals) -> f64;
     let of_totals: [(&str, &str, OfTotals); 12] = [
-        ("queries_pooled_total", "Queries that were answered.", |totals| totals.queries as f64),
+        ("queries_pooled_total", "Queries that were answered.", |totals| totals.query().count() as f64),
         ("queries_duration_seconds_total", "Time from a query to the end of its answer.", |totals| {
-            totals.query.seconds()
+            totals.query().seconds()
         }),
-        ("received_bytes_total", "Bytes from clients, counted with the answer.", |totals| totals.bytes_in as f64),
-        ("sent_bytes_total", "Bytes to clients, counted with the answer.", |totals| totals.bytes_out as f64),
+        ("received_bytes_total", "Bytes from clients that have, or had, a backend.", |totals| totals.bytes_in as f64),
+        ("sent_bytes_total", "Bytes from servers for clients.", |totals| totals.bytes_out as f64),
         ("client_wait_seconds_total", "Time that clients waited for a backend.", |totals| totals.wait.seconds()),
-        ("sql_transactions_pooled_total", "Transactions that have ended.", |totals| totals.transaction.count() as f64),
-        ("server_in_transaction_seconds_total", "Time in transactions.", |totals| totals.transaction.seconds()),
+        ("sql_transactions_pooled_total", "Transactions that have ended.", |totals| {
+            totals.transaction().count() as f64
+        }),
+        ("server_in_transaction_seconds_total", "Time in transactions.", |totals| totals.transaction().seconds()),
         ("server_assignments_total", "Times that a client was given a backend.", |totals| totals.links as f64),
         ("client_parses_total", "Named statements that clients prepared.", |totals| totals.client_parses as f64),
         ("server_parses_total", "Named statements prepared at a server.", |totals| totals.server_parses as f64),
@@ -448,21 +487,19 @@ fn pool_families(page: &mut Page, pools: &[PoolMetrics]) {
     busiest.truncate(HISTOGRAM_POOLS_MAX);
     page.gauge("qcp_pools_without_histograms", "Pools left out of the histograms; the busiest 500 are there.");
     page.value("qcp_pools_without_histograms", &[], left_out);
-    type Read = fn(&Totals) -> &Histogram;
+    type Read = fn(&Totals) -> Histogram;
     let histograms: [(&str, &str, Read); 4] = [
-        ("qcp_wait_seconds", "How long clients waited that found no backend idle.", |totals| &totals.wait),
-        ("qcp_query_seconds", "From a query to the end of its answer.", |totals| &totals.query),
-        ("qcp_transaction_seconds", "From the first query to the end of the transaction.", |totals| {
-            &totals.transaction
-        }),
+        ("qcp_wait_seconds", "How long clients waited that found no backend idle.", |totals| totals.wait),
+        ("qcp_query_seconds", "From a query to the end of its answer.", Totals::query),
+        ("qcp_transaction_seconds", "From the first query to the end of the transaction.", Totals::transaction),
         ("qcp_server_connect_seconds", "From the first look at the address to the end of the login.", |totals| {
-            &totals.connect
+            totals.connect
         }),
     ];
     for (name, help, read) in histograms {
         page.family(name, "histogram", help);
         for pool in &busiest {
-            page.histogram(name, &pool.labels(), read(&pool.totals));
+            page.histogram(name, &pool.labels(), &read(&pool.totals));
         }
     }
 }

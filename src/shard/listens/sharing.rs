@@ -212,6 +212,7 @@ impl<T: Transport> Shard<T> {
             Some(free) => *free = Some(listener),
             None => self.listeners.push(Some(listener)),
         }
+        self.hand_in(id);
         self.hide_foreign(id);
         let mut sql = std::mem::take(&mut self.sql);
         sql.clear();
