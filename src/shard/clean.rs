@@ -49,6 +49,7 @@ impl<T: Transport> Shard<T> {
     /// working on.
     pub(super) fn clean(&mut self, id: BackendId, cancel: bool) {
         let deadline = self.io.now() + CLEAN_TIMEOUT;
+        self.count_wait(id);
         let Some(backend) = self.backend(id) else { return };
         backend.state = BackendState::Cleaning(Stage::Draining);
         backend.deadline = Some(deadline);

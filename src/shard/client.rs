@@ -40,8 +40,9 @@ impl<T: Transport> Shard<T> {
         let Some(client) = self.client(id) else { return };
         match client.state {
             ClientState::Linked(backend) | ClientState::Piped(backend) => {
-                self.backend(backend).expect("who has a backend is linked to it").carried.bytes_in +=
-                    bytes.len() as u64;
+                if let Some(backend) = self.backend(backend) {
+                    backend.carried.bytes_in += bytes.len() as u64;
+                }
             }
             _ => client.bytes_in += bytes.len() as u64,
         }

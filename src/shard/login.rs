@@ -120,8 +120,8 @@ impl<T: Transport> Shard<T> {
         }
         if bytes.len() > size {
             if let Some(client) = self.client(id) {
-                // They are counted with the packet.
-                client.bytes_in -= (bytes.len() - size) as u64;
+                // They are counted with the packet; of one that came from another shard, there.
+                client.bytes_in = client.bytes_in.saturating_sub((bytes.len() - size) as u64);
             }
             self.on_client_bytes(id, bytes.part(size, bytes.len()));
         }

@@ -88,6 +88,14 @@ impl<T: Transport> Shard<T> {
         }
     }
 
+    /// The client that waited for this backend lets go of it, perhaps without an answer.
+    pub(super) fn count_wait(&mut self, id: BackendId) {
+        let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
+        if let Some(us) = backend.waited.take() {
+            self.pools.get_mut(backend.pool).totals.wait.record_measured(Measured::of_us(us));
+        }
+    }
+
     /// Counts something of a backend for its pool.
     #[inline]
     pub(super) fn count_for(&mut self, id: BackendId, count: impl FnOnce(&mut Totals)) {
