@@ -16,8 +16,8 @@ pub struct Suspects {
     effects: Effects,
     /// Names of settings, each once, with a zero behind.
     names: Vec<u8>,
-    /// Places in [`Learned`] of texts that are still being learned.
-    texts: [u32; TEXTS_MAX],
+    /// Fingerprints of texts that are still being learned.
+    texts: [u64; TEXTS_MAX],
     texts_used: u8,
 }
 
@@ -75,9 +75,9 @@ impl Suspects {
         self.names.split(|&byte| byte == 0).filter(|name| !name.is_empty())
     }
 
-    fn add_text(&mut self, place: u32) {
+    fn add_text(&mut self, fingerprint: u64) {
         if let Some(free) = self.texts.get_mut(self.texts_used as usize) {
-            *free = place;
+            *free = fingerprint;
             self.texts_used += 1;
         }
     }
@@ -158,14 +158,20 @@ impl Suspects {
         before.without(asked).and(answer.pins)
     }
 
-    /// Whether the answer shows what the texts did not.
-    pub fn is_surprise(&self, before: Effects, answer: &Answer, settings_changed: bool) -> bool {
+    /// What the answer says of the texts on trial: `undone`, where an error or a ROLLBACK has taken something back.
+    pub fn finding(&self, before: Effects, answer: &Answer, settings_changed: bool, undone: bool) -> Finding {
         let hidden = answer.pins.without(self.effects).without(before);
-        !hidden.is_empty() || settings_changed && !self.effects.has(Effects::SETTINGS.and(Effects::ANY_SETTING))
+        if !hidden.is_empty() || settings_changed && !self.effects.has(Effects::SETTINGS.and(Effects::ANY_SETTING)) {
+            Finding::Surprise
+        } else if undone || settings_changed || !answer.pins.is_empty() || answer.unreadable {
+            Finding::Nothing
+        } else {
+            Finding::Clean
+        }
     }
 
     /// Texts on trial.
-    pub fn texts(&self) -> &[u32] {
+    pub fn texts(&self) -> &[u64] {
         &self.texts[..self.texts_used as usize]
     }
 }
@@ -173,6 +179,18 @@ impl Suspects {
 /// Settings that `pg_settings` does not show: custom ones and roles.
 fn is_hidden(name: &str) -> bool {
     name.contains('.') || name == "role" || name == "session_authorization"
+}
+
+/// What an answer says of the texts behind which it was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Finding {
+    /// They change something that they do not say.
+    Surprise,
+    /// They were carried out and changed nothing.
+    Clean,
+    /// What there is may be what other texts said, or have been there before; or an error or a ROLLBACK took back whatever
+    /// they did.
+    Nothing,
 }
 
 /// What the server said.
@@ -300,27 +318,38 @@ impl Learned {
         if found.effects.has(Effects::OPAQUE) {
             return;
         }
-        let (place, mark) = ((found.fingerprint >> 32) as usize % SLOTS, found.fingerprint as u32);
+        let (place, mark) = place_of(found.fingerprint);
         let slot = &mut self.slots[place];
         if slot.fingerprint != mark {
             *slot = Slot { fingerprint: mark, clean: 0 };
         }
         if slot.clean < TRIALS || slot.clean == ALWAYS || random.is_multiple_of(SAMPLE) {
             suspects.add(Effects::OPAQUE);
-            suspects.add_text(place as u32);
+            suspects.add_text(found.fingerprint);
         }
     }
 
     /// What was found behind texts on trial.
-    pub fn on_answer(&mut self, texts: &[u32], surprise: bool) {
-        for &place in texts {
-            let slot = &mut self.slots[place as usize];
-            slot.clean = match (surprise, slot.clean) {
-                (true, _) | (_, ALWAYS) => ALWAYS,
-                (false, clean) => (clean + 1).min(TRIALS),
+    pub fn on_answer(&mut self, texts: &[u64], finding: Finding) {
+        for &fingerprint in texts {
+            let (place, mark) = place_of(fingerprint);
+            let slot = &mut self.slots[place];
+            // Another may have taken its place meanwhile.
+            if slot.fingerprint != mark {
+                continue;
+            }
+            slot.clean = match (finding, slot.clean) {
+                (Finding::Surprise, _) | (_, ALWAYS) => ALWAYS,
+                (Finding::Clean, clean) => (clean + 1).min(TRIALS),
+                (Finding::Nothing, clean) => clean,
             };
         }
     }
+}
+
+/// Where a text stands in the table, and what tells it from others there.
+fn place_of(fingerprint: u64) -> (usize, u32) {
+    ((fingerprint >> 32) as usize % SLOTS, fingerprint as u32)
 }
 
 #[cfg(test)]
@@ -387,7 +416,10 @@ mod tests {
         let before = Effects::LISTEN.and(Effects::LOCK).and(Effects::LASTING);
         let suspects = suspects("listen a; create temp table t (a int)");
         assert_eq!(suspects.pins(before, &answer), Effects::TEMPORARY.and(Effects::LOCK).and(Effects::LASTING));
-        assert!(!suspects.is_surprise(before, &answer, false) && suspects.is_surprise(before, &answer, true));
+        let finding = |before, changed, undone| suspects.finding(before, &answer, changed, undone);
+        assert_eq!(finding(before, false, false), Finding::Nothing, "the temporary table is the text's own");
+        assert_eq!(finding(before, true, false), Finding::Surprise);
+        assert_eq!(finding(before, true, true), Finding::Surprise);
     }
 
     #[test]
@@ -425,13 +457,15 @@ mod tests {
         };
         for _ in 0..3 {
             let texts = asks(&mut learned, 1).expect("it is on trial");
-            learned.on_answer(&texts, false);
+            learned.on_answer(&texts, Finding::Nothing);
+            assert!(asks(&mut learned, 1).is_some(), "nothing was learned");
+            learned.on_answer(&texts, Finding::Clean);
         }
         assert_eq!(asks(&mut learned, 1), None);
         let texts = asks(&mut learned, SAMPLE).expect("a sample");
-        learned.on_answer(&texts, true);
+        learned.on_answer(&texts, Finding::Surprise);
         assert!(asks(&mut learned, 1).is_some(), "it was found to change something");
-        learned.on_answer(&texts, false);
+        learned.on_answer(&texts, Finding::Clean);
         assert!(asks(&mut learned, 1).is_some(), "once found, never trusted");
         learned.forget();
         assert!(asks(&mut learned, 1).is_some(), "new again");

@@ -46,10 +46,13 @@ impl<T: Transport> Shard<T> {
                 {
                     return self.on_own_query_error(id, mark, message);
                 }
-                if reply != Reply::Swallow
-                    && let Some(code) = reader::fields(message).code()
-                {
-                    self.errors.count(code, Origin::Server);
+                if reply != Reply::Swallow {
+                    if let Some(backend) = self.backend(id) {
+                        backend.kept.undone = true;
+                    }
+                    if let Some(code) = reader::fields(message).code() {
+                        self.errors.count(code, Origin::Server);
+                    }
                 }
             }
             _ => {}
@@ -363,6 +366,7 @@ impl<T: Transport> Shard<T> {
         {
             // What was said since the savepoint, or all of it; nobody says which.
             backend.kept.unlistened.clear();
+            backend.kept.undone = true;
         }
         if !matches!(command, b"DISCARD ALL" | b"DEALLOCATE ALL") {
             return;

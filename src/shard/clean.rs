@@ -64,7 +64,8 @@ impl<T: Transport> Shard<T> {
             return;
         }
         while backend.pipeline.next_virtual().is_some() {}
-        let running = cancel && backend.pipeline.is_busy();
+        // A question of our own is soon answered, and its error would cost the backend.
+        let running = cancel && backend.pipeline.is_client_busy();
         let fail_copy = backend.pipeline.is_copying_in();
         if fail_copy {
             let _ = backend.pipeline.on_frontend(frontend::COPY_FAIL, 0);

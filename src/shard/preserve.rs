@@ -78,6 +78,8 @@ pub(super) struct Kept {
     pub wants_real: bool,
     /// A request that may change on what it listens is, or will be, under way: what comes behind it waits.
     pub unsettled: bool,
+    /// Since the last question an error, or a ROLLBACK, has taken something back.
+    pub undone: bool,
     /// What the client has said UNLISTEN of in its transaction; `None`: of all.
     pub unlistened: Vec<Option<Box<[u8]>>>,
 }
@@ -86,6 +88,7 @@ pub(super) struct Kept {
 pub(super) struct Asked {
     suspects: Suspects,
     answer: Answer,
+    undone: bool,
 }
 
 /// A statement that gives settings the value which the client began its session with.
@@ -168,6 +171,7 @@ impl Kept {
         self.real = false;
         self.wants_real = false;
         self.unsettled = false;
+        self.undone = false;
         self.unlistened.clear();
     }
 }
@@ -438,7 +442,8 @@ impl<T: Transport> Shard<T> {
         link.kept.refused = false;
         let known = self.vectors.settings(wanted).iter().map(|setting| &*setting.name);
         suspects.write_question(known, &link.kept.held, &mut sql);
-        link.kept.asked = Some(Box::new(Asked { suspects, answer: Answer::default() }));
+        let undone = std::mem::take(&mut link.kept.undone);
+        link.kept.asked = Some(Box::new(Asked { suspects, answer: Answer::default(), undone }));
         let asked = self.ask_own(id, &sql, MARK_CHECK);
         self.sql = sql;
         if !asked {
@@ -468,7 +473,7 @@ impl<T: Transport> Shard<T> {
         let now = self.io.now();
         let Some(client_id) = self.client_of(id) else { return };
         let Some(asked) = self.backend(id).and_then(|backend| backend.kept.asked.take()) else { return };
-        let Asked { mut suspects, answer } = *asked;
+        let Asked { mut suspects, answer, undone } = *asked;
         let Self { clients, backends, pools, vectors, learned, .. } = self;
         let client = clients.get_mut(client_id.index, client_id.generation).expect("a linked client is there");
         let link = backends.get_mut(id.index, id.generation).expect("looked up above");
@@ -508,7 +513,7 @@ impl<T: Transport> Shard<T> {
             link.kept.share = None;
         }
         let before = link.kept.pins;
-        learned.on_answer(suspects.texts(), suspects.is_surprise(before, &answer, changed));
+        learned.on_answer(suspects.texts(), suspects.finding(before, &answer, changed, undone));
         let unset: Vec<Box<str>> =
             suspects.names().filter_map(|name| std::str::from_utf8(name).ok()).map(Into::into).collect();
         let mut pins = suspects.pins(before, &answer);

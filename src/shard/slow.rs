@@ -42,7 +42,7 @@ impl<T: Transport> Shard<T> {
     pub(super) fn note_slow_text(&mut self, id: ClientId, backend: BackendId, request: Request, bytes: &Slice) {
         let message = &bytes[request.at..request.at + request.available];
         let Some(link) = self.backend(backend) else { return };
-        let begins = !link.pipeline.is_busy() && link.pipeline.status() == TransactionStatus::Idle;
+        let begins = !link.pipeline.is_client_busy() && link.pipeline.status() == TransactionStatus::Idle;
         let texts = link.texts.get_or_insert_with(|| Box::new(Texts { bytes: [0; TEXTS_MAX], used: 0, cut: false }));
         if begins {
             (texts.used, texts.cut) = (0, false);

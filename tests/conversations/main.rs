@@ -65,9 +65,9 @@ impl Target {
         match self {
             Target::Direct => None,
             Target::Session => Some("relay_mode: Session\npool: {size: 4}\n"),
-            Target::SmartOne => Some("relay_mode: Smart\npool: {size: 1}\n"),
-            Target::SmartFour => Some("relay_mode: Smart\npool: {size: 4}\n"),
-            Target::Statement => Some("relay_mode: Statement\npool: {size: 4}\n"),
+            Target::SmartOne => Some("relay_mode: Smart\nsession_state: none\npool: {size: 1}\n"),
+            Target::SmartFour => Some("relay_mode: Smart\nsession_state: none\npool: {size: 4}\n"),
+            Target::Statement => Some("relay_mode: Statement\nsession_state: none\npool: {size: 4}\n"),
             Target::KeepOne => Some("relay_mode: Smart\nsession_state: preserve\npool: {size: 1}\n"),
             Target::KeepThree => Some("relay_mode: Smart\nsession_state: preserve\npool: {size: 3}\n"),
         }

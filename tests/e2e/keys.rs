@@ -73,10 +73,15 @@ fn a_backend_keeps_so_many_statements() {
 #[test]
 fn slow_transactions_are_logged_without_their_constants() {
     postgres().create_database("keys_slow");
-    let qcp = Qcp::start(
-        "slow_query: 300ms\nusers: {nobody: {slow_query: 0s}}\ndatabases: {keys_quick: {dbname: keys_slow, slow_query: 0s}}\n",
-        1,
-    );
+    // With `preserve` the next request comes while the server is asked what the last one has changed.
+    for state in ["none", "preserve"] {
+        slow_transactions_are_logged(state);
+    }
+}
+
+fn slow_transactions_are_logged(state: &str) {
+    let own = "users: {nobody: {slow_query: 0s}}\ndatabases: {keys_quick: {dbname: keys_slow, slow_query: 0s}}";
+    let qcp = Qcp::start(&format!("session_state: {state}\nslow_query: 300ms\n{own}\n"), 1);
     let mut one = client(&qcp, "keys_slow");
     one.query("SELECT 'quick secret'").expect("served");
     one.query("SELECT pg_sleep(0.35), 'simple secret' /* said secret */").expect("served");

@@ -30,7 +30,7 @@ fn address_of(client: &mut RawClient) -> String {
 #[test]
 fn a_name_that_moves_takes_its_backends_along() {
     let server = server();
-    let qcp = start(&server, "dns_ttl: 500ms\npool: {size: 3}\n", "127.0.0.1");
+    let qcp = start(&server, "session_state: none\ndns_ttl: 500ms\npool: {size: 3}\n", "127.0.0.1");
     let mut clients: Vec<RawClient> = (0..3).map(|_| RawClient::login(&qcp.tcp(), SUPERUSER, "postgres")).collect();
     for client in &mut clients {
         client.query("BEGIN").expect("it answers");

@@ -154,7 +154,7 @@ fn another_mode_holds_for_clients_that_come_from_then_on() {
 fn a_session_outlives_a_pool_whose_sessions_are_kept_otherwise() {
     let server = postgres();
     server.create_database("reload_mode");
-    let qcp = Qcp::start("relay_mode: Session\npool: {size: 1, queue_timeout: 300ms}\n", 1);
+    let qcp = Qcp::start("relay_mode: Session\nsession_state: none\npool: {size: 1, queue_timeout: 300ms}\n", 1);
     let mut holder = client(&qcp, "reload_mode");
     holder.query("SET work_mem = '3MB'").expect("the server answers");
     holder.query("CREATE TEMP TABLE mine (x int)").expect("the server answers");
@@ -175,13 +175,14 @@ fn a_database_moves_under_its_clients() {
     server.create_database("reload_from");
     server.create_database("reload_to");
     for cores in [1, 2] {
-        let qcp = Qcp::start("databases: {moving: {dbname: reload_from}}\npool: {size: 3}\n", cores);
+        let qcp =
+            Qcp::start("session_state: none\ndatabases: {moving: {dbname: reload_from}}\npool: {size: 3}\n", cores);
         let mut clients: Vec<RawClient> = (0..6).map(|_| client(&qcp, "moving")).collect();
         for client in &mut clients {
             assert_eq!(client.query("SELECT current_database()").expect("served"), ["reload_from"]);
         }
         clients[0].query("BEGIN").expect("served");
-        let said = qcp.reload("databases: {moving: {dbname: reload_to}}\npool: {size: 3}\n");
+        let said = qcp.reload("session_state: none\ndatabases: {moving: {dbname: reload_to}}\npool: {size: 3}\n");
         assert!(said.contains("databases.moving.dbname: reload_from -> reload_to"), "{said}");
         assert_eq!(clients[0].query("SELECT current_database()").expect("its transaction"), ["reload_from"]);
         clients[0].query("COMMIT").expect("its transaction");
@@ -300,7 +301,7 @@ fn addresses_come_and_go() {
 fn recycling_replaces_backends() {
     let server = postgres();
     server.create_database("reload_recycle");
-    let qcp = Qcp::start("pool: {size: 1}\n", 1);
+    let qcp = Qcp::start("session_state: none\npool: {size: 1}\n", 1);
     let mut client = client(&qcp, "reload_recycle");
     let before = client.query("SELECT pg_backend_pid()").expect("served");
     qcp.control(&["reload"]).success();

@@ -257,7 +257,7 @@ fn clients_are_shared_out_by_weight() {
 #[test]
 fn who_waits_for_a_primary_is_told_when_there_is_none() {
     let (primary, standby) = pair();
-    let qcp = start(&primary, &standby, "pool: {queue_timeout: 1s}\n", 1);
+    let qcp = start(&primary, &standby, "session_state: none\npool: {queue_timeout: 1s}\n", 1);
     let mut waiter = client(&qcp);
     assert_eq!(port_of(&mut waiter), primary.tcp().port);
     primary.stop("fast");

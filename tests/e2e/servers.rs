@@ -173,7 +173,7 @@ fn a_stopped_server_is_waited_for() {
 fn a_full_server_is_waited_for_and_then_speaks_for_itself() {
     let server = Server::start(&["max_connections=8"]);
     server.execute("postgres", "CREATE ROLE usual LOGIN");
-    let qcp = start(&server, "pool: {size: 4, queue_timeout: 2s}\n");
+    let qcp = start(&server, "session_state: none\npool: {size: 4, queue_timeout: 2s}\n");
     let login = || RawClient::login(&qcp.tcp(), "usual", "postgres");
     let (mut first, mut second) = (login(), login());
     server.execute("postgres", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'usual'");
@@ -212,7 +212,7 @@ fn a_full_server_is_waited_for_and_then_speaks_for_itself() {
 fn a_server_that_starts_up_is_knocked_at_with_growing_pauses() {
     let server = postgres();
     let door = Door::before(server.tcp(), Manner::Open);
-    let qcp = Setup::new("pool: {size: 8, queue_timeout: 20s}\n").server(&door.address()).start();
+    let qcp = Setup::new("session_state: none\npool: {size: 8, queue_timeout: 20s}\n").server(&door.address()).start();
     let mut clients: Vec<RawClient> = (0..20).map(|_| client(&qcp)).collect();
     server.execute("postgres", "SELECT 1");
     // Those that the logins have brought are ended; the door is shut before.
