@@ -348,6 +348,7 @@ impl<T: Transport> Shard<T> {
             self.note_slow_text(id, backend, request, bytes);
         }
         let link = self.backends.get_mut(backend.index, backend.generation).expect("looked up above");
+        let mode = link.mode;
         let mut mark = 0;
         match tag {
             tag::QUERY => {
@@ -365,12 +366,8 @@ impl<T: Transport> Shard<T> {
                 }
                 self.make_real(id, backend, bytes, run, request.at);
             }
-            tag::FUNCTION_CALL => {
-                if self.keeps_session(backend) {
-                    self.suspect(backend, Effects::OPAQUE);
-                }
-            }
-            tag::PARSE | tag::BIND | tag::DESCRIBE | tag::CLOSE if link.mode != RelayMode::Session => {
+            tag::FUNCTION_CALL if self.keeps_session(backend) => self.suspect(backend, Effects::OPAQUE),
+            tag::PARSE | tag::BIND | tag::DESCRIBE | tag::CLOSE if mode != RelayMode::Session => {
                 return self.on_statement_request(id, backend, request, bytes, run);
             }
             _ => {}
