@@ -42,6 +42,9 @@ impl<T: Transport> Shard<T> {
             ClientState::Linked(backend) | ClientState::Piped(backend) => {
                 if let Some(backend) = self.backend(backend) {
                     backend.carried.bytes_in += bytes.len() as u64;
+                    if let Some(share) = &mut backend.kept.share {
+                        share.outdate();
+                    }
                 }
             }
             _ => client.bytes_in += bytes.len() as u64,

@@ -99,6 +99,8 @@ pub(super) struct Share {
     names: Vec<Box<[u8]>>,
     /// The mark has come: what follows, the client gets from the listener.
     cut: bool,
+    /// The client has sent something since the server was asked: the names may be old.
+    stale: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -124,6 +126,11 @@ impl Share {
     /// Whether nothing has been done yet that cannot be done again.
     pub(super) fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Asking | Stage::Known | Stage::Hearing)
+    }
+
+    /// The client sends something.
+    pub(super) fn outdate(&mut self) {
+        self.stale = true;
     }
 
     /// A row of the answer.

@@ -68,6 +68,9 @@ impl<T: Transport> Shard<T> {
         let now = self.tick();
         let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
         backend.carried.bytes_in += size as u64;
+        if let Some(share) = &mut backend.kept.share {
+            share.outdate();
+        }
         // A question of our own behind the last transaction is not the client's.
         if !backend.pipeline.is_busy() || !backend.pipeline.is_client_busy() {
             backend.asked = now;

@@ -25,11 +25,13 @@ impl<T: Transport> Shard<T> {
             return true;
         }
         if let Some(share) = &link.kept.share {
-            if share.stage == Stage::Known {
-                return self.decide(id);
+            match share.stage {
+                Stage::Known if share.stale => self.backend(id).expect("looked up above").kept.share = None,
+                Stage::Known => return self.decide(id),
+                Stage::Asking | Stage::Hearing | Stage::Leaving | Stage::Left => return true,
             }
-            return true;
         }
+        let Some(link) = self.backends.get(id.index, id.generation) else { return true };
         let (pool, real, pins) = (link.pool, link.kept.real, link.kept.pins);
         if !(pins.has(Effects::LISTEN) || real) || link.kept.refused || self.running != Running::Yes {
             return false;
@@ -40,7 +42,7 @@ impl<T: Transport> Shard<T> {
         if alone && (link.kept.ready_held || !can_promote && !real) || !self.has_listeners_encoding(id) {
             return false;
         }
-        let share = Share { stage: Stage::Asking, names: Vec::new(), cut: false };
+        let share = Share { stage: Stage::Asking, names: Vec::new(), cut: false, stale: false };
         self.backend(id).expect("looked up above").kept.share = Some(Box::new(share));
         self.ask_for_sharing(id, b"SELECT pg_catalog.pg_listening_channels()", MARK_CHANNELS)
     }
