@@ -7,7 +7,7 @@ use crate::protocol::error::Severity;
 use crate::session::fault::Fault;
 use crate::session::prepared::Names;
 
-use super::{BackendState, ClientState, Discard, STASH_MAX, Shard};
+use super::{Backend, BackendState, ClientState, Discard, STASH_MAX, Shard};
 
 /// How a client ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,17 @@ enum Ending {
     Terminated,
     /// Its connection broke, or QCP closed it: nobody waits for answers.
     Lost,
+}
+
+impl Backend {
+    /// Its client sends this many bytes.
+    #[inline]
+    pub(super) fn client_sends(&mut self, size: usize) {
+        self.carried.bytes_in += size as u64;
+        if let Some(share) = &mut self.kept.share {
+            share.outdate();
+        }
+    }
 }
 
 impl<T: Transport> Shard<T> {
@@ -41,10 +52,7 @@ impl<T: Transport> Shard<T> {
         match client.state {
             ClientState::Linked(backend) | ClientState::Piped(backend) => {
                 if let Some(backend) = self.backend(backend) {
-                    backend.carried.bytes_in += bytes.len() as u64;
-                    if let Some(share) = &mut backend.kept.share {
-                        share.outdate();
-                    }
+                    backend.client_sends(bytes.len());
                 }
             }
             _ => client.bytes_in += bytes.len() as u64,

@@ -67,10 +67,7 @@ impl<T: Transport> Shard<T> {
     pub(super) fn begin_query(&mut self, id: BackendId, size: usize) {
         let now = self.tick();
         let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
-        backend.carried.bytes_in += size as u64;
-        if let Some(share) = &mut backend.kept.share {
-            share.outdate();
-        }
+        backend.client_sends(size);
         // A question of our own behind the last transaction is not the client's.
         if !backend.pipeline.is_busy() || !backend.pipeline.is_client_busy() {
             backend.asked = now;

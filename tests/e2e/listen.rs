@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::support::pooler::Qcp;
+use super::support::door::{Door, Manner};
+use super::support::pooler::{Qcp, Setup};
 use super::support::postgres::{SUPERUSER, postgres};
 use super::support::raw::{Message, PATIENCE, RawClient, Received, message, zero_ended};
 use super::support::wait_until;
@@ -167,6 +168,42 @@ fn listen_and_unlisten_are_transactional() {
     hears(&mut ear, &["a"]);
     run(&mut ear, "discard all");
     hears(&mut ear, &[]);
+}
+
+/// Every answer of the server comes late: what it says of a session's channels is old when the client has said something
+/// since it was asked.
+#[test]
+fn an_answer_on_channels_from_before_discard_all_is_not_believed() {
+    const LATE: Duration = Duration::from_millis(60);
+    let database = "listen_late";
+    postgres().create_database(database);
+    let door = Door::before(postgres().tcp(), Manner::Open);
+    let yaml = "relay_mode: Smart\nsession_state: preserve\npool: {size: 3}\n";
+    let qcp = Setup::new(yaml).server(&door.address()).start();
+    // Somebody listens on it already, so that the listener does.
+    let (mut first, mut ear, mut mouth) = (client(&qcp, database), client(&qcp, database), client(&qcp, database));
+    run(&mut first, "listen a");
+    settle(&qcp);
+    run(&mut ear, "select 1");
+    door.set_delay(LATE);
+    for round in 0..9 {
+        run(&mut ear, "listen a");
+        // Somewhere in the two round trips in which the server is asked what the LISTEN has done.
+        std::thread::sleep(LATE * round / 4);
+        run(&mut ear, "discard all");
+        if round % 2 == 0 {
+            std::thread::sleep(LATE * 5);
+            run(&mut mouth, "notify a, 'not for it'");
+        } else {
+            run(&mut ear, "listen a");
+            run(&mut mouth, &format!("notify a, '{round}'"));
+            assert_eq!(hear(&mut ear), round.to_string());
+            run(&mut ear, "discard all");
+            std::thread::sleep(LATE * 5);
+        }
+        assert!(run(&mut ear, "select 1").is_empty(), "round {round}");
+    }
+    hear_nothing(&mut ear);
 }
 
 #[test]

@@ -32,6 +32,8 @@ struct State {
     inside_most: usize,
     /// Round trips.
     turns: usize,
+    /// How long each piece of an answer is kept back.
+    delay: Duration,
 }
 
 impl Door {
@@ -39,7 +41,8 @@ impl Door {
     pub fn before(server: Address, manner: Manner) -> Door {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is left");
         let port = listener.local_addr().expect("it is bound").port();
-        let state = Arc::new(Mutex::new(State { manner, knocks: Vec::new(), inside: 0, inside_most: 0, turns: 0 }));
+        let state = State { manner, knocks: Vec::new(), inside: 0, inside_most: 0, turns: 0, delay: Duration::ZERO };
+        let state = Arc::new(Mutex::new(state));
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
             for knocking in listener.incoming().flatten() {
@@ -56,6 +59,11 @@ impl Door {
 
     pub fn set(&self, manner: Manner) {
         self.state.lock().expect("nobody panics with it").manner = manner;
+    }
+
+    /// From now on each piece of an answer comes this much later.
+    pub fn set_delay(&self, delay: Duration) {
+        self.state.lock().expect("nobody panics with it").delay = delay;
     }
 
     /// When each connection came since the last question.
@@ -85,8 +93,13 @@ fn answer(mut knocking: TcpStream, server: &Address, state: Arc<Mutex<State>>) {
             let Ok(through) = TcpStream::connect((server.host.as_str(), server.port)) else { return };
             let (Ok(back), Ok(forth)) = (knocking.try_clone(), through.try_clone()) else { return };
             let answered = Arc::new(AtomicBool::new(true));
-            let says = Arc::clone(&answered);
-            std::thread::spawn(move || pass(through, back, || says.store(true, Ordering::SeqCst)));
+            let (says, slows) = (Arc::clone(&answered), Arc::clone(&state));
+            let back_late = move || {
+                says.store(true, Ordering::SeqCst);
+                let delay = slows.lock().expect("nobody panics with it").delay;
+                std::thread::sleep(delay);
+            };
+            std::thread::spawn(move || pass(through, back, back_late));
             // What is asked behind an answer is one more round trip; its second piece is not.
             pass(knocking, forth, || {
                 if answered.swap(false, Ordering::SeqCst) {

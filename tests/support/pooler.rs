@@ -80,7 +80,7 @@ impl Setup {
         self
     }
 
-    /// Starts it and waits until it accepts.
+    /// Starts it and waits until it accepts, by TCP; by Unix it does before.
     pub fn start(self) -> Qcp {
         let mut qcp = Qcp::spawn(self);
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -270,7 +270,8 @@ fn configuration(setup: &Setup, folder: &Path, port: u16) -> String {
         }
     };
     own("servers:", format!("servers: [{:?}]\n", setup.server));
-    own("listening_address:", format!("listening_address: [\"127.0.0.1:{port}\", \"unix:{folder}\"]\n"));
+    // They are opened in this order: who sees that TCP is accepted finds both.
+    own("listening_address:", format!("listening_address: [\"unix:{folder}\", \"127.0.0.1:{port}\"]\n"));
     own("control:", format!("control: {{socket: {folder}/control.sock}}\n"));
     own("log_level:", "log_level: Debug\n".to_owned());
     own("arena:", ARENA.to_owned());
