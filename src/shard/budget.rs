@@ -16,6 +16,7 @@ use crate::session::parameters::Setting;
 use super::clean::Stage;
 use super::mailbox::Mail;
 use super::pools::{Key, Pool, PoolSettings};
+use super::preserve::LastValues;
 use super::room::Seat;
 use super::{Backend, BackendState, Owner, Purpose, Running, Shard, placement, reload};
 
@@ -356,6 +357,7 @@ impl<T: Transport> Shard<T> {
         backend.has = has;
         backend.touched = traveller.touched;
         backend.unset = traveller.unset;
+        backend.last_values = LastValues::Somebodys;
         backend.process_id = traveller.process_id;
         backend.key = traveller.key;
         backend.address = traveller.address;

@@ -12,6 +12,7 @@ use crate::session::parameters::VectorId;
 use crate::session::pipeline::Expect;
 
 use super::link::MARK_REPLAY;
+use super::preserve::LastValues;
 use super::requests::NOBODYS_NAME;
 use super::{BackendState, Shard};
 
@@ -214,6 +215,7 @@ impl<T: Transport> Shard<T> {
         backend.stale.clear();
         backend.touched = false;
         backend.unset.clear();
+        backend.last_values = LastValues::Nobodys;
         backend.kept.must_reset = false;
         let old = std::mem::replace(&mut backend.has, VectorId::NEUTRAL);
         self.vectors.let_go(old);

@@ -21,6 +21,9 @@ use super::relay::{Request, Verdict};
 use super::statements::Class;
 
 mod resets;
+mod sequences;
+
+pub(super) use sequences::LastValues;
 
 /// Mark of the question behind a transaction.
 pub(super) const MARK_CHECK: u32 = 6;
@@ -76,6 +79,8 @@ pub(super) struct Kept {
     pub real: bool,
     /// It must, before the text under way goes there.
     pub wants_real: bool,
+    /// A text about to go there asks for last values of sequences, and those that are there are another client's.
+    strange_values: bool,
     /// A request that may change on what it listens is, or will be, under way: what comes behind it waits.
     pub unsettled: bool,
     /// Since the last question an error, or a ROLLBACK, has taken something back.
@@ -170,6 +175,7 @@ impl Kept {
         self.resets = false;
         self.real = false;
         self.wants_real = false;
+        self.strange_values = false;
         self.unsettled = false;
         self.undone = false;
         self.unlistened.clear();
@@ -274,7 +280,26 @@ impl<T: Transport> Shard<T> {
     pub(super) fn suspect(&mut self, backend: BackendId, effects: Effects) {
         if let Some(link) = self.backend(backend) {
             link.kept.suspects.add(effects);
+            if let super::BackendState::Linked(client) = link.state {
+                link.kept.strange_values |= link.last_values.note(client, effects);
+            }
         }
+    }
+
+    /// What has been noted of a text may ask for something on the backend before the text goes there: what of the client's
+    /// bytes comes before it, from `run` on, is sent first.
+    pub(super) fn before_text(&mut self, id: ClientId, backend: BackendId, bytes: &Slice, run: &mut usize, at: usize) {
+        if self.backend(backend).is_some_and(|link| link.kept.wants_real || link.kept.strange_values) {
+            self.flush_run(id, bytes, *run, at);
+            *run = at;
+            self.before_text_here(id, backend);
+        }
+    }
+
+    /// The same where everything before has been sent.
+    pub(super) fn before_text_here(&mut self, id: ClientId, backend: BackendId) {
+        self.make_real(id, backend);
+        self.drop_last_values(id, backend);
     }
 
     /// A text that the client has the server run, or prepare.
@@ -411,6 +436,9 @@ impl<T: Transport> Shard<T> {
         effects = effects.without(Effects::PARSER.and(Effects::PARAMETER));
         if effects.has(Effects::RELEARN) {
             learned.forget();
+        }
+        if let super::BackendState::Linked(client) = link.state {
+            link.kept.strange_values |= link.last_values.note(client, effects);
         }
         // Only where somebody asks for last values does it matter who has them.
         pool.last_values |= effects.has(Effects::LAST_VALUE);

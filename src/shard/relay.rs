@@ -364,7 +364,7 @@ impl<T: Transport> Shard<T> {
                 if link.kept.suspects.effects().has(Effects::PREPARED) {
                     mark = MARK_FORGETS;
                 }
-                self.make_real(id, backend, bytes, run, request.at);
+                self.before_text(id, backend, bytes, run, request.at);
             }
             tag::FUNCTION_CALL if self.keeps_session(backend) => self.suspect(backend, Effects::OPAQUE),
             tag::PARSE | tag::BIND | tag::DESCRIBE | tag::CLOSE if mode != RelayMode::Session => {

@@ -57,7 +57,7 @@ impl<T: Transport> Shard<T> {
                     client.unnamed.clear();
                     if self.keeps_session(backend) {
                         self.note_unnamed(backend, message, whole);
-                        self.make_real(id, backend, bytes, run, request.at);
+                        self.before_text(id, backend, bytes, run, request.at);
                     }
                     let client = self.clients.get_mut(id.index, id.generation).expect("looked up above");
                     // Without room for it, the backend stays until it is bound.
@@ -89,7 +89,7 @@ impl<T: Transport> Shard<T> {
                             self.note_statement(backend, number);
                         }
                         self.note_values(backend, message, whole);
-                        self.make_real(id, backend, bytes, run, request.at);
+                        self.before_text(id, backend, bytes, run, request.at);
                     }
                     if statement.is_empty() {
                         self.on_unnamed(id, backend, request, bytes, run, Expect::Bind)
@@ -212,7 +212,7 @@ impl<T: Transport> Shard<T> {
     fn on_parse(&mut self, id: ClientId, backend: BackendId, message: &[u8]) -> Result<Verdict, Fault> {
         let parse = reader::parse(message).map_err(Fault::Malformed)?;
         let found = if self.keeps_session(backend) { self.note_text(backend, parse.query) } else { None };
-        self.make_real_here(id, backend);
+        self.before_text_here(id, backend);
         if self.is_name_undecided(id, backend, parse.name) {
             return Ok(self.pause(id));
         }

@@ -214,6 +214,7 @@ pub(super) struct Backend {
     /// What it is set to is not known any more: it is closed instead of lent.
     pub(super) tainted: bool,
     pub(super) unnamed: Unnamed,
+    pub(super) last_values: preserve::LastValues,
     pub(super) process_id: u32,
     pub(super) key: u32,
     /// Cancel connections under way for it.
@@ -382,6 +383,7 @@ impl Backend {
             unset: Vec::new(),
             tainted: false,
             unnamed: Unnamed::Others,
+            last_values: preserve::LastValues::default(),
             process_id: 0,
             key: 0,
             cancels: 0,

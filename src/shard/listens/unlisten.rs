@@ -3,7 +3,6 @@
 
 use crate::ids::{BackendId, ClientId};
 use crate::io::Transport;
-use crate::memory::Slice;
 use crate::protocol::TransactionStatus;
 use crate::session::scanner::Effects;
 
@@ -17,23 +16,7 @@ impl<T: Transport> Shard<T> {
     /// A text that may change on what the client listens is about to go to a backend that knows nothing of that: so that
     /// the server can say afterwards what is true, it listens on the same first. Inside a transaction it would listen only
     /// at the end; there, what the text says is remembered.
-    pub(in crate::shard) fn make_real(
-        &mut self,
-        id: ClientId,
-        backend: BackendId,
-        bytes: &Slice,
-        run: &mut usize,
-        at: usize,
-    ) {
-        if self.backend(backend).is_some_and(|link| link.kept.wants_real) {
-            self.flush_run(id, bytes, *run, at);
-            *run = at;
-            self.make_real_here(id, backend);
-        }
-    }
-
-    /// The same where everything before has been sent.
-    pub(in crate::shard) fn make_real_here(&mut self, id: ClientId, backend: BackendId) {
+    pub(in crate::shard) fn make_real(&mut self, id: ClientId, backend: BackendId) {
         let Some(link) = self.backend(backend) else { return };
         if !std::mem::take(&mut link.kept.wants_real) || link.kept.real {
             return;
