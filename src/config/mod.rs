@@ -169,9 +169,9 @@ pub struct Auth {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 enum SessionState {
     /// What the server reports, and prepared statements of the protocol.
-    #[default]
     None,
     /// All of it.
+    #[default]
     Preserve,
 }
 
