@@ -127,7 +127,8 @@ fn a_client_that_asks_for_nothing_is_closed() {
 fn an_idle_backend_that_the_network_has_swallowed_is_replaced() {
     let server = postgres();
     server.create_database("timeouts_probe");
-    let yaml = "pool: {size: 1, keepalive_interval: 400ms, keepalive_timeout: 400ms}\nlog_level: Debug\n";
+    // One that is still asked what its client has changed is not idle.
+    let yaml = "session_state: none\npool: {size: 1, keepalive_interval: 400ms, keepalive_timeout: 400ms}\n";
     let qcp = Qcp::start(yaml, 1);
     let mut client = client(&qcp, "timeouts_probe");
     let before = client.query("SELECT pg_backend_pid()").expect("served");
