@@ -11,7 +11,7 @@ use crate::session::RelayMode;
 use crate::session::fault::Fault;
 use crate::session::pipeline::{Entry, Expect, Reply};
 
-use super::preserve::MARK_DEALLOCATE;
+use super::preserve::{MARK_DEALLOCATE, MARK_EXECUTES};
 use super::replies::Pass;
 use super::reported::MARK_STATEMENT_MODE;
 use super::requests::{MARK_DUPLICATE, MARK_STOOD_IN};
@@ -45,6 +45,11 @@ impl<T: Transport> Shard<T> {
                     && let Some(Entry { expect: Expect::OwnQuery, mark }) = own
                 {
                     return self.on_own_query_error(id, mark, message);
+                }
+                if own == Some(Entry { expect: Expect::Query, mark: MARK_EXECUTES })
+                    && self.backend(id).is_some_and(|backend| std::mem::take(&mut backend.kept.told))
+                {
+                    return Pass::Nobody;
                 }
                 if reply != Reply::Swallow {
                     if let Some(backend) = self.backend(id) {
@@ -178,10 +183,14 @@ impl<T: Transport> Shard<T> {
             }
         }
         self.count_pending(id);
-        // A statement that EXECUTE names was to be prepared first: the EXECUTE itself will say what is wrong.
         let ahead = self.backend(id).and_then(|backend| backend.pipeline.head());
         if entry.expect == Expect::OwnParse && ahead.is_some_and(|ahead| ahead.expect == Expect::OwnSync) {
-            return Pass::Nobody;
+            // A statement that EXECUTE names was to be prepared first. What is wrong with it now a server that has it would
+            // say at the EXECUTE; this one would say that it has none.
+            let Some(backend) = self.backend(id) else { return Pass::Gone };
+            let behind = backend.pipeline.pending(1).is_some_and(|behind| behind.mark == MARK_EXECUTES);
+            backend.kept.told = behind && code != Some(SqlState::DUPLICATE_STATEMENT);
+            return if backend.kept.told { Pass::Client } else { Pass::Nobody };
         }
         match duplicate && code == Some(SqlState::DUPLICATE_STATEMENT) {
             true => Pass::Nobody,

@@ -31,6 +31,8 @@ pub(super) const MARK_CHECK: u32 = 6;
 pub(super) const MARK_DEALLOCATE: u32 = 1 << 31;
 /// Mark of a query of the client's that may take prepared statements away.
 pub(super) const MARK_FORGETS: u32 = 1 << 30;
+/// Mark of a query that is EXECUTE of a statement of the protocol.
+pub(super) const MARK_EXECUTES: u32 = 1 << 29;
 /// Rows of the answer are read up to this size.
 pub(super) const ROW_SIZE_MAX: u32 = 16 * 1024;
 /// Bytes of the names of transactions that one client has prepared and not decided.
@@ -55,6 +57,8 @@ pub(super) struct Kept {
     reset: Option<Reset>,
     /// A statement takes names of settings as parameters.
     parameters: bool,
+    /// The error of the EXECUTE under way has been given already.
+    pub told: bool,
     /// Until the transaction ends, what texts mean may be another matter than `has` says.
     pub doubt: bool,
     /// Statements that were prepared under settings other than those they are known by.
@@ -176,6 +180,7 @@ impl Kept {
         self.real = false;
         self.wants_real = false;
         self.strange_values = false;
+        self.told = false;
         self.unsettled = false;
         self.undone = false;
         self.unlistened.clear();
@@ -669,7 +674,11 @@ impl<T: Transport> Shard<T> {
                 self.send_own(backend, 8, |writer| writer.sync().expect("the room was asked for"))
             })
             && {
-                self.ask(backend, Expect::Query, if deallocates { MARK_DEALLOCATE | number } else { 0 });
+                let mark = match deallocates {
+                    true => MARK_DEALLOCATE | number,
+                    false => MARK_EXECUTES,
+                };
+                self.ask(backend, Expect::Query, mark);
                 self.send_own(backend, request.size as usize + there.len() + HEAD_SIZE, |writer| {
                     let _ = writer.query_parts(&[before, there, after]);
                 })
