@@ -281,6 +281,15 @@ fn is_identity(name: &str) -> bool {
     matches!(name, "role" | "session_authorization")
 }
 
+/// Writes the statements that set these, whatever they are; roles come last.
+pub fn write_sets(settings: &[Setting], sql: &mut Vec<u8>) {
+    let (identities, others): (Vec<_>, Vec<_>) = settings.iter().partition(|setting| is_identity(&setting.name));
+    // The role goes with the authorization.
+    for setting in others.into_iter().chain(identities.into_iter().rev()) {
+        write_set(setting, sql);
+    }
+}
+
 fn write_reset(setting: &Setting, sql: &mut Vec<u8>) {
     sql.extend_from_slice(b"RESET ");
     write_name(&setting.name, sql);

@@ -55,6 +55,8 @@ pub(super) struct Kept {
     held: Vec<u8>,
     /// The query under way is a RESET or DISCARD by itself.
     reset: Option<Reset>,
+    /// When it came, nothing was suspected: what it resets, and nothing else, is what has changed since the last question.
+    reset_alone: bool,
     /// A statement takes names of settings as parameters.
     parameters: bool,
     /// The error of the EXECUTE under way has been given already.
@@ -203,6 +205,7 @@ impl<T: Transport> Shard<T> {
             return None;
         }
         let text = reader::query(message).ok()?;
+        let known = self.backend(backend)?.kept.suspects.is_empty();
         let found = self.note_text(backend, text)?;
         match found.only? {
             Only::Prepared { name, deallocates } => {
@@ -219,7 +222,7 @@ impl<T: Transport> Shard<T> {
                     link.kept.resets = false;
                     return Some(self.pause_for_answers(id, backend));
                 }
-                self.begin_reset(backend, &only);
+                self.begin_reset(backend, &only, known);
                 None
             }
         }

@@ -110,7 +110,7 @@ impl Statement<'_, '_, '_> {
                         .and(Effects::TEMPORARY)
                         .and(Effects::LISTEN),
                 );
-                self.add(Effects::LOCK.and(Effects::CURSOR).and(Effects::SEQUENCE));
+                self.add(Effects::LOCK.and(Effects::CURSOR));
                 let all = what.get() == b"all";
                 return self.read_end(all.then_some(Only::DiscardAll));
             }

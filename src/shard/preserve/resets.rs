@@ -8,11 +8,12 @@ use crate::session::fault::Fault;
 use crate::session::parameters::{self, Setting, VectorId};
 use crate::session::scanner::{Effects, Only};
 
+use super::super::link::MARK_REPLAY;
 use super::{Reset, Shard};
 
 impl<T: Transport> Shard<T> {
-    /// The text under way is `only` this.
-    pub(super) fn begin_reset(&mut self, backend: BackendId, only: &Only) {
+    /// The text under way is `only` this. `alone`: nothing was suspected before it.
+    pub(super) fn begin_reset(&mut self, backend: BackendId, only: &Only, alone: bool) {
         let names = || {
             let names = self.scanner.names().filter_map(|name| std::str::from_utf8(name).ok());
             names.map(Into::into).collect()
@@ -27,6 +28,7 @@ impl<T: Transport> Shard<T> {
         // Behind other requests it could not be told whose settings the server reports.
         if !link.pipeline.is_client_busy() {
             link.kept.reset = Some(reset);
+            link.kept.reset_alone = alone;
             link.kept.resets = false;
         }
     }
@@ -51,12 +53,26 @@ impl<T: Transport> Shard<T> {
         reset && self.vectors.get(startup, name).is_some()
     }
 
+    /// What has just been reset is set again, and nothing else: the rest of `has` may not be true any more, as a role that was
+    /// set before in the same transaction. `false`: no memory.
+    fn set_again(&mut self, id: BackendId, again: &[Setting], wanted: VectorId) -> bool {
+        let mut sql = std::mem::take(&mut self.sql);
+        sql.clear();
+        parameters::write_sets(again, &mut sql);
+        let asked = sql.is_empty() || self.ask_own(id, &sql, MARK_REPLAY);
+        self.sql = sql;
+        let held = self.vectors.hold(wanted);
+        let link = self.backends.get_mut(id.index, id.generation).expect("the caller has looked it up");
+        self.vectors.let_go(std::mem::replace(&mut link.has, held));
+        asked
+    }
+
     /// A RESET by itself has been done, and ReadyForQuery is next: what the client began its session with comes back.
     pub(in crate::shard) fn finish_reset(&mut self, id: BackendId) {
         let Some(client_id) = self.client_of(id) else { return };
         let Some(link) = self.backend(id) else { return };
         let Some(reset) = link.kept.reset.take() else { return };
-        let (status, has) = (link.pipeline.status(), link.has);
+        let (status, has, alone) = (link.pipeline.status(), link.has, link.kept.reset_alone);
         let client = self.clients.get_mut(client_id.index, client_id.generation).expect("a linked client is there");
         let (connection, wanted, startup) = (client.connection, client.wanted, client.startup);
         let is_kept = |name: &str| match &reset {
@@ -85,7 +101,7 @@ impl<T: Transport> Shard<T> {
         let (mut new_has, mut new_wanted) = (kept(has), kept(wanted));
         new_has.extend(emptied(has));
         new_wanted.extend(emptied(wanted));
-        new_wanted.extend(again);
+        new_wanted.extend(again.iter().cloned());
         let (Ok(new_has), Ok(new_wanted)) = (self.vectors.intern(new_has), self.vectors.intern(new_wanted)) else {
             self.suspect(id, Effects::OPAQUE);
             return;
@@ -100,7 +116,9 @@ impl<T: Transport> Shard<T> {
             if discards {
                 link.kept.pins = link.kept.pins.common(Effects::LASTING);
             }
-            link.kept.suspects.clear();
+            if alone || discards {
+                link.kept.suspects.clear();
+            }
         } else {
             // A ROLLBACK brings back what nobody would ask for any more.
             let names = self.vectors.settings(wanted).iter().map(|setting| setting.name.as_bytes());
@@ -111,7 +129,12 @@ impl<T: Transport> Shard<T> {
         }
         self.vectors.let_go(wanted);
         self.tell_settings(connection, told);
-        if new_has != new_wanted && !self.replay(id, new_wanted) {
+        let done = new_has == new_wanted
+            || match alone {
+                true => self.replay(id, new_wanted),
+                false => self.set_again(id, &again, new_wanted),
+            };
+        if !done {
             self.fail(client_id, &Fault::NoMemory);
         }
     }

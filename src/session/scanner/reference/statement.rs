@@ -66,7 +66,7 @@ impl<H: Hasher> Statement<'_, '_, '_, H> {
                         .and(Effects::TEMPORARY)
                         .and(Effects::LISTEN),
                 );
-                self.add(Effects::LOCK.and(Effects::CURSOR).and(Effects::SEQUENCE));
+                self.add(Effects::LOCK.and(Effects::CURSOR));
                 let all = what.get() == b"all";
                 return self.read_end(all.then_some(Only::DiscardAll));
             }
