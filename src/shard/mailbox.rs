@@ -97,6 +97,8 @@ pub enum Mail {
         /// When it was seen to become the primary, if it was.
         promoted: Option<Instant>,
     },
+    /// A client has asked for the last value of a sequence, in a pool of this database.
+    LastValues(Box<str>),
     /// What a client at the console is answered.
     Told(ClientId, Told),
     /// Close the client with this process id; whether there was one.
@@ -209,6 +211,8 @@ pub mod reached {
             Mail::Room { .. } => 13,
             // Of the console and of real sockets, which are not simulated.
             Mail::Told(..) | Mail::KillClient(..) | Mail::Listen(..) | Mail::Close(..) | Mail::SeeOff(_) => return,
+            // Of kept sessions, which are not either.
+            Mail::LastValues(_) => return,
         };
         let mut seen = SEEN.get();
         seen[kind] += 1;

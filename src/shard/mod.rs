@@ -466,6 +466,7 @@ impl<T: Transport> Shard<T> {
             Mail::Give(given) => self.on_give(*given),
             Mail::Room { server, from, serial, waits } => self.on_room(server, from, serial, waits),
             Mail::Role { server, role, promoted } => self.on_role_elsewhere(&server, role, promoted),
+            Mail::LastValues(database) => self.pools.ask_last_values(&database),
             Mail::Told(client, told) => self.on_told(client, told),
             Mail::KillClient(process_id, answer) => {
                 let _ = answer.send(self.kill_client(process_id));

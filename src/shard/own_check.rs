@@ -485,7 +485,7 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    fn tell_others(&self, mail: impl Fn() -> Mail) {
+    pub(super) fn tell_others(&self, mail: impl Fn() -> Mail) {
         for shard in self.mailbox.others(self.settings.id) {
             self.mailbox.send(shard, mail());
         }

@@ -1,6 +1,6 @@
 //! The shard's table of pools: made when the first client asks for one, dropped when nobody uses it any more.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -220,6 +220,8 @@ pub(super) struct Pools {
     by_key: HashMap<Key, u32, foldhash::fast::RandomState>,
     vacant: Vec<u32>,
     retired: Retired,
+    /// Databases in whose pools clients have asked for the last values of sequences: pools come and go, programs stay.
+    last_values: HashSet<Box<str>, foldhash::fast::RandomState>,
     next_turn: usize,
     last_serial: u32,
 }
@@ -267,7 +269,7 @@ impl Pools {
             trouble: None,
             totals: Box::default(),
             backslashes: false,
-            last_values: false,
+            last_values: self.last_values.contains(&*key.database),
             borrowed: vec![0; shard_count as usize].into_boxed_slice(),
             homes,
             is_spread: false,
@@ -334,6 +336,17 @@ impl Pools {
         pool.claims.clear();
         let key = pool.key.clone();
         self.by_key.remove(&key);
+    }
+
+    /// From now on it matters in all pools of this database who has the last values of sequences. Of more databases than
+    /// there can be pools, it is remembered as long as their pools live.
+    pub(super) fn ask_last_values(&mut self, database: &str) {
+        if self.last_values.len() < POOLS_MAX {
+            self.last_values.insert(database.into());
+        }
+        for pool in self.slots.iter_mut().flatten().filter(|pool| *pool.key.database == *database) {
+            pool.last_values = true;
+        }
     }
 
     /// What pools that are gone have done, by database.

@@ -449,7 +449,8 @@ impl<T: Transport> Shard<T> {
             link.kept.strange_values |= link.last_values.note(client, effects);
         }
         // Only where somebody asks for last values does it matter who has them.
-        pool.last_values |= effects.has(Effects::LAST_VALUE);
+        let first = effects.has(Effects::LAST_VALUE) && !pool.last_values;
+        pool.last_values |= first;
         let sequence = if pool.last_values { Effects::SEQUENCE } else { Effects::NONE };
         let pins = effects.common(Effects::LASTING.and(sequence));
         link.kept.pins = link.kept.pins.and(pins);
@@ -464,6 +465,10 @@ impl<T: Transport> Shard<T> {
             Some(Transparency::Balanced) => learned.on_text(found, random, &mut link.kept.suspects),
             Some(Transparency::Strict) => link.kept.suspects.add(Effects::OPAQUE),
             Some(Transparency::Fast) | None => {}
+        }
+        if first {
+            let database = pool.key.database.clone();
+            self.tell_last_values(&database);
         }
     }
 

@@ -239,6 +239,27 @@ pub fn act(random: &mut Random, client: usize, may_pin: bool) -> Act {
     }
 }
 
+/// An act where some use sequences: only they insert or copy, as that may be with a sequence too.
+pub fn act_with_sequences(random: &mut Random, client: usize, may_pin: bool) -> Act {
+    if may_pin && random.chance(30) {
+        let own = format!("c{client}.numbers");
+        return query(&match random.below(8) {
+            0..=1 => format!("select nextval('{own}')"),
+            2 => format!("select setval('{own}', {})", 10 + random.below(9)),
+            3..=4 => "select lastval()".to_owned(),
+            5 => format!("select currval('{own}')"),
+            6 => format!("select nextval('{own}'), lastval()"),
+            _ => "discard sequences".to_owned(),
+        });
+    }
+    loop {
+        let act = act(random, client, may_pin);
+        if may_pin || !["insert", "copy"].iter().any(|word| act.text.contains(word)) {
+            return act;
+        }
+    }
+}
+
 /// What a statement of this name is: an error names one of a client's names for a text, and not always the one that was
 /// used.
 fn statement(random: &mut Random, name: &str) -> String {

@@ -4,7 +4,8 @@
 //!
 //! Each client has its own schema, role, channels and lock keys, so that there is one right answer whatever the order.
 //! Clients that may be pinned are one less than the backends; the others finish their transactions before another of
-//! them goes on.
+//! them goes on. In every eighth seed they use sequences, by way of a pool of its own: there those who insert keep their
+//! backends.
 //!
 //! `SEEDS=n` (40) runs so many from `FROM` (1), each `TIMES=n` (1) over: not all that can go wrong does every time;
 //! `SEED=n` runs one and shows what it says. A seed that fails is shrunk to a few steps first. `STEPS=n` (25) is the
@@ -31,11 +32,15 @@ const BACKENDS: usize = 3;
 /// Clients that may be pinned.
 const PINNED: usize = BACKENDS - 1;
 const DATABASE: &str = "transparency";
+/// The same, as QCP calls it where sequences are used.
+const WITH_SEQUENCES: &str = "transparency_with_sequences";
 
 /// The session of one client.
 #[derive(Clone)]
 struct Session {
     number: usize,
+    /// What QCP calls the database.
+    database: &'static str,
     startup: Vec<(String, String)>,
     acts: Vec<Act>,
 }
@@ -55,12 +60,16 @@ fn sessions_are_as_on_a_direct_connection() {
                 "CREATE SCHEMA c{client}; CREATE TABLE c{client}.t (id int PRIMARY KEY, v text);
                  CREATE ROLE r{client}; GRANT ALL ON SCHEMA c{client} TO r{client};
                  GRANT ALL ON c{client}.t TO r{client};
+                 CREATE SEQUENCE c{client}.numbers; GRANT ALL ON c{client}.numbers TO r{client};
                  CREATE FUNCTION c{client}.f(n text, v text) RETURNS text LANGUAGE sql
                  AS $$ SELECT set_config(n, v, false) $$"
             ),
         );
     }
-    let yaml = format!("relay_mode: Smart\nsession_state: preserve\npool: {{size: {BACKENDS}, queue_timeout: 5s}}\n");
+    let yaml = format!(
+        "relay_mode: Smart\nsession_state: preserve\npool: {{size: {BACKENDS}, queue_timeout: 5s}}\n\
+         databases: {{{WITH_SEQUENCES}: {{dbname: {DATABASE}}}}}\n"
+    );
     let qcp = Qcp::start(&yaml, 2);
     let places = Places { direct: server.tcp(), through: qcp.tcp() };
     // What a DO does cannot be learned from others that did nothing; on both shards.
@@ -69,6 +78,11 @@ fn sessions_are_as_on_a_direct_connection() {
         for _ in 0..4 {
             client.query("do $$ begin perform 1; end $$").expect("it does nothing");
         }
+    }
+    // Who uses sequences keeps its backend where somebody has asked for their last values; on both shards.
+    for _ in 0..16 {
+        let mut client = RawClient::login(&places.through, SUPERUSER, WITH_SEQUENCES);
+        client.query("select lastval()").expect_err("there is none");
     }
     if let Ok(seed) = std::env::var("SEED") {
         return one(&places, seed.parse().expect("SEED is a number"));
@@ -117,11 +131,15 @@ fn one(places: &Places, seed: u64) {
 
 fn sessions(seed: u64) -> Vec<Session> {
     let steps = number("STEPS", 25) as usize;
+    let (database, act): (_, fn(&mut Random, usize, bool) -> Act) = match seed % 8 == 7 {
+        true => (WITH_SEQUENCES, acts::act_with_sequences),
+        false => (DATABASE, acts::act),
+    };
     let session = |client: usize| {
         let mut random = Random::new(seed * 1000 + client as u64);
         let startup = acts::startup(&mut random, client);
-        let acts = (0..steps).map(|_| acts::act(&mut random, client, client < PINNED)).collect();
-        Session { number: client, startup, acts }
+        let acts = (0..steps).map(|_| act(&mut random, client, client < PINNED)).collect();
+        Session { number: client, database, startup, acts }
     };
     (0..CLIENTS).map(session).collect()
 }
@@ -183,7 +201,7 @@ impl Places {
     fn difference(&self, sessions: &[Session], seed: u64) -> Option<String> {
         spend(Part::Cleaning, clean_up);
         let alone = |session: &Session| -> Vec<Vec<String>> {
-            let mut client = Client::connect(&self.direct, session);
+            let mut client = Client::connect(&self.direct, DATABASE, session);
             let first = std::mem::take(&mut client.greeting);
             std::iter::once(first).chain(session.acts.iter().map(|act| client.play(act))).collect()
         };
@@ -195,7 +213,8 @@ impl Places {
     /// The first difference from what was heard directly.
     fn compare(&self, sessions: &[Session], seed: u64, direct: &[Vec<Vec<String>>]) -> Option<String> {
         let mut random = Random::new(seed ^ 0x5eed);
-        let mut clients: Vec<Client> = sessions.iter().map(|session| Client::connect(&self.through, session)).collect();
+        let connect = |session: &Session| Client::connect(&self.through, session.database, session);
+        let mut clients: Vec<Client> = sessions.iter().map(connect).collect();
         for (session, client) in sessions.iter().zip(&clients) {
             if client.greeting != direct[session.number][0] {
                 return Some(told(session, "its login", &direct[session.number][0], &client.greeting));
@@ -271,7 +290,8 @@ fn clean_up() {
         ask(&format!("rollback prepared '{prepared}'"));
     }
     // Cheaper than TRUNCATE, which makes files.
-    let statements: Vec<String> = (0..CLIENTS).map(|client| format!("DELETE FROM c{client}.t")).collect();
+    let clean = |client| format!("DELETE FROM c{client}.t; SELECT setval('c{client}.numbers', 1, false)");
+    let statements: Vec<String> = (0..CLIENTS).map(clean).collect();
     ask(&statements.join("; "));
 }
 
@@ -284,11 +304,12 @@ struct Client {
     listens_inside: bool,
     number: usize,
     address: Address,
+    database: &'static str,
     startup: Vec<(String, String)>,
 }
 
 impl Client {
-    fn connect(address: &Address, session: &Session) -> Client {
+    fn connect(address: &Address, database: &'static str, session: &Session) -> Client {
         let mut client = Client {
             connection: None,
             greeting: Vec::new(),
@@ -296,6 +317,7 @@ impl Client {
             listens_inside: false,
             number: session.number,
             address: address.clone(),
+            database,
             startup: session.startup.clone(),
         };
         client.greeting = client.log_in();
@@ -306,7 +328,7 @@ impl Client {
         let mut connection = RawClient::connect(&self.address);
         let own = self.startup.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let parameters: Vec<(&str, &str)> =
-            [("user", SUPERUSER), ("database", DATABASE)].into_iter().chain(own).collect();
+            [("user", SUPERUSER), ("database", self.database)].into_iter().chain(own).collect();
         connection.send(&startup(PROTOCOL_3_0, &parameters));
         self.connection = Some(connection);
         self.listen(1)

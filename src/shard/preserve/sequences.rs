@@ -9,6 +9,7 @@ use crate::io::Transport;
 use crate::protocol::TransactionStatus;
 use crate::session::scanner::Effects;
 
+use super::super::mailbox::Mail;
 use super::super::{Shard, Unnamed};
 
 const MARK_SEQUENCES: u32 = 14;
@@ -28,17 +29,20 @@ impl LastValues {
     #[inline]
     pub(super) fn note(&mut self, client: ClientId, effects: Effects) -> bool {
         let strange = !matches!(*self, LastValues::Nobodys) && *self != LastValues::Of(client);
-        if strange && effects.has(Effects::LAST_VALUE) {
-            return true;
-        }
         if effects.has(Effects::SEQUENCE.and(Effects::OPAQUE)) {
             *self = LastValues::Of(client);
         }
-        false
+        strange && effects.has(Effects::LAST_VALUE)
     }
 }
 
 impl<T: Transport> Shard<T> {
+    /// The first client has asked for a last value in a pool of this database.
+    pub(super) fn tell_last_values(&mut self, database: &str) {
+        self.pools.ask_last_values(database);
+        self.tell_others(|| Mail::LastValues(database.into()));
+    }
+
     /// A text that asks for last values is about to go to a backend that may have another client's: they are dropped
     /// first. Within a pipeline that is not possible.
     pub(in crate::shard) fn drop_last_values(&mut self, id: ClientId, backend: BackendId) {
