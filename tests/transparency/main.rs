@@ -32,6 +32,8 @@ const BACKENDS: usize = 3;
 /// Clients that may be pinned.
 const PINNED: usize = BACKENDS - 1;
 const DATABASE: &str = "transparency";
+/// Acts behind a LISTEN in which its moment is over.
+const MOMENT: usize = 3;
 /// The same, as QCP calls it where sequences are used.
 const WITH_SEQUENCES: &str = "transparency_with_sequences";
 
@@ -302,6 +304,9 @@ struct Client {
     /// Its open transaction says LISTEN. A notification sent meanwhile is heard where the connection listened on something
     /// else before, as its place in the queue is older: an accident that nobody is promised, so none is sent.
     listens_inside: bool,
+    /// Acts since it has last said LISTEN. For a moment it hears of some channels from one connection, of others from
+    /// another: each in order, but not between them.
+    since_listen: usize,
     number: usize,
     address: Address,
     database: &'static str,
@@ -315,6 +320,7 @@ impl Client {
             greeting: Vec::new(),
             status: b'I',
             listens_inside: false,
+            since_listen: MOMENT,
             number: session.number,
             address: address.clone(),
             database,
@@ -336,9 +342,17 @@ impl Client {
 
     /// Does it, and says what came of it.
     fn play(&mut self, act: &Act) -> Vec<String> {
-        let heard = self.do_it(act);
-        self.listens_inside |= act.text.contains("listen channel") && !act.text.contains("unlisten");
+        let listens = act.text.contains("listen channel") && !act.text.contains("unlisten");
+        self.since_listen = if listens || self.listens_inside { 0 } else { self.since_listen + 1 };
+        let mut heard = self.do_it(act);
+        self.listens_inside |= listens;
         self.listens_inside &= self.status != b'I';
+        if self.since_listen < MOMENT {
+            let is_notification = |line: &String| line.starts_with("NotificationResponse");
+            for told in heard.chunk_by_mut(|line, next| is_notification(line) && is_notification(next)) {
+                told.sort_by_key(|line| line.split(' ').nth(2).map(str::to_owned));
+            }
+        }
         heard
     }
 
