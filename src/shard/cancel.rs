@@ -25,7 +25,7 @@ impl<T: Transport> Shard<T> {
             return;
         };
         match client.state {
-            ClientState::Waiting => {
+            ClientState::Waiting(_) => {
                 self.leave_queue(id);
                 self.refuse_request(id, &Fault::CancelledInQueue);
             }

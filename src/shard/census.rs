@@ -96,7 +96,7 @@ impl<T: Transport> Shard<T> {
                 ClientState::Startup
                 | ClientState::Moving(_)
                 | ClientState::Ready
-                | ClientState::Waiting
+                | ClientState::Waiting(_)
                 | ClientState::Console(_) => {}
             }
         }
@@ -112,7 +112,7 @@ impl<T: Transport> Shard<T> {
             let pool = self.pools.get(id);
             let of_pool = self.backends.iter().filter(|(_, _, backend)| backend.pool == id);
             let waits = |state: &ClientState| match state {
-                ClientState::Waiting => true,
+                ClientState::Waiting(_) => true,
                 ClientState::Login(login) => matches!(login.stage, login::Stage::Backend | login::Stage::Lookup),
                 ClientState::Startup
                 | ClientState::Moving(_)

@@ -38,7 +38,7 @@ impl<T: Transport> Shard<T> {
                 match client.state {
                     ClientState::Linked(backend) => self.begin_query(backend, bytes.len()),
                     // The backend that it will be given takes the count over.
-                    _ => client.bytes_in += bytes.len() as u64,
+                    _ => client.count_in(bytes.len()),
                 }
                 self.relay_request(id, bytes);
             }
@@ -55,10 +55,10 @@ impl<T: Transport> Shard<T> {
                     backend.client_sends(bytes.len());
                 }
             }
-            _ => client.bytes_in += bytes.len() as u64,
+            _ => client.count_in(bytes.len()),
         }
         match self.client(id).expect("looked up above").state {
-            ClientState::Ready | ClientState::Linked(_) | ClientState::Waiting => self.hold_back(id, bytes),
+            ClientState::Ready | ClientState::Linked(_) | ClientState::Waiting(_) => self.hold_back(id, bytes),
             ClientState::Startup => self.on_startup_bytes(id, bytes),
             // Its transport keeps what comes.
             ClientState::Moving(_) => {}
@@ -294,7 +294,7 @@ impl<T: Transport> Shard<T> {
     fn end_client(&mut self, id: ClientId, how: Close, ending: Ending) {
         self.leave_queue(id);
         let Some(mut client) = self.clients.remove(id.index, id.generation) else { return };
-        self.bytes_apart.0 += client.bytes_in;
+        self.bytes_apart.0 += u64::from(client.bytes_in);
         self.population.leave();
         self.give_seats_back(std::mem::take(&mut client.seats));
         match &client.state {
@@ -302,7 +302,7 @@ impl<T: Transport> Shard<T> {
             ClientState::Moving(moving) => self.population.unsettle(moving.to),
             ClientState::Login(_)
             | ClientState::Ready
-            | ClientState::Waiting
+            | ClientState::Waiting(_)
             | ClientState::Linked(_)
             | ClientState::Piped(_)
             | ClientState::Console(_) => self.population.unsettle(self.settings.id),
@@ -334,7 +334,7 @@ impl<T: Transport> Shard<T> {
                 self.drop_login(&login);
             }
             ClientState::Console(_) => self.end_visit(id),
-            ClientState::Startup | ClientState::Moving(_) | ClientState::Ready | ClientState::Waiting => {}
+            ClientState::Startup | ClientState::Moving(_) | ClientState::Ready | ClientState::Waiting(_) => {}
         }
         self.check_queue.retain(|&waiting| waiting != id);
         if let Some(hearing) = hearing {

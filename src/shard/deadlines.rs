@@ -119,7 +119,7 @@ impl<T: Transport> Shard<T> {
     fn tell_waiting(&mut self, id: ClientId) {
         let now = self.io.now();
         let Some(client) = self.clients.get(id.index, id.generation) else { return };
-        let (ClientState::Waiting, Some(pool)) = (&client.state, client.pool) else { return };
+        let (ClientState::Waiting(_), Some(pool)) = (&client.state, client.pool) else { return };
         let Some(since) = self.waiters.since(id) else { return };
         let entry = self.pools.get(pool);
         let (notice, waited) = (entry.settings.upkeep.queue_notice, now.duration_since(since));
@@ -343,7 +343,7 @@ impl<T: Transport> Shard<T> {
                 | ClientState::Moving(_)
                 | ClientState::Login(_)
                 | ClientState::Ready
-                | ClientState::Waiting
+                | ClientState::Waiting(_)
                 | ClientState::Console(_) => true,
                 ClientState::Piped(_) => false,
                 // In Session mode a client keeps its backend; it goes when nothing is under way.

@@ -71,7 +71,9 @@ impl<T: Transport> Shard<T> {
             let id = ClientId { index, generation };
             let client = self.clients.get(index, generation).expect("just found");
             let goes = match client.state {
-                ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_) | ClientState::Waiting => false,
+                ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_) | ClientState::Waiting(_) => {
+                    false
+                }
                 ClientState::Ready => late || client.active.age(now) >= IDLE_MIN,
                 ClientState::Linked(backend) => {
                     let link = self.backends.get(backend.index, backend.generation);

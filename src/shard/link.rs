@@ -9,7 +9,7 @@ use crate::session::RelayMode;
 use crate::session::fault::Fault;
 
 use super::clean::Stage;
-use super::{BackendState, ClientState, Purpose, Shard, Stamp, Tick, Unnamed};
+use super::{BackendState, ClientState, Purpose, Shard, Stamp, Unnamed};
 
 /// Mark of the query that replays a client's settings.
 pub(super) const MARK_REPLAY: u32 = 2;
@@ -48,9 +48,10 @@ impl<T: Transport> Shard<T> {
                     let waits = self.tick();
                     let client = self.client(id).expect("looked up above");
                     client.noticed = false;
-                    client.waits = waits;
-                    if matches!(client.state, ClientState::Ready) {
-                        client.state = ClientState::Waiting;
+                    match &mut client.state {
+                        ClientState::Ready => client.state = ClientState::Waiting(waits),
+                        ClientState::Login(login) => login.waits = Some(waits),
+                        _ => {}
                     }
                     self.refill(pool);
                 }
@@ -79,7 +80,7 @@ impl<T: Transport> Shard<T> {
                 self.backend(backend).expect("a lent backend is there").state = BackendState::Cleaning(Stage::Done);
                 self.on_login_backend(id, backend);
             }
-            Some(ClientState::Ready | ClientState::Waiting) => self.link(id, backend),
+            Some(ClientState::Ready | ClientState::Waiting(_)) => self.link(id, backend),
             Some(
                 ClientState::Startup
                 | ClientState::Moving(_)
@@ -97,8 +98,9 @@ impl<T: Transport> Shard<T> {
     fn count_wait_of_login(&mut self, id: ClientId) {
         let now = self.tick();
         let Some(client) = self.client(id) else { return };
-        let (since, pool) = (std::mem::take(&mut client.waits), client.pool.expect("a login that waits has a pool"));
-        if since != Tick::default() {
+        let ClientState::Login(login) = &mut client.state else { return };
+        let (since, pool) = (login.waits.take(), client.pool.expect("a login that waits has a pool"));
+        if let Some(since) = since {
             self.pools.get_mut(pool).totals.wait.record_measured(Measured::of_us(since.us_until(now)));
         }
     }
@@ -108,15 +110,16 @@ impl<T: Transport> Shard<T> {
         self.join(id, backend);
         let now = self.tick();
         let client = self.client(id).expect("the caller has looked it up");
-        let has_waited = matches!(client.state, ClientState::Waiting);
-        client.state = ClientState::Linked(backend);
+        let waited = match std::mem::replace(&mut client.state, ClientState::Linked(backend)) {
+            ClientState::Waiting(since) => Some(since.us_until(now)),
+            _ => None,
+        };
         let (wanted, hears) = (client.wanted, client.hears.is_some());
         let bytes_in = std::mem::take(&mut client.bytes_in);
-        let waited = has_waited.then(|| client.waits.us_until(now));
         let link = self.backend(backend).expect("the caller has looked it up");
         (link.asked, link.begun) = (now, now);
         link.carried.links += 1;
-        link.carried.bytes_in += bytes_in;
+        link.carried.bytes_in += u64::from(bytes_in);
         link.waited = waited;
         link.kept.hears = hears;
         // A reload may have changed the mode: others' statements, by names of ours, are not for a client that names its own.

@@ -24,7 +24,7 @@ use super::own_check::Sentence;
 use super::pools::Key;
 use super::room::Seat;
 use super::welcome::wishes;
-use super::{ClientState, Purpose, SECRET_SIZE, Server, Shard};
+use super::{ClientState, Purpose, SECRET_SIZE, Server, Shard, Tick};
 
 /// Secrets for clients' cancel keys that are fetched at once.
 const SECRETS_FETCHED: usize = 64;
@@ -62,6 +62,8 @@ pub(super) struct Login {
     pub visit: Option<Box<Visit>>,
     /// How often it has gone to another server.
     pub tries: u8,
+    /// Since when it waits for a backend, if it has waited for one.
+    pub waits: Option<Tick>,
 }
 
 impl Login {
@@ -81,6 +83,7 @@ impl Login {
             admitted: false,
             visit: None,
             tries: 0,
+            waits: None,
         }
     }
 }
@@ -121,7 +124,7 @@ impl<T: Transport> Shard<T> {
         if bytes.len() > size {
             if let Some(client) = self.client(id) {
                 // They are counted with the packet; of one that came from another shard, there.
-                client.bytes_in = client.bytes_in.saturating_sub((bytes.len() - size) as u64);
+                client.bytes_in = client.bytes_in.saturating_sub((bytes.len() - size) as u32);
             }
             self.on_client_bytes(id, bytes.part(size, bytes.len()));
         }
@@ -207,7 +210,7 @@ impl<T: Transport> Shard<T> {
             ClientState::Startup
             | ClientState::Moving(_)
             | ClientState::Ready
-            | ClientState::Waiting
+            | ClientState::Waiting(_)
             | ClientState::Linked(_)
             | ClientState::Piped(_)
             | ClientState::Console(_) => None,

@@ -527,7 +527,7 @@ impl<T: Transport> Shard<T> {
             | ClientState::Moving(_)
             | ClientState::Login(_)
             | ClientState::Ready
-            | ClientState::Waiting
+            | ClientState::Waiting(_)
             | ClientState::Console(_) => None,
         }
     }

@@ -238,7 +238,7 @@ impl<T: Transport> Shard<T> {
             }
             let idle = match client.state {
                 ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_) | ClientState::Ready => true,
-                ClientState::Waiting | ClientState::Piped(_) | ClientState::Console(_) => false,
+                ClientState::Waiting(_) | ClientState::Piped(_) | ClientState::Console(_) => false,
                 ClientState::Linked(backend) => {
                     let link = self.backends.get(backend.index, backend.generation);
                     link.is_none_or(|link| link.pipeline.is_whole())

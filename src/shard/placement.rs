@@ -138,7 +138,7 @@ impl<T: Transport> Shard<T> {
             return;
         }
         let Some(client) = self.clients.remove(id.index, id.generation) else { return };
-        self.bytes_apart.0 += client.bytes_in;
+        self.bytes_apart.0 += u64::from(client.bytes_in);
         let ClientState::Moving(moving) = client.state else { unreachable!("just looked at") };
         let Move { to, server, bytes, packet_size } = *moving;
         let now = self.stamp(self.io.now());

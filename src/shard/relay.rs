@@ -100,7 +100,7 @@ impl<T: Transport> Shard<T> {
             }
             self.relay_whole(id, &begun);
             let Some(client) = self.clients.get_mut(id.index, id.generation) else { return };
-            if client.paused || matches!(client.state, ClientState::Waiting) {
+            if client.paused || matches!(client.state, ClientState::Waiting(_)) {
                 return;
             }
             let Some(rest) = client.pending.pop(&mut self.nodes) else { return };
@@ -226,7 +226,7 @@ impl<T: Transport> Shard<T> {
             return;
         }
         let connection = client.connection;
-        let waits = matches!(client.state, ClientState::Waiting);
+        let waits = matches!(client.state, ClientState::Waiting(_));
         self.io.receive(connection, false);
         if self.put_in_front(id, rest) && waits && !self.io.arena().has_spare() {
             // It would hold a whole chunk for as long as it waits.
@@ -281,7 +281,7 @@ impl<T: Transport> Shard<T> {
                 Ok(backend) => backend,
                 Err(verdict) => return verdict,
             },
-            ClientState::Waiting => return Verdict::Pause,
+            ClientState::Waiting(_) => return Verdict::Pause,
             ClientState::Startup
             | ClientState::Moving(_)
             | ClientState::Login(_)

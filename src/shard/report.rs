@@ -27,7 +27,7 @@ impl<T: Transport> Shard<T> {
             let state = match client.state {
                 ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_) => ReportedClient::Login,
                 ClientState::Ready => ReportedClient::Idle,
-                ClientState::Waiting => ReportedClient::Waiting,
+                ClientState::Waiting(_) => ReportedClient::Waiting,
                 ClientState::Linked(_) => ReportedClient::Active,
                 ClientState::Piped(_) => ReportedClient::Dedicated,
                 ClientState::Console(_) => ReportedClient::Console,

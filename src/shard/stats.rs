@@ -140,7 +140,7 @@ impl<T: Transport> Shard<T> {
         let mut totals = self.pools.retired_all();
         self.pools.ids().for_each(|id| totals.add(&self.pools.get(id).totals));
         self.backends.iter().for_each(|(_, _, backend)| totals.carry(&backend.carried));
-        let of_clients = self.clients.iter().map(|(_, _, client)| client.bytes_in);
+        let of_clients = self.clients.iter().map(|(_, _, client)| u64::from(client.bytes_in));
         Sums {
             queries: totals.query().count(),
             links: totals.links,
@@ -208,7 +208,7 @@ impl<T: Transport> Shard<T> {
                     continue;
                 }
                 // Counted with the queue; and where it goes.
-                ClientState::Waiting | ClientState::Moving(_) | ClientState::Console(_) => continue,
+                ClientState::Waiting(_) | ClientState::Moving(_) | ClientState::Console(_) => continue,
                 ClientState::Ready => |pool| &mut pool.clients_idle,
                 ClientState::Linked(_) | ClientState::Piped(_) => |pool| &mut pool.clients_active,
             };

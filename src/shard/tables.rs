@@ -28,8 +28,8 @@ pub(super) enum ClientState {
     Login(Box<login::Login>),
     /// No request is under way.
     Ready,
-    /// A request waits for a backend.
-    Waiting,
+    /// A request waits for a backend, since then. The queue knows that as well, as an `Instant`: this one is for counting.
+    Waiting(Tick),
     /// Has a backend.
     Linked(BackendId),
     /// Has a backend of its own to which everything is passed.
@@ -90,12 +90,10 @@ pub(super) struct Client {
     pub(super) since: Stamp,
     /// When its login ended, or its last request that brought it a backend.
     pub(super) active: Stamp,
-    /// Received and not yet counted with a backend.
-    pub(super) bytes_in: u64,
+    /// Received and not yet counted with a backend; past 4 GB, which only a client at the console may reach, not all.
+    pub(super) bytes_in: u32,
     /// It has been told that it waits.
     pub(super) noticed: bool,
-    /// Since when it waits for a backend, while it does. The queue knows it as well, as an `Instant`: this one is for counting.
-    pub(super) waits: Tick,
     /// What it asked for when it came.
     pub(super) replication: Replication,
 }
@@ -448,6 +446,12 @@ impl Backend {
 }
 
 impl Client {
+    /// So many bytes have come, and there is no backend to count them with.
+    #[inline]
+    pub(super) fn count_in(&mut self, size: usize) {
+        self.bytes_in = self.bytes_in.saturating_add(size as u32);
+    }
+
     pub(super) fn new(connection: ConnectionId, unix: bool, now: Stamp) -> Self {
         Self {
             connection,
@@ -477,7 +481,6 @@ impl Client {
             active: now,
             bytes_in: 0,
             noticed: false,
-            waits: Tick::default(),
             replication: Replication::No,
         }
     }

@@ -5,6 +5,7 @@
 
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::auth::limiter;
@@ -31,7 +32,20 @@ pub struct Tally {
 
 /// Where a client is counted, to be given back by [`Tally::leave`].
 #[derive(Debug, PartialEq, Eq)]
-pub struct Counted(u32);
+pub struct Counted {
+    /// The slot, counted from 1: so an `Option` of it takes four bytes.
+    place: NonZeroU32,
+}
+
+impl Counted {
+    fn at(slot: usize) -> Counted {
+        Counted { place: NonZeroU32::MIN.saturating_add(slot as u32) }
+    }
+
+    fn slot(&self) -> usize {
+        self.place.get() as usize - 1
+    }
+}
 
 /// Why a client is not counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,7 +92,7 @@ impl Tally {
             if group[at].compare_exchange(words[at], more, Ordering::SeqCst, Ordering::SeqCst).is_err() {
                 continue;
             }
-            let counted = Counted((first + at) as u32);
+            let counted = Counted::at(first + at);
             // Another shard may have begun to count the same name in another slot. Of two the later sees the earlier.
             let is_elsewhere = |(other, slot): (usize, &AtomicU64)| {
                 let word = slot.load(Ordering::SeqCst);
@@ -102,8 +116,8 @@ impl Tally {
     }
 
     /// One less where it was counted.
-    pub fn leave(&self, Counted(slot): Counted) {
-        self.slots[slot as usize].fetch_sub(1, Ordering::SeqCst);
+    pub fn leave(&self, counted: Counted) {
+        self.slots[counted.slot()].fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -190,7 +204,7 @@ impl<T: Transport> Shard<T> {
             let id = ClientId { index, generation };
             let client = self.clients.get(index, generation).expect("just found");
             let is_in = match client.state {
-                ClientState::Ready | ClientState::Waiting | ClientState::Linked(_) | ClientState::Piped(_) => true,
+                ClientState::Ready | ClientState::Waiting(_) | ClientState::Linked(_) | ClientState::Piped(_) => true,
                 // Counted when their login ends.
                 ClientState::Startup | ClientState::Moving(_) | ClientState::Login(_) | ClientState::Console(_) => {
                     false

@@ -347,8 +347,13 @@ impl Client {
         let mut heard = self.do_it(act);
         self.listens_inside |= listens;
         self.listens_inside &= self.status != b'I';
+        let is_notification = |line: &String| line.starts_with("NotificationResponse");
+        let is_unasked = |line: &String| is_notification(line) || line.starts_with("ParameterStatus");
+        for told in heard.chunk_by_mut(|line, next| is_unasked(line) && is_unasked(next)) {
+            // Both may come at any time: what is new of settings is not before or behind what others have said.
+            told.sort_by_key(|line| !is_notification(line));
+        }
         if self.since_listen < MOMENT {
-            let is_notification = |line: &String| line.starts_with("NotificationResponse");
             for told in heard.chunk_by_mut(|line, next| is_notification(line) && is_notification(next)) {
                 told.sort_by_key(|line| line.split(' ').nth(2).map(str::to_owned));
             }

@@ -134,7 +134,7 @@ impl<T: Transport> Shard<T> {
             _ => None,
         };
         let now = match (&client.state, link) {
-            (ClientState::Ready | ClientState::Waiting, _) => true,
+            (ClientState::Ready | ClientState::Waiting(_), _) => true,
             (_, Some(link)) => {
                 !link.pipeline.is_client_busy()
                     && link.pipeline.status() == TransactionStatus::Idle
