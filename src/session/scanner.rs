@@ -9,6 +9,7 @@
 use std::ops::Range;
 
 use super::parameters::is_read_by_parser;
+pub use channels::{Said, channels};
 pub use classes::Classes;
 use lexer::Kind;
 pub use mask::mask;
@@ -17,6 +18,7 @@ use statement::Statement;
 pub use two_phase::prepared_transactions;
 
 mod block;
+mod channels;
 mod classes;
 #[cfg(debug_assertions)]
 pub mod counted;

@@ -312,19 +312,24 @@ impl<T: Transport> Shard<T> {
 
     /// A text that the client has the server run, or prepare.
     pub(super) fn note_text(&mut self, backend: BackendId, text: &[u8]) -> Option<Found> {
-        let Self { scanner, classes, backends, pools, clients, vectors, .. } = self;
-        let link = backends.get(backend.index, backend.generation)?;
-        let super::BackendState::Linked(client) = link.state else { return None };
-        let wanted = clients.get(client.index, client.generation)?.wanted;
-        let strings = vectors.get(wanted, "standard_conforming_strings");
-        let backslashes = strings.map_or(pools.get(link.pool).backslashes, |value| value == "off");
-        let found = classes.scan(scanner, text, backslashes);
+        self.client_of(backend)?;
+        let backslashes = self.has_backslashes(backend);
+        let found = self.classes.scan(&mut self.scanner, text, backslashes);
         self.note_scanned(backend, &found)?;
-        self.note_listens(backend, found.effects, text);
+        self.note_listens(backend, found.effects, text, backslashes);
         if found.effects.has(Effects::TWO_PHASE) {
             self.note_prepared(backend, text);
         }
         Some(found)
+    }
+
+    /// Whether backslashes escape in the plain constants of the linked client's texts.
+    fn has_backslashes(&self, backend: BackendId) -> bool {
+        let Some(link) = self.backends.get(backend.index, backend.generation) else { return false };
+        let super::BackendState::Linked(client) = link.state else { return false };
+        let wanted = self.clients.get(client.index, client.generation).map(|client| client.wanted);
+        let strings = wanted.and_then(|wanted| self.vectors.get(wanted, "standard_conforming_strings"));
+        strings.map_or(self.pools.get(link.pool).backslashes, |value| value == "off")
     }
 
     /// What was found in a text that is about to run; names of settings are the scanner's last.
@@ -349,15 +354,12 @@ impl<T: Transport> Shard<T> {
 
     /// The client prepares transactions: where they are to be held, it stays until the server does not know them any more.
     fn note_prepared(&mut self, backend: BackendId, text: &[u8]) {
-        let Some(client) = self.client_of(backend).and_then(|id| self.client(id)) else { return };
-        let wanted = client.wanted;
+        let backslashes = self.has_backslashes(backend);
         let Some(link) = self.backends.get_mut(backend.index, backend.generation) else { return };
         let pool = self.pools.get(link.pool);
         if !pool.settings.hold_prepared {
             return;
         }
-        let strings = self.vectors.get(wanted, "standard_conforming_strings");
-        let backslashes = strings.map_or(pool.backslashes, |value| value == "off");
         let kept = &mut link.kept;
         let names = scanner::prepared_transactions(text, backslashes);
         let size: usize = names.iter().flatten().map(|name| name.len() + 1).sum();
@@ -407,7 +409,8 @@ impl<T: Transport> Shard<T> {
             let text = std::mem::take(&mut self.sql);
             let text = self.copy_text(text, number);
             let query = text.split(|&byte| byte == 0).next().unwrap_or_default();
-            self.note_listens(backend, found.effects, query);
+            let backslashes = self.has_backslashes(backend);
+            self.note_listens(backend, found.effects, query, backslashes);
             if found.effects.has(Effects::TWO_PHASE) {
                 self.note_prepared(backend, query);
             }

@@ -4,7 +4,7 @@
 use crate::ids::{BackendId, ClientId};
 use crate::io::Transport;
 use crate::protocol::TransactionStatus;
-use crate::session::scanner::Effects;
+use crate::session::scanner::{self, Effects, Said};
 
 use super::super::Shard;
 use super::{MARK_REAL, write_name};
@@ -69,8 +69,14 @@ impl<T: Transport> Shard<T> {
         self.drive(slot);
     }
 
-    /// In a transaction the linked client has said UNLISTEN: of what, where the text says nothing else.
-    pub(in crate::shard) fn note_listens(&mut self, backend: BackendId, effects: Effects, text: &[u8]) {
+    /// What the linked client says of channels in a transaction.
+    pub(in crate::shard) fn note_listens(
+        &mut self,
+        backend: BackendId,
+        effects: Effects,
+        text: &[u8],
+        backslashes: bool,
+    ) {
         let Some(link) = self.backend(backend) else { return };
         link.kept.notified |= effects.has(Effects::NOTIFY.and(Effects::OPAQUE));
         if !link.kept.hears || !effects.has(Effects::LISTEN.and(Effects::OPAQUE)) {
@@ -83,14 +89,21 @@ impl<T: Transport> Shard<T> {
         if !inside || link.kept.real {
             return;
         }
-        if let Some(name) = named(b"unlisten", text) {
+        for said in scanner::channels(text, backslashes).into_iter().flatten() {
+            let Some(link) = self.backend(backend) else { return };
+            let name = match said {
+                Said::Listen(name) => {
+                    self.forget_unlistened(backend, &name);
+                    continue;
+                }
+                Said::Unlisten(name) => Some(name),
+                Said::UnlistenAll => None,
+            };
             // What is there already, or says nothing new, need not grow the list.
             let known = link.kept.unlistened.contains(&name) || link.kept.unlistened.len() >= UNLISTENED_MAX;
             if !known {
                 link.kept.unlistened.push(name);
             }
-        } else if let Some(Some(name)) = named(b"listen", text) {
-            self.forget_unlistened(backend, &name);
         }
     }
 
@@ -109,41 +122,6 @@ impl<T: Transport> Shard<T> {
         unlistened.retain(|other| other.as_deref() != Some(name));
         if let Some(link) = self.backend(id) {
             link.kept.unlistened = unlistened;
-        }
-    }
-}
-
-/// The channel that a text names which is one LISTEN or UNLISTEN, as `statement` says in small letters: `Some(None)` is all.
-fn named(statement: &[u8], text: &[u8]) -> Option<Option<Box<[u8]>>> {
-    let text = std::str::from_utf8(text).ok()?.trim().trim_end_matches(';').trim_end();
-    let (word, name) = text.split_once(char::is_whitespace)?;
-    if !word.as_bytes().eq_ignore_ascii_case(statement) {
-        return None;
-    }
-    let name = name.trim_start();
-    let plain =
-        |name: &str| !name.is_empty() && name.chars().all(|letter| letter.is_alphanumeric() || "_$".contains(letter));
-    match name.strip_prefix('"').and_then(|name| name.strip_suffix('"')) {
-        _ if name == "*" => Some(None),
-        Some(quoted) => Some(Some(quoted.replace("\"\"", "\"").into_bytes().into())),
-        None if plain(name) => Some(Some(name.to_ascii_lowercase().into_bytes().into())),
-        None => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_an_unlisten_says() {
-        assert_eq!(named(b"listen", b"LISTEN a"), Some(Some(b"a"[..].into())));
-        let channel = |name: &str| Some(Some(name.as_bytes().into()));
-        assert_eq!(named(b"unlisten", b"UNLISTEN Jobs ;"), channel("jobs"));
-        assert_eq!(named(b"unlisten", b" unlisten \"Jo\"\"bs\""), channel("Jo\"bs"));
-        assert_eq!(named(b"unlisten", b"unlisten *"), Some(None));
-        for text in ["unlisten a; select 1", "listen a", "unlisten", "unlisten /* x */ a"] {
-            assert_eq!(named(b"unlisten", text.as_bytes()), None, "{text}");
         }
     }
 }
