@@ -64,7 +64,8 @@ fn start(yaml: &str, cores: usize, server: Option<&str>) -> (Qcp, u16) {
 fn what_is_done_is_counted() {
     let server = postgres();
     server.create_database("counted");
-    let (qcp, port) = start("relay_mode: Smart\npool: {size: 2}\n", 2, None);
+    // Who is asked about what it has changed, and goes on meanwhile, keeps its backend.
+    let (qcp, port) = start("relay_mode: Smart\nsession_state: none\npool: {size: 2}\n", 2, None);
     let of_database = [("database", "counted")];
     let of_pool = [("database", "counted"), ("user", SUPERUSER)];
     assert_eq!(scrape(port).sum("pgbouncer_pools", &[]), 0.0);
