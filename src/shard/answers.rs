@@ -47,7 +47,7 @@ impl<T: Transport> Shard<T> {
                     return self.on_own_query_error(id, mark, message);
                 }
                 if own == Some(Entry { expect: Expect::Query, mark: MARK_EXECUTES })
-                    && self.backend(id).is_some_and(|backend| std::mem::take(&mut backend.kept.told))
+                    && self.backend(id).is_some_and(|backend| !backend.fatal && std::mem::take(&mut backend.kept.told))
                 {
                     return Pass::Nobody;
                 }
@@ -67,6 +67,12 @@ impl<T: Transport> Shard<T> {
             Reply::Swallow => Pass::Nobody,
             Reply::Answered(entry) => self.on_answered(id, entry, message),
             Reply::Failed(entry) => self.on_failed(id, entry, message),
+        };
+        // The server's last word is the client's, whatever it was that it cut off.
+        let is_last = || self.backends.get(id.index, id.generation).is_some_and(|backend| backend.fatal);
+        let pass = match pass {
+            Pass::Nobody if tag == tag::ERROR_RESPONSE && is_last() => Pass::Client,
+            pass => pass,
         };
         let names_statement = || memchr::memmem::find(message, BACKEND_NAME).is_some();
         if tag == tag::ERROR_RESPONSE

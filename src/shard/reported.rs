@@ -178,16 +178,20 @@ impl<T: Transport> Shard<T> {
         };
         let text =
             String::from_utf8_lossy(reader::fields(message).get(field::MESSAGE).unwrap_or_default()).into_owned();
-        if mark == MARK_CHECK {
+        let is_last = self.backend(id).is_some_and(|backend| backend.fatal);
+        if mark != MARK_APPLY && is_last {
+            // The server ends the connection, for whatever reason, and not for what was asked.
+            self.on_own_error(id);
+            match self.is_whole_last_word(id, message) {
+                true => self.refuse_in_servers_words(client, message),
+                false => self.fail(client, &Fault::ServerGone(text)),
+            }
+        } else if mark == MARK_CHECK {
             self.on_check_error(id, &text);
         } else if mark == MARK_APPLY {
             // As on a direct connection: the server's own words, but fatal. The backend is as it was: what several
             // statements in one query set, their error has undone.
             self.refuse_settings(client, message, &text);
-        } else if mark == MARK_REPLAY && self.is_whole_last_word(id, message) {
-            // The server ends the connection, for whatever reason, and not for the settings.
-            self.on_own_error(id);
-            self.refuse_in_servers_words(client, message);
         } else {
             self.on_own_error(id);
             self.fail(client, &Fault::ReplayRefused(text));

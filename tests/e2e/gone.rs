@@ -192,3 +192,27 @@ fn while_its_cancel_is_under_way() {
         RawClient::connect(&qcp.tcp()).send(&untagged(80_877_102, &client.key));
     });
 }
+
+/// The server ends a session while QCP asks it what the client has changed: the client hears of it in the server's words.
+#[test]
+fn the_servers_last_word_is_the_clients_while_qcp_asks() {
+    let server = postgres();
+    server.create_database("gone_asked");
+    let qcp = Qcp::start("relay_mode: Smart\nsession_state: preserve\npool: {size: 1}\n", 1);
+    let mut client = RawClient::login(&qcp.tcp(), SUPERUSER, "gone_asked");
+    let pid = client.query("SELECT pg_backend_pid()").expect("the server answers").remove(0);
+    wait_until("it is known that this has changed nothing", SOON, || {
+        show(&qcp, "backends").as_array().is_some_and(|rows| rows.iter().all(|row| row["state"] == "idle"))
+    });
+    let mut locks = RawClient::login(&server.tcp(), SUPERUSER, "gone_asked");
+    locks.query("BEGIN").expect("it begins");
+    locks.query("LOCK TABLE pg_catalog.pg_depend IN ACCESS EXCLUSIVE MODE").expect("nobody else reads it now");
+    client.query("DO $$ BEGIN PERFORM 1; END $$").expect("it needs no lock");
+    let waits = format!("pid = {pid} AND wait_event_type = 'Lock'");
+    wait_until("QCP's question waits", SOON, || server.count_activity(&waits) == 1);
+    locks.query(&format!("SELECT pg_terminate_backend({pid})")).expect("it is told to go");
+    let Received::Message(last) = client.receive(SOON) else { panic!("it was closed without a word") };
+    let text = String::from_utf8_lossy(&last.body).into_owned();
+    assert!(last.tag == b'E' && text.contains("FATAL") && text.contains("57P01"), "{text}");
+    assert_eq!(client.receive(SOON), Received::Closed);
+}
