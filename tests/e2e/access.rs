@@ -442,6 +442,9 @@ fn a_login_that_fails_gives_its_seat_back() {
                 matches!(client.receive(PATIENCE), Received::Message(Message { tag: b'R', .. }))
             })
         });
+        // They have hung up; the next is not to come before that is known.
+        let gone = || qcp.control(&["show", "clients", "--json"]).success().trim() == "[]";
+        wait_until("they are gone", Duration::from_secs(8), gone);
     };
     let whole = startup(PROTOCOL_3_0, &[("user", "postgres"), ("database", "postgres")]);
     let oversize = [&10_005u32.to_be_bytes()[..], &[0; 100]].concat();
