@@ -29,8 +29,11 @@ impl LastValues {
     #[inline]
     pub(super) fn note(&mut self, client: ClientId, effects: Effects) -> bool {
         let strange = !matches!(*self, LastValues::Nobodys) && *self != LastValues::Of(client);
-        if effects.has(Effects::SEQUENCE.and(Effects::OPAQUE)) {
+        if effects.has(Effects::SEQUENCE) {
             *self = LastValues::Of(client);
+        } else if effects.has(Effects::OPAQUE) {
+            // It may have used one, or not: then what another has left is still there.
+            *self = if strange { LastValues::Somebodys } else { LastValues::Of(client) };
         }
         strange && effects.has(Effects::LAST_VALUE)
     }
