@@ -471,10 +471,14 @@ fn a_login_that_fails_gives_its_seat_back() {
         slots_are_back(what);
     }
     // Those who say nothing, and stay: login_timeout ends them.
-    let silent: Vec<TcpStream> =
-        (0..3).map(|_| TcpStream::connect(("127.0.0.1", qcp.tcp().port)).expect("it accepts")).collect();
+    let silent: Vec<TcpStream> = (0..3)
+        .map(|_| {
+            let mut client = TcpStream::connect(("127.0.0.1", qcp.tcp().port)).expect("it accepts");
+            client.write_all(&whole[..10]).expect("it listens");
+            client
+        })
+        .collect();
     for mut client in silent {
-        let _ = client.write_all(&whole[..10]);
         let mut said = Vec::new();
         let since = Instant::now();
         client.read_to_end(&mut said).expect("it is told and closed");
