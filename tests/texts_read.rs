@@ -30,17 +30,16 @@ fn a_known_text_is_not_read_again() {
             }
             let after = counted::so_far();
             assert_eq!(after.scanned, before.scanned, "{kind:?}, {transparency:?}");
-            let hashed_each = match kind {
+            let each = TEXT_SIZE * ROUNDS * CLIENTS as u64;
+            let expected = match kind {
                 // Each brings the text again.
-                Kind::Simple | Kind::Extended => TEXT_SIZE,
-                // Bind and Execute by a name; a Parse of what is known is answered from there.
-                Kind::Prepared | Kind::PreparedEachTime => 0,
+                Kind::Simple | Kind::Extended => each..=each,
+                // A Parse that is not answered from what is known goes to a server.
+                Kind::PreparedEachTime if transparency == Transparency::Balanced => 0..=each,
+                // Bind and Execute by a name.
+                Kind::Prepared | Kind::PreparedEachTime => 0..=0,
             };
-            assert_eq!(
-                after.hashed - before.hashed,
-                hashed_each * ROUNDS * CLIENTS as u64,
-                "{kind:?}, {transparency:?}"
-            );
+            assert!(expected.contains(&(after.hashed - before.hashed)), "{kind:?}, {transparency:?}");
         }
         assert_eq!(world.backend_count(), SIZES.backends);
     }

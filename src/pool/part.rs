@@ -162,6 +162,11 @@ impl Part {
         Checkout::Wait
     }
 
+    /// Whether who asks now gets a backend at once.
+    pub fn has_free(&self) -> bool {
+        self.queue.is_empty() && !self.paused && !self.idle.is_empty()
+    }
+
     /// The others keep their order: those that nobody has used for long are closed first, as ever.
     #[inline]
     fn pop_idle(&mut self, suits: impl Fn(BackendId) -> bool) -> Option<BackendId> {

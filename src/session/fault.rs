@@ -3,6 +3,7 @@
 //! Whose fault decides: the client's, a server's, or the pooler's own (full, draining, misconfigured). A broken
 //! invariant of ours is an assertion, not a fault; [`Fault::Broken`] is what the client of that link is told.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::protocol::error::Severity;
@@ -94,8 +95,8 @@ pub enum Fault {
         pool: String,
         /// Clients waiting.
         waiting: usize,
-        /// Since when the longest of those who have a backend has it.
-        oldest: Option<Duration>,
+        /// Who has the backends.
+        held: Held,
     },
     /// `pool.queue_timeout`.
     QueueTimeout {
@@ -105,8 +106,8 @@ pub enum Fault {
         waiting: usize,
         /// How long.
         waited: Duration,
-        /// Since when the longest of those who have a backend has it.
-        oldest: Option<Duration>,
+        /// Who has the backends.
+        held: Held,
     },
     /// Cancelled while it waited.
     CancelledInQueue,
@@ -139,6 +140,8 @@ pub enum Fault {
     TransactionTimeout,
     /// `limits.client_idle_timeout`.
     ClientIdle,
+    /// Its own `idle_session_timeout`.
+    SessionIdle,
     /// `qcp-ctrl disable`, or `drain`, and no `enable` since.
     Disabled(String),
     /// `qcp-ctrl kill` or `drain`.
@@ -410,26 +413,30 @@ impl Fault {
                 ),
                 "The limit is limits.max_clients_per_address.",
             ),
-            Self::QueueFull { pool, waiting, oldest } => answer(
-                Error,
-                SqlState::TOO_MANY_CONNECTIONS,
-                format!(
-                    "all server connections of pool {pool} are busy and {waiting} clients wait (pool.max_queue){}",
-                    oldest_transaction(*oldest)
-                ),
-                Info,
-            ),
-            Self::QueueTimeout { pool, waiting, waited, oldest } => answer(
-                Error,
-                SqlState::TOO_MANY_CONNECTIONS,
-                format!(
-                    "no server connection of pool {pool} became free within {} ms (pool.queue_timeout); \
-                     {waiting} more clients wait{}",
-                    waited.as_millis(),
-                    oldest_transaction(*oldest)
-                ),
-                Info,
-            ),
+            Self::QueueFull { pool, waiting, held } => Answer {
+                hint: held.hint(),
+                ..answer(
+                    Error,
+                    SqlState::TOO_MANY_CONNECTIONS,
+                    format!(
+                        "all server connections of pool {pool} are busy and {waiting} clients wait (pool.max_queue){held}"
+                    ),
+                    Info,
+                )
+            },
+            Self::QueueTimeout { pool, waiting, waited, held } => Answer {
+                hint: held.hint(),
+                ..answer(
+                    Error,
+                    SqlState::TOO_MANY_CONNECTIONS,
+                    format!(
+                        "no server connection of pool {pool} became free within {} ms (pool.queue_timeout); \
+                         {waiting} more clients wait{held}",
+                        waited.as_millis(),
+                    ),
+                    Info,
+                )
+            },
             Self::CancelledInQueue => {
                 let text = "canceling statement due to user request".to_owned();
                 answer(Error, SqlState::QUERY_CANCELED, text, Debug)
@@ -517,6 +524,10 @@ impl Fault {
                 let text = "terminating connection due to idle-session timeout (client_idle_timeout)".to_owned();
                 answer(Fatal, SqlState::IDLE_SESSION_TIMEOUT, text, Info)
             }
+            Self::SessionIdle => {
+                let text = "terminating connection due to idle-session timeout".to_owned();
+                answer(Fatal, SqlState::IDLE_SESSION_TIMEOUT, text, Info)
+            }
             Self::Disabled(name) => {
                 let text = format!("database \"{name}\" is disabled: its administrator lets nobody in");
                 answer(Fatal, SqlState::CANNOT_CONNECT_NOW, text, Info)
@@ -537,19 +548,49 @@ impl Fault {
 }
 
 /// What a client that waits long for a backend is told.
-pub fn queue_notice(pool: &str, waited: Duration, waiting: usize, oldest: Option<Duration>) -> String {
+pub fn queue_notice(pool: &str, waited: Duration, waiting: usize, held: &Held) -> String {
     let waited = waited.as_millis();
-    let others = oldest_transaction(oldest);
     format!(
-        "no server connection of pool {pool} is free yet: waiting for {waited} ms, with {waiting} in the queue{others}"
+        "no server connection of pool {pool} is free yet: waiting for {waited} ms, with {waiting} in the queue{held}"
     )
 }
 
 /// What keeps the server connections, for those who wait for one.
-fn oldest_transaction(age: Option<Duration>) -> String {
-    match age {
-        Some(age) if age < Duration::from_secs(1) => format!("; oldest transaction: {} ms", age.as_millis()),
-        Some(age) => format!("; oldest transaction: {} s", age.as_secs()),
-        None => String::new(),
+#[derive(Default, Debug)]
+pub struct Held {
+    /// Since when the longest of those who have a backend for a transaction has it.
+    pub oldest: Option<Duration>,
+    /// Clients that keep theirs between transactions.
+    pub pinned: usize,
+    /// Why they do, each reason once.
+    pub reasons: Vec<String>,
+}
+
+impl Held {
+    /// What can be done about it.
+    fn hint(&self) -> Option<&'static str> {
+        let hint = "qcp-ctrl show pins (SHOW PINS at the console) says which clients keep server connections, and why.";
+        (self.pinned > 0).then_some(hint)
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.oldest {
+            Some(age) if age < Duration::from_secs(1) => write!(to, "; oldest transaction: {} ms", age.as_millis())?,
+            Some(age) => write!(to, "; oldest transaction: {} s", age.as_secs())?,
+            None => {}
+        }
+        match self.pinned {
+            0 => Ok(()),
+            1 => write!(to, "; 1 client keeps its connection between transactions ({})", self.reasons.join(", ")),
+            count => {
+                write!(
+                    to,
+                    "; {count} clients keep their connections between transactions ({})",
+                    self.reasons.join(", ")
+                )
+            }
+        }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
+use std::time::Duration;
 
 use foldhash::fast::RandomState;
 
@@ -38,6 +39,10 @@ struct Vector {
     holders: u32,
     hash: u64,
     projection: u64,
+    /// `idle_session_timeout`; zero: there is none.
+    idle_session: Duration,
+    /// A server may refuse to set one of these, or to reset it.
+    doubtful: bool,
 }
 
 /// One setting; the name in lower case, as PostgreSQL compares it.
@@ -53,16 +58,158 @@ pub struct Setting {
 pub const TRACKED: [&str; 6] =
     ["application_name", "client_encoding", "datestyle", "intervalstyle", "standard_conforming_strings", "timezone"];
 
+/// A session that does nothing for so long ends.
+pub const IDLE_SESSION_TIMEOUT: &str = "idle_session_timeout";
+
+/// Settings that everybody may set at any time to whatever was a value once: in order.
+const HARMLESS: [&str; 51] = [
+    "application_name",
+    "array_nulls",
+    "backslash_quote",
+    "bytea_output",
+    "check_function_bodies",
+    "client_encoding",
+    "client_min_messages",
+    "constraint_exclusion",
+    "cpu_index_tuple_cost",
+    "cpu_operator_cost",
+    "cpu_tuple_cost",
+    "cursor_tuple_fraction",
+    "datestyle",
+    "default_statistics_target",
+    "default_transaction_deferrable",
+    "default_transaction_isolation",
+    "default_transaction_read_only",
+    "effective_cache_size",
+    "effective_io_concurrency",
+    "escape_string_warning",
+    "extra_float_digits",
+    "from_collapse_limit",
+    "geqo",
+    "geqo_threshold",
+    "hash_mem_multiplier",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "intervalstyle",
+    "jit",
+    "jit_above_cost",
+    "join_collapse_limit",
+    "lc_monetary",
+    "lc_numeric",
+    "lc_time",
+    "lock_timeout",
+    "maintenance_work_mem",
+    "max_parallel_workers",
+    "max_parallel_workers_per_gather",
+    "plan_cache_mode",
+    "quote_all_identifiers",
+    "random_page_cost",
+    "row_security",
+    "search_path",
+    "seq_page_cost",
+    "standard_conforming_strings",
+    "synchronous_commit",
+    "timezone",
+    "transform_null_equals",
+    "work_mem",
+    "xmlbinary",
+    "xmloption",
+];
+/// Settings that only a superuser may set, or who was granted it (context `superuser`): in order.
+const OF_SUPERUSERS: [&str; 48] = [
+    "allow_in_place_tablespaces",
+    "allow_system_table_mods",
+    "backtrace_functions",
+    "commit_delay",
+    "compute_query_id",
+    "deadlock_timeout",
+    "debug_discard_caches",
+    "dynamic_library_path",
+    "event_triggers",
+    "extension_control_path",
+    "extension_destdir",
+    "ignore_checksum_failure",
+    "jit_dump_bitcode",
+    "lc_messages",
+    "lo_compat_privileges",
+    "log_duration",
+    "log_error_verbosity",
+    "log_executor_stats",
+    "log_lock_failures",
+    "log_lock_waits",
+    "log_min_duration_sample",
+    "log_min_duration_statement",
+    "log_min_error_statement",
+    "log_min_messages",
+    "log_parameter_max_length",
+    "log_parser_stats",
+    "log_planner_stats",
+    "log_replication_commands",
+    "log_statement",
+    "log_statement_sample_rate",
+    "log_statement_stats",
+    "log_temp_files",
+    "log_transaction_sample_rate",
+    "max_stack_depth",
+    "session_replication_role",
+    "temp_file_limit",
+    "track_activities",
+    "track_cost_delay_timing",
+    "track_counts",
+    "track_functions",
+    "track_io_timing",
+    "track_wal_io_timing",
+    "update_process_title",
+    "wal_compression",
+    "wal_consistency_checking",
+    "wal_init_zero",
+    "wal_recycle",
+    "zero_damaged_pages",
+];
+/// Libraries whose settings are of either kind.
+const LIBRARIES: [&str; 6] = ["auto_explain", "pg_stat_statements", "pgaudit", "plperl", "plpgsql", "pltcl"];
+/// A replay takes much less than this.
+const TIMEOUT_SHORT: Duration = Duration::from_secs(1);
+
+/// Whether no server refuses this one, wherever it has been a value before.
+fn is_harmless(setting: &Setting) -> bool {
+    match &*setting.name {
+        STATEMENT_TIMEOUT => duration(&setting.value).is_some_and(|limit| limit.is_zero() || limit >= TIMEOUT_SHORT),
+        name => match name.split_once('.') {
+            Some((library, _)) => !LIBRARIES.contains(&library),
+            None => HARMLESS.binary_search(&name).is_ok() || name.starts_with("enable_"),
+        },
+    }
+}
+
+/// Whether only a superuser may set this, as a rule; the name in lower case.
+pub fn is_of_superusers(name: &str) -> bool {
+    let of_library = || name.split_once('.').is_some_and(|(library, _)| LIBRARIES.contains(&library));
+    OF_SUPERUSERS.binary_search(&name).is_ok() || of_library()
+}
+
+/// What the server ends a statement by, one of ours too.
+pub const STATEMENT_TIMEOUT: &str = "statement_timeout";
+
+/// Before other statements in one query: these take their snapshot at once, whatever transactions of the session's are
+/// like by default.
+pub const NO_WAITING: &[u8] = b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED;";
+
 /// Settings that parse analysis reads: they decide what a text means when it is prepared.
-const READ_BY_PARSER: [&str; 10] = [
+/// `session_replication_role` does not, but which triggers fire depends on it.
+const READ_BY_PARSER: [&str; 14] = [
+    "array_nulls",
     "backslash_quote",
     "client_encoding",
     "datestyle",
     "intervalstyle",
+    "lc_monetary",
     "role",
     "search_path",
+    "session_replication_role",
     "standard_conforming_strings",
     "timezone",
+    "timezone_abbreviations",
     "transform_null_equals",
     "xmloption",
 ];
@@ -147,7 +294,11 @@ impl Vectors {
         }
         self.bytes += size;
         let projection = self.project(&sorted);
-        let vector = Vector { settings: sorted.into_boxed_slice(), holders: 1, hash, projection };
+        let idle_session = sorted.iter().find(|setting| &*setting.name == IDLE_SESSION_TIMEOUT);
+        let idle_session = idle_session.and_then(|setting| duration(&setting.value)).unwrap_or_default();
+        let doubtful = !sorted.iter().all(is_harmless);
+        let settings = sorted.into_boxed_slice();
+        let vector = Vector { settings, holders: 1, hash, projection, idle_session, doubtful };
         let id = match self.vacant.pop() {
             Some(id) => {
                 self.vectors[id as usize] = vector;
@@ -203,6 +354,19 @@ impl Vectors {
         self.vectors[id.0 as usize].projection
     }
 
+    /// How long a session with these settings may do nothing between its transactions; zero: as long as it likes.
+    #[inline]
+    pub fn idle_session(&self, id: VectorId) -> Duration {
+        self.vectors[id.0 as usize].idle_session
+    }
+
+    /// Whether a server may refuse to give a session these settings, or to take them back: by who is logged in, by what
+    /// there is by now, or by what the connection has been used for.
+    #[inline]
+    pub fn is_doubtful(&self, id: VectorId) -> bool {
+        self.vectors[id.0 as usize].doubtful
+    }
+
     fn project(&self, settings: &[Setting]) -> u64 {
         let read = settings.iter().filter(|setting| is_read_by_parser(setting.name.as_bytes()));
         let read: Vec<&Setting> = read.collect();
@@ -248,24 +412,31 @@ impl Vectors {
         // Who may set a setting may not be who the client is by now: what it is logged in as comes first, and who it is last.
         let is_identity = |setting: &&Setting| is_identity(&setting.name);
         let identities = || old.iter().filter(is_identity);
-        for setting in identities() {
-            write_reset(setting, sql);
+        // These statements are under the one's limit until they end it, and under the other's from when they set it.
+        let is_timeout = |setting: &&Setting| &*setting.name == STATEMENT_TIMEOUT;
+        let gone = |setting: &&Setting| !is_identity(setting) && find(new, &setting.name).is_none();
+        for setting in old.iter().filter(gone).filter(is_timeout) {
+            write_reset(&setting.name, sql);
         }
-        for setting in old.iter().filter(|setting| !is_identity(setting)) {
-            if find(new, &setting.name).is_none() {
-                write_reset(setting, sql);
-            }
+        for setting in identities() {
+            write_reset(&setting.name, sql);
+        }
+        for setting in old.iter().filter(gone).filter(|setting| !is_timeout(setting)) {
+            write_reset(&setting.name, sql);
         }
         let unsure = |setting: &&Setting| {
             again && !TRACKED.contains(&&*setting.name) || unset.iter().any(|name| **name == *setting.name)
         };
         let changed =
             |setting: &&Setting| unsure(setting) || find(old, &setting.name).as_deref() != Some(&*setting.value);
-        for setting in new.iter().filter(|setting| !is_identity(setting)).filter(changed) {
+        for setting in new.iter().filter(|setting| !is_identity(setting) && !is_timeout(setting)).filter(changed) {
             write_set(setting, sql);
         }
         // The role goes with the authorization.
         for setting in new.iter().rev().filter(is_identity) {
+            write_set(setting, sql);
+        }
+        for setting in new.iter().filter(is_timeout).filter(changed) {
             write_set(setting, sql);
         }
     }
@@ -274,6 +445,23 @@ impl Vectors {
         let text: usize = settings.iter().map(|setting| setting.name.len() + setting.value.len()).sum();
         text + size_of_val(settings) + size_of::<Vector>()
     }
+}
+
+/// A time as PostgreSQL writes it, or takes it: milliseconds, where no unit is named.
+fn duration(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    let (number, unit) = text.split_at(text.find(|letter: char| letter.is_ascii_alphabetic()).unwrap_or(text.len()));
+    let unit_ms = match unit.trim() {
+        "us" => 0.001,
+        "" | "ms" => 1.0,
+        "s" => 1_000.0,
+        "min" => 60_000.0,
+        "h" => 3_600_000.0,
+        "d" => 86_400_000.0,
+        _ => return None,
+    };
+    let ms = number.trim().parse::<f64>().ok()? * unit_ms;
+    (ms >= 0.0 && ms <= f64::from(i32::MAX)).then(|| Duration::from_millis(ms.round() as u64))
 }
 
 /// Who a session acts as, rather than how.
@@ -290,9 +478,17 @@ pub fn write_sets(settings: &[Setting], sql: &mut Vec<u8>) {
     }
 }
 
-fn write_reset(setting: &Setting, sql: &mut Vec<u8>) {
+/// Writes the statement that gives a setting this value, or back its first one.
+pub fn write_value(name: &str, value: Option<&str>, sql: &mut Vec<u8>) {
+    match value {
+        Some(value) => write_set(&Setting { name: name.into(), value: value.into() }, sql),
+        None => write_reset(name, sql),
+    }
+}
+
+fn write_reset(name: &str, sql: &mut Vec<u8>) {
     sql.extend_from_slice(b"RESET ");
-    write_name(&setting.name, sql);
+    write_name(name, sql);
     sql.push(b';');
 }
 
@@ -409,6 +605,64 @@ mod tests {
             sql(&vectors, german, other),
             "RESET \"role\";RESET \"datestyle\";SELECT pg_catalog.set_config('lo_compat_privileges','on',false);\
              SELECT pg_catalog.set_config('session_authorization','s',false);SET \"role\" TO 'r';"
+        );
+    }
+
+    #[test]
+    fn a_vector_knows_how_long_its_session_may_be_idle() {
+        let mut vectors = Vectors::new(10_000);
+        for (value, ms) in [
+            ("0", 0),
+            ("100ms", 100),
+            ("1500us", 2),
+            ("250", 250),
+            (" 0.5 s ", 500),
+            ("2min", 120_000),
+            ("1d", 86_400_000),
+        ] {
+            let id = vectors.intern([setting("idle_session_timeout", value)]).unwrap();
+            assert_eq!(vectors.idle_session(id), Duration::from_millis(ms), "{value}");
+        }
+        let other = vectors.intern([setting("idle_session_timeout", "never"), setting("a", "1s")]).unwrap();
+        assert_eq!((vectors.idle_session(other), vectors.idle_session(VectorId::NEUTRAL)), Default::default());
+    }
+
+    #[test]
+    fn what_a_server_may_refuse_is_known() {
+        assert!(HARMLESS.is_sorted() && OF_SUPERUSERS.is_sorted());
+        let mut vectors = Vectors::new(10_000);
+        let mut check = |name, value, doubtful| {
+            let id = vectors.intern([setting("datestyle", "ISO"), setting(name, value)]).unwrap();
+            assert_eq!(vectors.is_doubtful(id), doubtful, "{name}");
+        };
+        for name in ["application_name", "search_path", "my.tenant", "enable_seqscan"] {
+            check(name, "x", false);
+        }
+        for name in ["role", "temp_buffers", "default_text_search_config", "plpgsql.variable_conflict"] {
+            check(name, "x", true);
+        }
+        for (value, doubtful) in [("0", false), ("1ms", true), ("5s", false), ("500", true), ("odd", true)] {
+            check("statement_timeout", value, doubtful);
+        }
+        assert!(!vectors.is_doubtful(VectorId::NEUTRAL));
+        assert!(is_of_superusers("session_replication_role") && is_of_superusers("auto_explain.log_analyze"));
+        assert!(!is_of_superusers("work_mem") && !is_of_superusers("my.tenant"));
+    }
+
+    #[test]
+    fn a_limit_of_statements_is_not_on_those_that_set_it() {
+        let mut vectors = Vectors::new(10_000);
+        let limited = vectors
+            .intern([setting("role", "r"), setting("statement_timeout", "1ms"), setting("work_mem", "1MB")])
+            .unwrap();
+        assert_eq!(
+            sql(&vectors, VectorId::NEUTRAL, limited),
+            "SELECT pg_catalog.set_config('work_mem','1MB',false);SET \"role\" TO 'r';\
+             SELECT pg_catalog.set_config('statement_timeout','1ms',false);"
+        );
+        assert_eq!(
+            sql(&vectors, limited, VectorId::NEUTRAL),
+            r#"RESET "statement_timeout";RESET "role";RESET "work_mem";"#
         );
     }
 

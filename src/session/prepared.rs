@@ -16,6 +16,21 @@ pub fn backend_name(number: Number, room: &mut [u8; 16]) -> &[u8] {
     &room[..16 - left]
 }
 
+/// The name that an identifier stands for, as it is written in SQL with its quotes.
+pub fn name_in_sql(identifier: &[u8]) -> Vec<u8> {
+    match identifier {
+        [b'"', inner @ .., b'"'] => {
+            let mut doubled = false;
+            let once = |&&byte: &&u8| {
+                doubled = byte == b'"' && !doubled;
+                byte != b'"' || doubled
+            };
+            inner.iter().filter(once).copied().collect()
+        }
+        _ => identifier.to_ascii_lowercase(),
+    }
+}
+
 /// How far a client's name is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Standing {
@@ -32,6 +47,8 @@ pub enum Standing {
 /// ```text
 /// | standing 1 | name length 1 | number 4 | name .. | ...
 /// ```
+///
+/// The standing's highest bit says that no server has been asked for this name ([`Found::unseen`]).
 ///
 /// The same name may stand twice while a Close and a new Parse are both in the pipeline; the later one counts.
 pub struct Names<'a> {
@@ -54,8 +71,12 @@ pub struct Found {
     pub number: Number,
     /// How far it is.
     pub standing: Standing,
+    /// The client's Parse was answered without a server: what its text means has yet to be found out for this name.
+    pub unseen: bool,
     at: usize,
 }
+
+const UNSEEN: u8 = 0x80;
 
 /// How many names are packed in these bytes.
 pub fn count_names(mut packed: &[u8]) -> usize {
@@ -115,13 +136,22 @@ impl<'a> Names<'a> {
 
     /// Marks a found name: its Close goes into the pipeline.
     pub fn close(&mut self, found: Found) {
-        self.room[found.at] = Standing::Closing as u8;
+        self.set(found, Standing::Closing);
+    }
+
+    /// Says whether no server has been asked for a found name.
+    pub fn set_unseen(&mut self, found: Found, unseen: bool) {
+        self.set(Found { unseen, ..found }, found.standing);
+    }
+
+    fn set(&mut self, found: Found, standing: Standing) {
+        self.room[found.at] = standing as u8 | if found.unseen { UNSEEN } else { 0 };
     }
 
     /// The first name of `number` that is Defining is accepted now.
     pub fn defined(&mut self, number: Number) {
         if let Some(found) = self.first(number, Standing::Defining) {
-            self.room[found.at] = Standing::Live as u8;
+            self.set(found, Standing::Live);
         }
     }
 
@@ -140,7 +170,7 @@ impl<'a> Names<'a> {
     /// The first Closing name of `number` was kept: an error cut its Close off.
     pub fn unclose(&mut self, number: Number) {
         if let Some(found) = self.first(number, Standing::Closing) {
-            self.room[found.at] = Standing::Live as u8;
+            self.set(found, Standing::Live);
         }
     }
 
@@ -178,14 +208,15 @@ impl<'a> Names<'a> {
         let mut at = 0;
         std::iter::from_fn(move || {
             let head = bytes.get(at..at + HEAD)?;
-            let standing = match head[0] {
+            let standing = match head[0] & !UNSEEN {
                 0 => Standing::Live,
                 1 => Standing::Defining,
                 _ => Standing::Closing,
             };
             let number = u32::from_le_bytes([head[2], head[3], head[4], head[5]]);
             let end = at + HEAD + head[1] as usize;
-            let found = (Found { number, standing, at }, &bytes[at + HEAD..end]);
+            let unseen = head[0] & UNSEEN != 0;
+            let found = (Found { number, standing, unseen, at }, &bytes[at + HEAD..end]);
             at = end;
             Some(found)
         })
@@ -321,6 +352,13 @@ mod tests {
     }
 
     #[test]
+    fn names_in_sql() {
+        for (written, name) in [("Ab", "ab"), ("\"Ab\"", "Ab"), ("\"a\"\"b\"\"\"\"\"", "a\"b\"\""), ("\"\"", "")] {
+            assert_eq!(name_in_sql(written.as_bytes()), name.as_bytes());
+        }
+    }
+
+    #[test]
     fn close_and_parse_of_one_name_in_one_pipeline() {
         let mut room = [0; 64];
         let mut names = Names::new(&mut room, 0);
@@ -328,7 +366,8 @@ mod tests {
         names.defined(1);
         let found = names.find(b"s").unwrap();
         assert_eq!((found.number, found.standing), (1, Standing::Live));
-        names.close(found);
+        names.set_unseen(found, true);
+        names.close(names.find(b"s").unwrap());
         assert_eq!(names.find(b"s"), None);
         names.define(b"s", 2).unwrap();
         assert_eq!(names.find(b"s").unwrap().number, 2);
@@ -336,6 +375,7 @@ mod tests {
         names.unclose(1);
         names.undefine(2);
         assert_eq!(names.find(b"s").unwrap().number, 1);
+        assert!(names.find(b"s").unwrap().unseen);
         // ... or both are done.
         let found = names.find(b"s").unwrap();
         names.close(found);

@@ -13,11 +13,13 @@ pub use channels::{Said, channels};
 pub use classes::Classes;
 use lexer::Kind;
 pub use mask::mask;
+pub use sieve::Sieve;
 use skim::{Cursor, Windows};
 use statement::Statement;
 pub use two_phase::prepared_transactions;
 
 mod block;
+mod body;
 mod channels;
 mod classes;
 #[cfg(debug_assertions)]
@@ -25,6 +27,7 @@ pub mod counted;
 mod lexer;
 mod mask;
 mod print;
+mod sieve;
 mod skim;
 mod statement;
 mod two_phase;
@@ -75,6 +78,24 @@ impl Effects {
     /// It notifies those who listen, which needs no question.
     pub const NOTIFY: Self = Self(1 << 15);
 
+    /// It runs what another text has said: a statement of PREPARE, a cursor.
+    pub const EXECUTES: Self = Self(1 << 17);
+
+    /// It prepares statements by PREPARE, under names of its own.
+    pub const PREPARES: Self = Self(1 << 18);
+
+    /// What may be said where nobody can read it.
+    pub const UNSEEN: Self = Self::OPAQUE
+        .and(Self::LASTING)
+        .and(Self::ANY_SETTING)
+        .and(Self::PARSER)
+        .and(Self::RESETS)
+        .and(Self::PREPARED)
+        .and(Self::SEQUENCE)
+        .and(Self::LAST_VALUE)
+        .and(Self::RELEARN)
+        .and(Self::NOTIFY);
+
     /// Both.
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
@@ -120,6 +141,22 @@ pub enum Only {
         /// Whether it is a DEALLOCATE.
         deallocates: bool,
     },
+    /// PREPARE of a statement of this name.
+    Prepares {
+        /// As above.
+        name: Range<usize>,
+    },
+}
+
+impl Only {
+    /// Where a prepared statement is named, and whether it is deallocated.
+    pub fn named(self) -> Option<(Range<usize>, bool)> {
+        match self {
+            Self::Prepared { name, deallocates } => Some((name, deallocates)),
+            Self::Prepares { name } => Some((name, false)),
+            Self::Reset | Self::ResetAll | Self::DiscardAll => None,
+        }
+    }
 }
 
 /// What was found.
@@ -153,15 +190,15 @@ const NAMES_MAX: usize = 16;
 /// A setting whose name is put together while the text runs. Nobody can ask for custom ones of which the name is not
 /// known.
 const COMPUTED: Effects = Effects::ANY_SETTING.and(Effects::PARSER).and(Effects::LASTING);
-/// Longest name of a setting that is kept; longer ones are cut off by no rule of PostgreSQL's, so they are asked about.
+/// Longest name of a setting that is kept.
 const NAME_SIZE_MAX: usize = 128;
+/// "The system uses no more than NAMEDATALEN-1 bytes of an identifier" (Lexical Structure).
+const IDENTIFIER_SIZE_MAX: usize = 63;
 
 impl Scanner {
     /// Names of settings that the last text mentions, in lower case; `role` and `session_authorization` among them.
     pub fn names(&self) -> impl Iterator<Item = &[u8]> {
-        let Names { names, ends } = &self.names;
-        let starts = std::iter::once(0).chain(ends.iter().copied());
-        starts.zip(ends).map(|(start, &end)| &names[start..end])
+        self.names.iter()
     }
 
     /// Names that were found before are the last text's again.
@@ -199,7 +236,8 @@ impl Scanner {
                 _ => {}
             }
             statements += 1;
-            let mut statement = Statement { names, cursor: &mut cursor, effects, only: None, explains: false };
+            let mut statement =
+                Statement { names, cursor: &mut cursor, effects, only: None, explains: false, defines: false };
             let ended = statement.read(token);
             effects = statement.effects;
             only = statement.only;
@@ -215,14 +253,25 @@ impl Scanner {
 }
 
 impl Names {
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| &self.names[start..end])
+    }
+
     fn clear(&mut self) {
         self.names.clear();
         self.ends.clear();
     }
 
     fn add(&mut self, name: &[u8]) -> Effects {
-        if name.is_empty() || name.len() > NAME_SIZE_MAX || self.ends.len() == NAMES_MAX {
-            return Effects::ANY_SETTING.and(Effects::PARSER);
+        if name.eq_ignore_ascii_case(b"seed") {
+            // It has no value that could be asked for or set again.
+            return Effects::LASTING;
+        }
+        // What other letters are depends on the client's encoding.
+        let is_kept = name.len() <= NAME_SIZE_MAX && self.ends.len() < NAMES_MAX && name.is_ascii();
+        if name.is_empty() || !is_kept {
+            return if name.contains(&b'.') { COMPUTED } else { Effects::ANY_SETTING.and(Effects::PARSER) };
         }
         let start = self.names.len();
         self.names.extend(name.iter().map(u8::to_ascii_lowercase));
@@ -236,6 +285,22 @@ impl Names {
         self.ends.truncate(count);
         self.names.truncate(self.ends.last().copied().unwrap_or(0));
     }
+}
+
+/// Functions that do what nobody can ask about.
+fn is_lasting(name: &[u8]) -> bool {
+    const NAMES: [&[u8]; 9] = [
+        b"setseed",
+        b"pg_backup_start",
+        b"pg_backup_stop",
+        b"pg_start_backup",
+        b"pg_stop_backup",
+        b"pg_create_physical_replication_slot",
+        b"pg_create_logical_replication_slot",
+        b"pg_copy_physical_replication_slot",
+        b"pg_copy_logical_replication_slot",
+    ];
+    NAMES.contains(&name) || name.starts_with(b"dblink_connect") || name.starts_with(b"pg_replication_origin_session_")
 }
 
 #[cfg(test)]

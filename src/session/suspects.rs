@@ -19,6 +19,8 @@ pub struct Suspects {
     /// Fingerprints of texts that are still being learned.
     texts: [u64; TEXTS_MAX],
     texts_used: u8,
+    /// Of [`Learned`] when they came.
+    age: u32,
 }
 
 /// Texts on trial in one transaction; more are not learned from it.
@@ -63,7 +65,9 @@ impl Suspects {
             return;
         }
         if self.names.len() + name.len() >= NAMES_SIZE_MAX {
-            self.add(Effects::ANY_SETTING);
+            // Nobody can ask for a custom one of which the name is not known.
+            let custom = name.contains(&b'.');
+            self.add(if custom { Effects::ANY_SETTING.and(Effects::LASTING) } else { Effects::ANY_SETTING });
             return;
         }
         self.names.extend_from_slice(name);
@@ -75,7 +79,12 @@ impl Suspects {
         self.names.split(|&byte| byte == 0).filter(|name| !name.is_empty())
     }
 
-    fn add_text(&mut self, fingerprint: u64) {
+    fn add_text(&mut self, fingerprint: u64, age: u32) {
+        if self.age != age {
+            // What the others did, they did before something was learned anew.
+            self.age = age;
+            self.texts_used = 0;
+        }
         if let Some(free) = self.texts.get_mut(self.texts_used as usize) {
             *free = fingerprint;
             self.texts_used += 1;
@@ -97,7 +106,10 @@ impl Suspects {
              AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())",
         );
         column(Effects::CURSOR, "EXISTS(SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)");
-        column(Effects::PREPARED, "EXISTS(SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)");
+        column(
+            Effects::PREPARED,
+            "EXISTS(SELECT FROM pg_catalog.pg_prepared_statements WHERE NOT pg_catalog.starts_with(name,'qcp_'))",
+        );
         column(
             Effects::LOCK,
             "EXISTS(SELECT FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory' \
@@ -134,7 +146,11 @@ impl Suspects {
         };
         for name in self.names() {
             // What is not text is no name that the server knows.
-            add(std::str::from_utf8(name).unwrap_or_default());
+            let name = std::str::from_utf8(name).unwrap_or_default();
+            // What the view shows by itself is only there if it is the session's: what has been reset is not.
+            if !any || is_hidden(name) || is_withheld(name) {
+                add(name);
+            }
         }
         if any {
             // The view does not show these.
@@ -147,6 +163,34 @@ impl Suspects {
         sql.extend_from_slice(b"]::pg_catalog.text[]) n");
     }
 
+    /// The login may not set what only superusers may. Where that is suspected by name, whether the session has set it is
+    /// asked too: its value does not say so.
+    pub fn ask_what_superusers_set(&mut self) {
+        let is_theirs = |name| std::str::from_utf8(name).is_ok_and(parameters::is_of_superusers);
+        if self.names().any(is_theirs) {
+            self.add(Effects::ANY_SETTING);
+        }
+    }
+
+    /// Whether the answer says that the session has settings which its login may not set, as another role or a function
+    /// may have: no replay could set them, or take them back. Those that it was asked of and has not are left out.
+    pub fn take_forbidden(&self, answer: &mut Answer) -> bool {
+        let mut found = false;
+        let named = |name: &str| self.names().any(|known| known == name.as_bytes());
+        let told: Vec<Box<str>> = answer.settings.iter().map(|(name, _)| name.clone()).collect();
+        answer.settings.retain(|(name, _)| {
+            if !parameters::is_of_superusers(name) {
+                return true;
+            }
+            // Once for its name, once for having been set.
+            let count = told.iter().filter(|told| *told == name).count();
+            let is_set = count > usize::from(named(name));
+            found |= is_set;
+            is_set
+        });
+        found
+    }
+
     /// Whether the answer says all that there is to be said about settings.
     pub fn asks_for_all_settings(&self) -> bool {
         self.effects.has(Effects::OPAQUE.and(Effects::ANY_SETTING))
@@ -155,7 +199,7 @@ impl Suspects {
     /// What pins now, by the answer; `before`: what did. What was not asked about is as it was.
     pub fn pins(&self, before: Effects, answer: &Answer) -> Effects {
         let asked = if self.effects.has(Effects::OPAQUE) { ASKABLE } else { self.effects.common(ASKABLE) };
-        before.without(asked).and(answer.pins)
+        before.without(asked).and(answer.pins).and(self.effects.common(Effects::LASTING))
     }
 
     /// What the answer says of the texts on trial: `undone`, where an error or a ROLLBACK has taken something back.
@@ -171,9 +215,14 @@ impl Suspects {
     }
 
     /// Texts on trial.
-    pub fn texts(&self) -> &[u64] {
+    fn texts(&self) -> &[u64] {
         &self.texts[..self.texts_used as usize]
     }
+}
+
+/// Settings that the view shows to few: whoever asks for one by its name gets an error instead, which is an answer, too.
+fn is_withheld(name: &str) -> bool {
+    matches!(name, "dynamic_library_path" | "session_preload_libraries")
 }
 
 /// Settings that `pg_settings` does not show: custom ones and roles.
@@ -240,10 +289,13 @@ impl Answer {
     }
 
     /// Of the settings that a client began its session with, those that have no value of the session's any more. To be
-    /// asked only where the answer has all that there are.
-    pub fn reset_of<'s>(&self, startup: &'s [Setting]) -> impl Iterator<Item = &'s Setting> {
-        let answered = |name: &str| self.settings.iter().any(|(known, _)| **known == *name);
-        startup.iter().filter(move |setting| !is_hidden(&setting.name) && !answered(&setting.name))
+    /// asked only where the answer has all that there are. `resets`: custom ones may have been reset, which leaves them empty.
+    pub fn reset_of<'s>(&self, startup: &'s [Setting], resets: bool) -> impl Iterator<Item = &'s Setting> {
+        let answered = |name: &str| self.settings.iter().find(|(known, _)| **known == *name);
+        startup.iter().filter(move |setting| match answered(&setting.name) {
+            None => !is_hidden(&setting.name),
+            Some((name, value)) => resets && name.contains('.') && value.as_deref().is_none_or(str::is_empty),
+        })
     }
 
     /// The client's settings by this answer. `all`: settings that are not in it have no value of the session's. `user`:
@@ -257,7 +309,8 @@ impl Answer {
         };
         let is_own = |name: &str| {
             // A transaction's own, of which the view tells at any time.
-            !parameters::is_tracked(name.as_bytes()) && !name.starts_with("transaction_")
+            let passes = matches!(name, "transaction_isolation" | "transaction_read_only" | "transaction_deferrable");
+            !parameters::is_tracked(name.as_bytes()) && !passes && name != "seed"
         };
         // A role that nobody chose is none of the client's settings.
         let is_default = |name: &str, value: &str| match name {
@@ -277,8 +330,14 @@ impl Answer {
 
 /// What is known of texts by having asked behind them: those that never changed anything but what they say are asked
 /// about only now and then. A table of fixed size; texts that fall on one place displace each other.
+///
+/// What a text does depends on where it runs, and under which settings: its key is made of that, too.
 pub struct Learned {
     slots: Box<[Slot]>,
+    /// How often all was forgotten.
+    age: u32,
+    /// Transactions that are changing what texts do, on all shards: until they end nothing is learned.
+    changes: u32,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -298,7 +357,7 @@ const SAMPLE: u64 = 1000;
 
 impl Default for Learned {
     fn default() -> Self {
-        Self { slots: vec![Slot::default(); SLOTS].into_boxed_slice() }
+        Self { slots: vec![Slot::default(); SLOTS].into_boxed_slice(), age: 0, changes: 0 }
     }
 }
 
@@ -308,31 +367,55 @@ impl Learned {
         SLOTS * size_of::<Slot>()
     }
 
-    /// Nothing is known any more.
-    pub fn forget(&mut self) {
-        self.slots.fill(Slot::default());
+    /// A transaction begins to change what texts do.
+    pub fn begin_change(&mut self) {
+        self.changes += 1;
+        self.forget();
     }
 
-    /// A text is about to run: whether it must be asked about. `random` chooses the samples.
-    pub fn on_text(&mut self, found: &Found, random: u64, suspects: &mut Suspects) {
+    /// It has ended.
+    pub fn end_change(&mut self) {
+        self.changes = self.changes.saturating_sub(1);
+        self.forget();
+    }
+
+    /// Nothing is known any more.
+    fn forget(&mut self) {
+        self.slots.fill(Slot::default());
+        self.age = self.age.wrapping_add(1);
+    }
+
+    /// A text is about to run: whether it must be asked about. `place`: where it runs, and under which settings; the same for the
+    /// same; `None`: nothing can be learned now. `random` chooses the samples.
+    pub fn on_text(&mut self, found: &Found, place: Option<u64>, random: u64, suspects: &mut Suspects) {
         if found.effects.has(Effects::OPAQUE) {
             return;
         }
-        let (place, mark) = place_of(found.fingerprint);
+        // What EXECUTE or FETCH does, another text has said.
+        let learns = self.changes == 0 && !found.effects.has(Effects::EXECUTES);
+        let Some(key) = place.filter(|_| learns) else {
+            suspects.add(Effects::OPAQUE);
+            return;
+        };
+        let key = found.fingerprint ^ key;
+        let (place, mark) = place_of(key);
         let slot = &mut self.slots[place];
         if slot.fingerprint != mark {
             *slot = Slot { fingerprint: mark, clean: 0 };
         }
         if slot.clean < TRIALS || slot.clean == ALWAYS || random.is_multiple_of(SAMPLE) {
             suspects.add(Effects::OPAQUE);
-            suspects.add_text(found.fingerprint);
+            suspects.add_text(key, self.age);
         }
     }
 
     /// What was found behind texts on trial.
-    pub fn on_answer(&mut self, texts: &[u64], finding: Finding) {
-        for &fingerprint in texts {
-            let (place, mark) = place_of(fingerprint);
+    pub fn on_answer(&mut self, suspects: &Suspects, finding: Finding) {
+        if suspects.age != self.age {
+            return;
+        }
+        for &key in suspects.texts() {
+            let (place, mark) = place_of(key);
             let slot = &mut self.slots[place];
             // Another may have taken its place meanwhile.
             if slot.fingerprint != mark {
@@ -348,8 +431,8 @@ impl Learned {
 }
 
 /// Where a text stands in the table, and what tells it from others there.
-fn place_of(fingerprint: u64) -> (usize, u32) {
-    ((fingerprint >> 32) as usize % SLOTS, fingerprint as u32)
+fn place_of(key: u64) -> (usize, u32) {
+    ((key >> 32) as usize % SLOTS, key as u32)
 }
 
 #[cfg(test)]
@@ -447,27 +530,143 @@ mod tests {
     }
 
     #[test]
+    fn what_the_login_may_not_set_is_found() {
+        let mut suspects = suspects("set log_statement = 'all'; set work_mem = 1");
+        assert!(!suspects.asks_for_all_settings());
+        suspects.ask_what_superusers_set();
+        assert!(suspects.asks_for_all_settings(), "a value does not say who has set it");
+        let answer = |names: &[&str]| {
+            let mut answer = Answer::default();
+            for name in names {
+                answer.add_row(&row(&[Some(name), Some("x")]));
+            }
+            answer
+        };
+        let mut not_set = answer(&["work_mem", "log_statement", "work_mem"]);
+        assert!(!suspects.take_forbidden(&mut not_set));
+        assert_eq!(not_set.settings.len(), 2);
+        assert!(suspects.take_forbidden(&mut answer(&["log_statement", "work_mem", "log_statement"])));
+        assert!(suspects.take_forbidden(&mut answer(&["session_replication_role"])), "by a function");
+        let mut own = super::tests::suspects("set work_mem = 1");
+        own.ask_what_superusers_set();
+        assert!(!own.asks_for_all_settings() && !own.take_forbidden(&mut answer(&["work_mem"])));
+    }
+
+    #[test]
+    fn what_was_reset_comes_back() {
+        let mut answer = Answer::default();
+        for (name, value) in [("work_mem", Some("7MB")), ("app.x", Some("")), ("app.y", Some("2")), ("app.z", None)] {
+            answer.add_row(&row(&[Some(name), value]));
+        }
+        let startup = ["work_mem", "statement_timeout", "app.x", "app.y", "app.z", "app.other"];
+        let startup = startup.map(|name| setting(name, "1"));
+        let reset = |resets| answer.reset_of(&startup, resets).map(|setting| &*setting.name).collect::<Vec<_>>();
+        assert_eq!(reset(true), ["statement_timeout", "app.x", "app.z"]);
+        assert_eq!(reset(false), ["statement_timeout"]);
+        // One of the server's is asked for by name only where it is not seen by its source.
+        let mut asked = suspects("reset work_mem; set app.x = 1");
+        assert!(question(&asked, &[]).ends_with("ARRAY['work_mem','app.x']::pg_catalog.text[]) n"));
+        asked.add(Effects::ANY_SETTING);
+        let all = question(&asked, &[]);
+        assert!(all.ends_with("ARRAY['app.x','role','session_authorization']::pg_catalog.text[]) n"), "{all}");
+    }
+
+    #[test]
+    fn custom_settings_that_are_too_many_to_be_named_stay() {
+        let mut suspects = Suspects::default();
+        for number in 0..300 {
+            suspects.add_name(format!("setting_{number}").as_bytes());
+        }
+        assert_eq!(suspects.pins(Effects::NONE, &Answer::default()), Effects::NONE);
+        suspects.add_name(b"app.a_name_for_which_there_is_no_room_any_more");
+        assert_eq!(suspects.pins(Effects::NONE, &Answer::default()), Effects::LASTING);
+    }
+
+    #[test]
+    fn settings_of_the_session_alone() {
+        let mut answer = Answer::default();
+        for name in ["transaction_isolation", "transaction_app.x", "transaction_timeout", "seed"] {
+            answer.add_row(&row(&[Some(name), Some("1")]));
+        }
+        let settings = answer.settings_of(&[], true, "me");
+        assert_eq!(settings, [setting("transaction_app.x", "1"), setting("transaction_timeout", "1")]);
+    }
+
+    /// Has `text` run at `place`; whether it is asked about.
+    fn runs(learned: &mut Learned, text: &str, place: Option<u64>, random: u64, finding: Finding) -> bool {
+        let (mut scanner, mut suspects) = (Scanner::default(), Suspects::default());
+        let found = scanner.scan(text.as_bytes(), false);
+        learned.on_text(&found, place, random, &mut suspects);
+        learned.on_answer(&suspects, finding);
+        suspects.effects().has(Effects::OPAQUE)
+    }
+
+    #[test]
     fn a_text_is_trusted_after_clean_answers() {
+        let mut learned = Learned::default();
+        let mut asks = |random, finding| runs(&mut learned, "select f(1)", Some(7), random, finding);
+        for _ in 0..3 {
+            assert!(asks(1, Finding::Nothing), "it is on trial");
+            assert!(asks(1, Finding::Clean), "nothing was learned");
+        }
+        assert!(!asks(1, Finding::Clean));
+        assert!(asks(SAMPLE, Finding::Surprise), "a sample");
+        assert!(asks(1, Finding::Clean), "it was found to change something");
+        assert!(asks(1, Finding::Clean), "once found, never trusted");
+        learned.forget();
+        assert!(runs(&mut learned, "select f(1)", Some(7), 1, Finding::Clean), "new again");
+    }
+
+    #[test]
+    fn what_was_learned_holds_where_it_was_learned() {
+        let mut learned = Learned::default();
+        for (text, place, trusted) in [
+            ("select f(1)", Some(7), true),
+            ("select f(1)", Some(8), false),
+            ("select f(1)", None, false),
+            ("execute f(1)", Some(7), false),
+            ("explain analyze execute f", Some(7), false),
+            ("fetch c", Some(7), false),
+        ] {
+            assert!(runs(&mut learned, text, place, 1, Finding::Clean), "{text} at {place:?}");
+            if trusted || place.is_none() || text.contains('c') && text != "select f(1)" {
+                for _ in 0..2 {
+                    runs(&mut learned, text, place, 1, Finding::Clean);
+                }
+                assert_eq!(runs(&mut learned, text, place, 1, Finding::Clean), !trusted, "{text} at {place:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_ran_before_all_was_forgotten_teaches_nothing() {
         let (mut learned, mut scanner) = (Learned::default(), Scanner::default());
         let found = scanner.scan(b"select f(1)", false);
-        let asks = |learned: &mut Learned, random| {
-            let mut suspects = Suspects::default();
-            learned.on_text(&found, random, &mut suspects);
-            (!suspects.is_empty()).then(|| suspects.texts().to_vec())
-        };
         for _ in 0..3 {
-            let texts = asks(&mut learned, 1).expect("it is on trial");
-            learned.on_answer(&texts, Finding::Nothing);
-            assert!(asks(&mut learned, 1).is_some(), "nothing was learned");
-            learned.on_answer(&texts, Finding::Clean);
+            let mut suspects = Suspects::default();
+            learned.on_text(&found, Some(7), 1, &mut suspects);
+            learned.forget();
+            let mut other = Suspects::default();
+            learned.on_text(&found, Some(7), 1, &mut other);
+            learned.on_answer(&suspects, Finding::Clean);
         }
-        assert_eq!(asks(&mut learned, 1), None);
-        let texts = asks(&mut learned, SAMPLE).expect("a sample");
-        learned.on_answer(&texts, Finding::Surprise);
-        assert!(asks(&mut learned, 1).is_some(), "it was found to change something");
-        learned.on_answer(&texts, Finding::Clean);
-        assert!(asks(&mut learned, 1).is_some(), "once found, never trusted");
-        learned.forget();
-        assert!(asks(&mut learned, 1).is_some(), "new again");
+        let mut suspects = Suspects::default();
+        learned.on_text(&found, Some(7), 1, &mut suspects);
+        assert!(!suspects.is_empty());
+    }
+
+    #[test]
+    fn nothing_is_learned_while_what_texts_do_is_being_changed() {
+        let mut learned = Learned::default();
+        let asks = |learned: &mut Learned| runs(learned, "select f(1)", Some(7), 1, Finding::Clean);
+        learned.begin_change();
+        learned.begin_change();
+        learned.end_change();
+        assert!((0..9).all(|_| asks(&mut learned)));
+        learned.end_change();
+        assert!((0..3).all(|_| asks(&mut learned)));
+        assert!(!asks(&mut learned));
+        learned.begin_change();
+        assert!(asks(&mut learned));
     }
 }

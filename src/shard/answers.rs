@@ -11,10 +11,10 @@ use crate::session::RelayMode;
 use crate::session::fault::Fault;
 use crate::session::pipeline::{Entry, Expect, Reply};
 
-use super::preserve::{MARK_DEALLOCATE, MARK_EXECUTES};
 use super::replies::Pass;
 use super::reported::MARK_STATEMENT_MODE;
-use super::requests::{MARK_DUPLICATE, MARK_STOOD_IN};
+use super::requests::{MARK_DUPLICATE, MARK_OWN_NAME, MARK_STOOD_IN};
+use super::spliced::{MARK_DEALLOCATE, MARK_EXECUTES};
 use super::{Shard, Unnamed};
 
 /// How a statement's name on backends begins where an error quotes it.
@@ -25,7 +25,7 @@ impl<T: Transport> Shard<T> {
     pub(super) fn on_answer(&mut self, id: BackendId, reply: Reply, tag: u8, message: &[u8], size: u32) -> Pass {
         match tag {
             tag::PARAMETER_STATUS => return self.on_parameter(id, message, size),
-            tag::COMMAND_COMPLETE => self.on_command_complete(id, message),
+            tag::COMMAND_COMPLETE => self.on_command_complete(id, reply, message),
             tag::DATA_ROW if reply == Reply::Swallow => self.on_check_row(id, message, size),
             tag::NOTIFICATION_RESPONSE => return self.on_notification(id, message, size),
             tag::ERROR_RESPONSE => {
@@ -45,6 +45,10 @@ impl<T: Transport> Shard<T> {
                     && let Some(Entry { expect: Expect::OwnQuery, mark }) = own
                 {
                     return self.on_own_query_error(id, mark, message);
+                }
+                if own == Some(Entry { expect: Expect::Query, mark: MARK_EXECUTES }) {
+                    let number = self.backend(id).map_or(0, |backend| backend.kept.executes);
+                    self.note_failed_statement(id, number, reader::fields(message).code());
                 }
                 if own == Some(Entry { expect: Expect::Query, mark: MARK_EXECUTES })
                     && self.backend(id).is_some_and(|backend| !backend.fatal && std::mem::take(&mut backend.kept.told))
@@ -168,20 +172,18 @@ impl<T: Transport> Shard<T> {
         for entry in skipped.into_iter().rev() {
             self.undo(id, entry);
         }
-        let duplicate = entry.expect == Expect::Parse && entry.mark & MARK_DUPLICATE != 0;
+        let by_own_name = entry.expect == Expect::Parse && entry.mark == MARK_OWN_NAME;
+        let duplicate = entry.expect == Expect::Parse && entry.mark & MARK_DUPLICATE != 0 && !by_own_name;
         if duplicate && code == Some(SqlState::DUPLICATE_STATEMENT) {
             self.say_duplicate(id, entry.mark & !(MARK_DUPLICATE | MARK_STOOD_IN));
         } else if !duplicate {
             self.undo(id, entry);
-            if code == Some(SqlState::FEATURE_NOT_SUPPORTED) && entry.expect == Expect::Bind && entry.mark != 0 {
-                // "cached plan must not change result type": prepared anew the next time.
-                if let Some(backend) = self.backend(id) {
-                    backend.prepared.remove(entry.mark);
-                    backend.mark_stale(entry.mark, stale_max);
-                }
+            if matches!(entry.expect, Expect::Bind | Expect::Describe) {
+                self.note_failed_statement(id, entry.mark, code);
             } else if code == Some(SqlState::DUPLICATE_STATEMENT)
                 && matches!(entry.expect, Expect::Parse | Expect::OwnParse)
                 && entry.mark != 0
+                && !by_own_name
                 && let Some(backend) = self.backend(id)
             {
                 // Something else stands there under this name: it is closed first the next time.
@@ -201,6 +203,23 @@ impl<T: Transport> Shard<T> {
         match duplicate && code == Some(SqlState::DUPLICATE_STATEMENT) {
             true => Pass::Nobody,
             false => Pass::Client,
+        }
+    }
+
+    /// A statement could not be used, which may be because of what the server has under its name: it is prepared anew the next
+    /// time.
+    fn note_failed_statement(&mut self, id: BackendId, number: u32, code: Option<SqlState>) {
+        let stale_max = self.settings.statements_max;
+        let Some(backend) = self.backend(id).filter(|_| number != 0) else { return };
+        match code {
+            // "cached plan must not change result type", "cache lookup failed for type .."
+            Some(SqlState::FEATURE_NOT_SUPPORTED | SqlState::INTERNAL_ERROR) => {
+                backend.prepared.remove(number);
+                backend.mark_stale(number, stale_max);
+            }
+            // Somebody has taken it away, where that was not to be seen.
+            Some(SqlState::INVALID_STATEMENT_NAME) => backend.prepared.remove(number),
+            _ => {}
         }
     }
 
@@ -241,9 +260,14 @@ impl<T: Transport> Shard<T> {
                     backend.prepared.remove(number);
                 }
             }
-            Expect::Parse => {
+            Expect::Parse if number == 0 => {
                 if let Some(backend) = self.backend(id) {
                     backend.unnamed = Unnamed::Others;
+                    backend.kept.deallocates = None;
+                }
+                // What it was before is not known any more; that it is none is better than that it is another.
+                if let Some(client) = client.and_then(|client| self.client(client)) {
+                    client.unnamed.clear();
                 }
             }
             Expect::VirtualClose if number != 0 => {
@@ -360,7 +384,7 @@ impl<T: Transport> Shard<T> {
     }
 
     /// "DISCARD ALL" and "DEALLOCATE ALL" leave a backend without prepared statements, and the client without names.
-    pub(super) fn on_command_complete(&mut self, id: BackendId, message: &[u8]) {
+    pub(super) fn on_command_complete(&mut self, id: BackendId, reply: Reply, message: &[u8]) {
         let Ok(command) = reader::command_complete(message) else { return };
         if matches!(command, b"SET" | b"RESET" | b"DISCARD ALL") {
             let has = self.backends.get(id.index, id.generation).map(|backend| backend.has);
@@ -369,8 +393,12 @@ impl<T: Transport> Shard<T> {
                 backend.touched |= untracked;
             }
         }
-        let head = self.backend(id).and_then(|backend| backend.pipeline.head());
-        if let Some(Entry { expect: Expect::Query, mark }) = head
+        // What it answers: an Execute is not at the head any more, a query still is.
+        let head = match reply {
+            Reply::Answered(entry) => Some(entry),
+            _ => self.backend(id).and_then(|backend| backend.pipeline.head()),
+        };
+        if let Some(Entry { expect: Expect::Query | Expect::Execute, mark }) = head
             && mark & MARK_DEALLOCATE != 0
             && command == b"DEALLOCATE"
         {
@@ -386,7 +414,7 @@ impl<T: Transport> Shard<T> {
         if !matches!(command, b"DISCARD ALL" | b"DEALLOCATE ALL") {
             return;
         }
-        let own = self.backend(id).and_then(|backend| backend.pipeline.head()).is_some_and(|head| head.expect.is_own());
+        let own = head.is_some_and(|head| head.expect.is_own());
         if command == b"DISCARD ALL"
             && !own
             && let Some(client) = self.client_of(id)

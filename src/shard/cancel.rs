@@ -6,6 +6,7 @@
 use crate::ids::{BackendId, ClientId};
 use crate::io::{Close, Transport};
 use crate::session::fault::Fault;
+use crate::session::pipeline::{Entry, Expect};
 
 use super::tables::SECRET_SIZE;
 use super::{BackendState, Cancel, ClientState, Owner, Shard};
@@ -30,9 +31,12 @@ impl<T: Transport> Shard<T> {
                 self.refuse_request(id, &Fault::CancelledInQueue);
             }
             ClientState::Linked(backend) => {
-                let busy = self.backend(backend).is_some_and(|backend| backend.pipeline.is_client_busy());
-                if busy {
-                    self.cancel_query(backend);
+                if self.backend(backend).is_some_and(|link| link.kept.proving) {
+                    // Its request has not gone there yet.
+                    self.clean(backend, false);
+                    self.refuse_request(id, &Fault::CancelledInQueue);
+                } else {
+                    self.cancel_request(backend);
                 }
             }
             ClientState::Piped(backend) => self.cancel_query(backend),
@@ -41,6 +45,18 @@ impl<T: Transport> Shard<T> {
             | ClientState::Login(_)
             | ClientState::Ready
             | ClientState::Console(_) => {}
+        }
+    }
+
+    /// Asks the server to cancel the request that the linked client waits for, or, where a query of our own comes before
+    /// it, will do so then.
+    pub(super) fn cancel_request(&mut self, id: BackendId) {
+        let Some(link) = self.backend(id) else { return };
+        link.kept.cancel_waits = false;
+        match link.pipeline.head() {
+            Some(Entry { expect: Expect::OwnQuery, .. }) => link.kept.cancel_waits = link.pipeline.is_client_busy(),
+            Some(_) if link.pipeline.is_client_busy() => self.cancel_query(id),
+            Some(_) | None => {}
         }
     }
 

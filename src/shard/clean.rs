@@ -8,7 +8,7 @@ use crate::protocol::TransactionStatus;
 use crate::protocol::tag::frontend;
 use crate::protocol::writer::NO_PARAMETERS;
 use crate::session::RelayMode;
-use crate::session::parameters::VectorId;
+use crate::session::parameters::{self, VectorId};
 use crate::session::pipeline::Expect;
 
 use super::link::MARK_REPLAY;
@@ -35,6 +35,7 @@ const MARK_RESET: u32 = 4;
 const MARK_FORGET: u32 = 11;
 const MARK_PROBE: u32 = 12;
 const MARK_OWN_RESET: u32 = 13;
+const MARK_UNTIMED: u32 = 15;
 
 /// A backend that takes longer is closed.
 const CLEAN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,6 +56,7 @@ impl<T: Transport> Shard<T> {
         backend.state = BackendState::Cleaning(Stage::Draining);
         backend.deadline = Some(deadline);
         backend.paused = false;
+        backend.served = true;
         if !self.leave_kept(id) {
             return;
         }
@@ -171,6 +173,23 @@ impl<T: Transport> Shard<T> {
         backend.probed = now;
         backend.probing = true;
         if !self.ask_own(id, b"", MARK_PROBE) {
+            self.close_backend(id, Close::Now);
+        }
+    }
+
+    /// What ends an idle client must not end the backend that it leaves behind, perhaps just when another client is given
+    /// it. The client's time QCP looks after (`deadlines`).
+    #[cold]
+    pub(super) fn end_idle_timeout(&mut self, id: BackendId) {
+        let deadline = self.io.now() + CLEAN_TIMEOUT;
+        let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
+        backend.state = BackendState::Cleaning(Stage::Resetting);
+        backend.deadline = Some(deadline);
+        let changed = self.vectors.change(backend.has, parameters::IDLE_SESSION_TIMEOUT, "0");
+        if let Ok(has) = changed {
+            backend.has = has;
+        }
+        if changed.is_err() || !self.ask_own(id, b"SET idle_session_timeout = 0", MARK_UNTIMED) {
             self.close_backend(id, Close::Now);
         }
     }

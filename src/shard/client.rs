@@ -247,7 +247,7 @@ impl<T: Transport> Shard<T> {
     }
 
     /// The tag of the request that a client waits with.
-    fn first_tag(&self, id: ClientId) -> Option<u8> {
+    pub(super) fn first_tag(&self, id: ClientId) -> Option<u8> {
         let client = self.clients.get(id.index, id.generation)?;
         let stashed = client.stash.bytes().first().copied();
         stashed.or_else(|| client.pending.iter(&self.nodes).next().and_then(|bytes| bytes.first().copied()))

@@ -81,7 +81,7 @@ impl<T: Transport> Shard<T> {
             } else {
                 let name = format!("{}/{}", pool.key.database, pool.key.user);
                 let waiting = pool.part.waiting();
-                let fault = Fault::QueueTimeout { pool: name, waiting, waited, oldest: self.oldest_transaction(id) };
+                let fault = Fault::QueueTimeout { pool: name, waiting, waited, held: self.held(id) };
                 self.refuse_request(client, &fault);
             }
         }
@@ -105,11 +105,16 @@ impl<T: Transport> Shard<T> {
             }
             self.tell_waiting(ClientId { index, generation });
             let Some(client) = self.clients.get(index, generation) else { continue };
-            let idle_max = match (&client.state, client.pool) {
-                (ClientState::Ready, Some(pool)) => self.pools.get(pool).settings.timeouts.client_idle,
-                _ => Duration::ZERO,
-            };
-            if !idle_max.is_zero() && client.active.age(stamp) >= idle_max {
+            let (ClientState::Ready, Some(pool)) = (&client.state, client.pool) else { continue };
+            let settings = &self.pools.get(pool).settings;
+            // Its own `idle_session_timeout`: no backend has it while it has none.
+            let own =
+                if settings.preserve.is_some() { self.vectors.idle_session(client.wanted) } else { Duration::ZERO };
+            let idle = client.active.age(stamp);
+            let over = |limit: Duration| !limit.is_zero() && idle >= limit;
+            if over(own) {
+                self.fail(ClientId { index, generation }, &Fault::SessionIdle);
+            } else if over(settings.timeouts.client_idle) {
                 self.fail(ClientId { index, generation }, &Fault::ClientIdle);
             }
         }
@@ -128,7 +133,7 @@ impl<T: Transport> Shard<T> {
         }
         let (connection, waiting) = (client.connection, entry.part.waiting());
         let name = format!("{}/{}", entry.key.database, entry.key.user);
-        let text = fault::queue_notice(&name, waited, waiting, self.oldest_transaction(pool));
+        let text = fault::queue_notice(&name, waited, waiting, &self.held(pool));
         self.client(id).expect("looked up above").noticed = true;
         let fields = ErrorFields::new(Severity::Notice, SqlState::SUCCESSFUL_COMPLETION, &text);
         self.write(connection, text.len() + 64, |writer| {
@@ -227,7 +232,7 @@ impl<T: Transport> Shard<T> {
             if cancelled.is_none() {
                 log::info!("{}: a query is cancelled (limits.query_timeout)", self.pool_name_of(id));
             }
-            self.cancel_query(id);
+            self.cancel_request(id);
         }
         false
     }

@@ -4,12 +4,14 @@ use crate::control::report::metrics::Measured;
 use crate::ids::{BackendId, ClientId};
 use crate::io::{Close, Transport};
 use crate::pool::{Checkin, Checkout};
-use crate::protocol::TransactionStatus;
+use crate::protocol::error::field;
+use crate::protocol::{TransactionStatus, reader};
 use crate::session::RelayMode;
-use crate::session::fault::Fault;
+use crate::session::fault::{Fault, Held};
+use crate::session::parameters::VectorId;
 
 use super::clean::Stage;
-use super::{BackendState, ClientState, Purpose, Shard, Stamp, Unnamed};
+use super::{BackendState, ClientState, Purpose, Shard, Stamp, Tick, Unnamed};
 
 /// Mark of the query that replays a client's settings.
 pub(super) const MARK_REPLAY: u32 = 2;
@@ -59,7 +61,7 @@ impl<T: Transport> Shard<T> {
                     let entry = self.pools.get(pool);
                     let name = format!("{}/{}", entry.key.database, entry.key.user);
                     let waiting = entry.part.waiting();
-                    return Err(Fault::QueueFull { pool: name, waiting, oldest: self.oldest_transaction(pool) });
+                    return Err(Fault::QueueFull { pool: name, waiting, held: self.held(pool) });
                 }
             }
             return Ok(());
@@ -134,10 +136,51 @@ impl<T: Transport> Shard<T> {
                 self.fail(id, &Fault::NoMemory);
                 return;
             }
-            let wanted = self.vectors.hold(wanted);
-            let backend = self.backend(backend).expect("looked up above");
-            backend.has = wanted;
-            self.vectors.let_go(has);
+            let doubtful = self.vectors.is_doubtful(has) || self.vectors.is_doubtful(wanted);
+            let link = self.backends.get_mut(backend.index, backend.generation).expect("looked up above");
+            link.kept.proving = doubtful && link.pipeline.is_busy();
+            if !link.kept.proving {
+                link.has = self.vectors.hold(wanted);
+                self.vectors.let_go(has);
+            }
+        }
+    }
+
+    /// What the client's settings were to be is what they are: its request, which has waited for that, goes on.
+    pub(super) fn on_replayed(&mut self, id: BackendId) {
+        let Some(client) = self.client_of(id) else { return };
+        let Some(wanted) = self.client(client).map(|client| client.wanted) else { return };
+        let link = self.backends.get_mut(id.index, id.generation).expect("a linked backend is there");
+        if std::mem::take(&mut link.kept.proving) {
+            let held = self.vectors.hold(wanted);
+            self.vectors.let_go(std::mem::replace(&mut link.has, held));
+        }
+    }
+
+    /// The server does not give the client its settings, and nothing of the client's has gone there. Where those of another
+    /// were to be undone for it, that may be why: that backend is brought back to what it was after its login, and the
+    /// client gets what there is then. Otherwise it reads why, and stays.
+    #[cold]
+    pub(super) fn on_replay_refused(&mut self, id: BackendId, client_id: ClientId, message: &[u8]) {
+        let Some(link) = self.backend(id) else { return };
+        let (has, served, fatal, pool) = (link.has, link.served, link.fatal, link.pool);
+        let Some(client) = self.client(client_id) else { return };
+        let (connection, wanted) = (client.connection, client.wanted);
+        // Nothing takes back that a session has had temporary tables.
+        let marred = served && self.vectors.get(wanted, "temp_buffers").is_some() && self.can_replace(pool);
+        let is_own = has == VectorId::NEUTRAL && !marred && !fatal;
+        let text = reader::fields(message).get(field::MESSAGE).map(String::from_utf8_lossy).unwrap_or_default();
+        log::info!("{}: the settings of {} were refused: {text}", self.pool_name(pool), self.peer(connection));
+        self.backend(id).expect("looked up above").tainted |= marred;
+        self.clean(id, false);
+        let client = self.client(client_id).expect("looked up above");
+        client.state = ClientState::Ready;
+        if is_own {
+            return self.refuse_for_settings(client_id, message);
+        }
+        match self.checkout(client_id) {
+            Ok(()) => self.resume_client(client_id),
+            Err(fault) => self.refuse_request(client_id, &fault),
         }
     }
 
@@ -156,6 +199,7 @@ impl<T: Transport> Shard<T> {
         );
         backend.state = BackendState::Linked(id);
         backend.unnamed = Unnamed::Others;
+        backend.kept.deallocates = None;
         backend.stalled = None;
     }
 
@@ -207,7 +251,9 @@ impl<T: Transport> Shard<T> {
         }
         if !backend.kept.is_clean() {
             // Something of the session stays here, or may: the server is asked, once.
-            if backend.kept.asked.is_none() && !backend.kept.suspects.is_empty() && mode != RelayMode::Session {
+            let unanswered = backend.kept.is_unanswered(backend.asked);
+            let suspects = !backend.kept.suspects.is_empty() && !unanswered;
+            if backend.kept.asked.is_none() && suspects && mode != RelayMode::Session {
                 self.begin_question(id);
             } else if backend.kept.asked.is_none() && mode != RelayMode::Session && !self.go_on_sharing(id) {
                 let link = self.backend(id).expect("looked up above");
@@ -223,6 +269,7 @@ impl<T: Transport> Shard<T> {
         }
         let link = self.backend(id).expect("looked up above");
         link.kept.forget();
+        link.served = true;
         let (pool, asked) = (link.pool, link.asked);
         let active = Stamp::new(asked);
         let moves = self.has_leaving && self.pools.get(pool).is_left();
@@ -247,8 +294,11 @@ impl<T: Transport> Shard<T> {
     /// A clean backend without a client: it is handed on when the event is through.
     #[inline]
     pub(super) fn give_back(&mut self, id: BackendId) {
-        let Some(backend) = self.backend(id) else { return };
+        let Some(backend) = self.backends.get_mut(id.index, id.generation) else { return };
         assert!(backend.pipeline.is_whole(), "only a whole backend goes back");
+        if !self.vectors.idle_session(backend.has).is_zero() {
+            return self.end_idle_timeout(id);
+        }
         backend.state = BackendState::Cleaning(Stage::Done);
         self.returned.push_back(id);
     }
@@ -309,12 +359,28 @@ impl<T: Transport> Shard<T> {
         }
     }
 
-    /// How long the longest of this part's links lasts by now, for those who wait for one to end.
-    pub(super) fn oldest_transaction(&self, pool: crate::ids::PoolId) -> Option<std::time::Duration> {
-        let linked = |backend: &super::Backend| matches!(backend.state, BackendState::Linked(_));
-        let linked = self.backends.iter().filter(|(_, _, backend)| backend.pool == pool && linked(backend));
-        let oldest = linked.map(|(_, _, backend)| backend.lent_at).min()?;
-        Some(self.io.now().duration_since(oldest))
+    /// What keeps this part's backends, for those who wait for one.
+    pub(super) fn held(&self, pool: crate::ids::PoolId) -> Held {
+        let now = self.io.now();
+        let mut held = Held::default();
+        for (_, _, backend) in self.backends.iter().filter(|(_, _, backend)| backend.pool == pool) {
+            if !matches!(backend.state, BackendState::Linked(_)) {
+                continue;
+            }
+            let idle = !backend.pipeline.is_client_busy() && backend.pipeline.status() == TransactionStatus::Idle;
+            let reasons = backend.kept.pin_names();
+            if !idle || reasons.is_empty() {
+                let since = match reasons.is_empty() {
+                    true => now.duration_since(backend.lent_at),
+                    false => backend.begun.until(Tick::new(self.started, now)),
+                };
+                held.oldest = held.oldest.max(Some(since));
+            }
+            held.pinned += usize::from(!reasons.is_empty());
+            let news: Vec<String> = reasons.into_iter().filter(|reason| !held.reasons.contains(reason)).collect();
+            held.reasons.extend(news);
+        }
+        held
     }
 
     /// What the last ReadyForQuery on the client's backend said; Idle without one.

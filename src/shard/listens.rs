@@ -40,8 +40,8 @@ const MARK_UNLISTEN: u32 = 9;
 /// Mark of the query that has a backend listen on what its client does.
 pub(super) const MARK_REAL: u32 = 10;
 
-/// The channel of the marks.
-const MARK_CHANNEL: &[u8] = b"qcp_mark";
+/// The channel of the marks: one that no application has.
+const MARK_CHANNEL: &str = "qcp_mark_9c1e5b07d2a84f36";
 /// Bytes of notifications that wait for one client.
 const HELD_MAX: usize = 1 << 20;
 /// Bytes of one query of a listener's; and of the names that one client may have there.

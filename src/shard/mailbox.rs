@@ -99,6 +99,11 @@ pub enum Mail {
     },
     /// A client has asked for the last value of a sequence, in a pool of this database.
     LastValues(Box<str>),
+    /// A transaction changes functions, triggers or the like, so that texts may do what they did not; or it has ended.
+    Change {
+        /// Which of both.
+        begins: bool,
+    },
     /// What a client at the console is answered.
     Told(ClientId, Told),
     /// Close the client with this process id; whether there was one.
@@ -212,7 +217,7 @@ pub mod reached {
             // Of the console and of real sockets, which are not simulated.
             Mail::Told(..) | Mail::KillClient(..) | Mail::Listen(..) | Mail::Close(..) | Mail::SeeOff(_) => return,
             // Of kept sessions, which are not either.
-            Mail::LastValues(_) => return,
+            Mail::LastValues(_) | Mail::Change { .. } => return,
         };
         let mut seen = SEEN.get();
         seen[kind] += 1;

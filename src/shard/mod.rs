@@ -40,11 +40,13 @@ mod requests;
 mod room;
 mod servers;
 mod slow;
+mod spliced;
 mod statements;
 mod stats;
 mod tables;
 pub mod tally;
 pub mod tls;
+mod unnamed;
 mod welcome;
 
 use std::collections::{HashMap, VecDeque};
@@ -208,6 +210,8 @@ pub struct Shard<T: Transport> {
     /// What it has found in texts that come again.
     classes: Classes,
     learned: Learned,
+    /// Backends on which a transaction changes what texts do.
+    changing: Vec<BackendId>,
     listeners: Vec<Option<listens::Listener>>,
     /// Whom a notification is for.
     ears: Vec<ClientId>,
@@ -296,6 +300,7 @@ impl<T: Transport> Shard<T> {
             scanner: Scanner::default(),
             classes: Classes::default(),
             learned: Learned::default(),
+            changing: Vec::new(),
             listeners: Vec::new(),
             ears: Vec::new(),
             sql: Vec::with_capacity(4096),
@@ -467,6 +472,7 @@ impl<T: Transport> Shard<T> {
             Mail::Room { server, from, serial, waits } => self.on_room(server, from, serial, waits),
             Mail::Role { server, role, promoted } => self.on_role_elsewhere(&server, role, promoted),
             Mail::LastValues(database) => self.pools.ask_last_values(&database),
+            Mail::Change { begins } => self.on_change_elsewhere(begins),
             Mail::Told(client, told) => self.on_told(client, told),
             Mail::KillClient(process_id, answer) => {
                 let _ = answer.send(self.kill_client(process_id));

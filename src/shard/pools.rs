@@ -144,6 +144,8 @@ pub(super) struct Pool {
     pub totals: Box<Totals>,
     /// By the server's own settings, backslashes escape in plain constants.
     pub backslashes: bool,
+    /// Its backends are logged in as a superuser.
+    pub is_superusers: bool,
     /// Clients have asked for the last values of sequences.
     pub last_values: bool,
     /// For each shard, places that came from it less those that went there.
@@ -180,6 +182,7 @@ impl Pool {
         let is_off =
             |(name, value): &(Box<str>, Box<str>)| &**name == "standard_conforming_strings" && &**value == "off";
         self.backslashes = reported.iter().any(is_off);
+        self.is_superusers = reported.iter().any(|(name, value)| &**name == "is_superuser" && &**value == "on");
         self.parameters = reported;
     }
 }
@@ -269,6 +272,7 @@ impl Pools {
             trouble: None,
             totals: Box::default(),
             backslashes: false,
+            is_superusers: false,
             last_values: self.last_values.contains(&*key.database),
             borrowed: vec![0; shard_count as usize].into_boxed_slice(),
             homes,

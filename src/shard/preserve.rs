@@ -4,21 +4,26 @@
 //!
 //! Invariant: a backend is not lent to another client while something is suspected or pinned.
 
+use std::hash::BuildHasher;
+
+use foldhash::fast::FixedState;
+
 use crate::ids::{BackendId, ClientId};
 use crate::io::Transport;
 use crate::memory::Slice;
 use crate::protocol::{HEAD_SIZE, reader};
 use crate::session::parameters::{self, Setting, VectorId};
-use crate::session::pipeline::Expect;
-use crate::session::prepared::{self, Number};
-use crate::session::scanner::{self, Effects, Found, Only};
+use crate::session::prepared::Number;
+use crate::session::scanner::{self, Effects, Found, Only, Sieve};
 use crate::session::suspects::{Answer, Suspects};
 use crate::session::{RelayMode, Transparency};
 
-use super::Shard;
 use super::listens::Share;
+use super::mailbox::Mail;
 use super::relay::{Request, Verdict};
+use super::spliced::{MARK_DEALLOCATE, MARK_FORGETS};
 use super::statements::Class;
+use super::{Shard, Tick};
 
 mod resets;
 mod sequences;
@@ -27,16 +32,18 @@ pub(super) use sequences::LastValues;
 
 /// Mark of the question behind a transaction.
 pub(super) const MARK_CHECK: u32 = 6;
-/// Set in the mark of a query that is DEALLOCATE of the statement of this number.
-pub(super) const MARK_DEALLOCATE: u32 = 1 << 31;
-/// Mark of a query of the client's that may take prepared statements away.
-pub(super) const MARK_FORGETS: u32 = 1 << 30;
-/// Mark of a query that is EXECUTE of a statement of the protocol.
-pub(super) const MARK_EXECUTES: u32 = 1 << 29;
+/// Mark of a question that is not the last of those asked at once.
+pub(super) const MARK_CHECK_AHEAD: u32 = 16;
+/// Of [`Kept::path`].
+const UNKNOWN_PATH: u64 = u64::MAX;
+/// An arbitrary odd number.
+const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Rows of the answer are read up to this size.
 pub(super) const ROW_SIZE_MAX: u32 = 16 * 1024;
 /// Bytes of the names of transactions that one client has prepared and not decided.
 const HELD_SIZE_MAX: usize = 2048;
+/// Times that a question is asked behind one request.
+const ASKED_MAX: u8 = 2;
 /// Settings of one backend that are remembered as the server's own.
 const UNSET_MAX: usize = 16;
 
@@ -61,8 +68,23 @@ pub(super) struct Kept {
     parameters: bool,
     /// The error of the EXECUTE under way has been given already.
     pub told: bool,
+    /// The statement that the EXECUTE under way names.
+    pub executes: Number,
+    /// The unnamed statement is DEALLOCATE of this one, which the client calls so; or the query under way is.
+    pub deallocates: Option<(Number, Box<[u8]>)>,
+    /// In the unnamed statement a name has been put in: it is put together anew for each Bind, as the name may stand for another.
+    pub spliced: bool,
+    /// A portal has been executed that may have taken prepared statements away.
+    pub forgets: bool,
     /// Until the transaction ends, what texts mean may be another matter than `has` says.
     pub doubt: bool,
+    /// Which texts were run since it is so: with the same ones the settings are the same. [`UNKNOWN_PATH`] where values do not stand
+    /// in the texts; 0 without doubt.
+    path: u64,
+    /// The question that is under way will say.
+    settles: bool,
+    /// The transaction changes functions, triggers or the like: what texts do.
+    changes: bool,
     /// Statements that were prepared under settings other than those they are known by.
     foreign: Vec<Number>,
     /// The client is gone and left something: DISCARD ALL before anybody else.
@@ -85,10 +107,19 @@ pub(super) struct Kept {
     pub real: bool,
     /// It must, before the text under way goes there.
     pub wants_real: bool,
+    /// What gives the backend its client's settings may be refused, and is under way: nothing of the client's goes there
+    /// before it is done, and till then `has` is what was there before.
+    pub proving: bool,
+    /// What the client waits for is to be cancelled, when the queries of our own before it are done.
+    pub cancel_waits: bool,
+    /// When the client's last request began behind which a question was refused, and how often it was.
+    pub unanswered: Option<(Tick, u8)>,
     /// A text about to go there asks for last values of sequences, and those that are there are another client's.
     strange_values: bool,
     /// A request that may change on what it listens is, or will be, under way: what comes behind it waits.
     pub unsettled: bool,
+    /// Of the text that is passing, as it is too long to be here at once.
+    sieve: Option<Box<Sieve>>,
     /// Since the last question an error, or a ROLLBACK, has taken something back.
     pub undone: bool,
     /// What the client has said UNLISTEN of in its transaction; `None`: of all.
@@ -129,9 +160,34 @@ impl Kept {
         self.hears || self.notified || self.resets || self.reset.is_some()
     }
 
+    /// Whether the server has been asked in vain what this request has left behind, which began at `asked`: it is asked
+    /// again behind the next one, and the client stays until then.
+    pub(super) fn is_unanswered(&self, asked: Tick) -> bool {
+        self.unanswered.is_some_and(|(at, times)| at == asked && times >= ASKED_MAX)
+    }
+
     /// Whether the client's channels are between two connections.
     pub(super) fn is_leaving(&self) -> bool {
         self.share.as_ref().is_some_and(|share| !share.is_open())
+    }
+
+    /// Whether the client has, or may have, statements here under names of its own.
+    pub(super) fn has_own_names(&self) -> bool {
+        let asked = self.asked.as_ref().map(|asked| asked.suspects.effects());
+        let suspected = self.suspects.effects().and(asked.unwrap_or(Effects::NONE));
+        self.pins.has(Effects::PREPARED) || suspected.has(Effects::PREPARES)
+    }
+
+    /// The mark of an Execute that comes now: whether it may take prepared statements away.
+    #[inline]
+    pub(super) fn mark_execute(&mut self) -> u32 {
+        let mark = match &self.deallocates {
+            Some((number, _)) => MARK_DEALLOCATE | number,
+            None if self.suspects.effects().has(Effects::PREPARED) => MARK_FORGETS,
+            None => return 0,
+        };
+        self.forgets = true;
+        mark
     }
 
     /// What keeps the client here, for people.
@@ -146,7 +202,9 @@ impl Kept {
             (Effects::SEQUENCE, "last value of a sequence"),
             (Effects::LASTING, "LOAD, setseed or what cannot be asked about"),
         ];
-        NAMES.iter().filter(|(kind, _)| self.pins.has(*kind)).map(|(_, name)| (*name).to_owned()).collect()
+        let pins = NAMES.iter().filter(|(kind, _)| self.pins.has(*kind)).map(|(_, name)| *name);
+        let unanswered = self.unanswered.map(|_| "an unanswered question");
+        pins.chain(unanswered).map(str::to_owned).collect()
     }
 
     /// Whether the query under way gives settings their first values.
@@ -156,7 +214,7 @@ impl Kept {
 
     /// The client is gone: what it left must be taken away. `false`: that cannot be done.
     pub(super) fn on_client_gone(&mut self) -> bool {
-        self.must_reset = !self.is_clean();
+        self.must_reset = !self.is_clean() || self.proving;
         let lasting = self.pins.has(Effects::LASTING.and(Effects::SEQUENCE));
         self.forget();
         !lasting
@@ -171,6 +229,9 @@ impl Kept {
         self.pinned_since = None;
         self.reset = None;
         self.doubt = false;
+        self.path = 0;
+        self.settles = false;
+        self.changes = false;
         self.parameters = false;
         self.share = None;
         self.refused = false;
@@ -182,7 +243,14 @@ impl Kept {
         self.real = false;
         self.wants_real = false;
         self.strange_values = false;
+        self.proving = false;
+        self.cancel_waits = false;
+        self.unanswered = None;
         self.told = false;
+        self.sieve = None;
+        self.deallocates = None;
+        self.spliced = false;
+        self.forgets = false;
         self.unsettled = false;
         self.undone = false;
         self.unlistened.clear();
@@ -201,16 +269,16 @@ impl<T: Transport> Shard<T> {
     ) -> Option<Verdict> {
         let message = &bytes[request.at..request.at + request.available];
         if request.available < request.size as usize {
-            self.suspect(backend, Effects::OPAQUE);
+            self.begin_sifting(backend, &message[HEAD_SIZE.min(message.len())..]);
             return None;
         }
         let text = reader::query(message).ok()?;
         let known = self.backend(backend)?.kept.suspects.is_empty();
         let found = self.note_text(backend, text)?;
         match found.only? {
-            Only::Prepared { name, deallocates } => {
-                let size = name.len();
-                let (before, after) = (&text[..name.start], &text[name.start + size..]);
+            only @ (Only::Prepared { .. } | Only::Prepares { .. }) => {
+                let (name, deallocates) = only.named()?;
+                let (before, after) = (&text[..name.start], &text[name.end..]);
                 self.splice(id, backend, (before, &text[name], after), deallocates, request, bytes, run)
             }
             only => {
@@ -230,21 +298,67 @@ impl<T: Transport> Shard<T> {
 
     /// The values of a Bind, where a statement takes names of settings from them: what may be one is suspected.
     pub(super) fn note_values(&mut self, backend: BackendId, message: &[u8], whole: bool) {
-        let Some(link) = self.backend(backend) else { return };
+        let Some(link) = self.backends.get_mut(backend.index, backend.generation) else { return };
         if !link.kept.parameters {
             return;
         }
+        let super::BackendState::Linked(client) = link.state else { return };
+        let client = self.clients.get(client.index, client.generation);
+        let begun_with = client.is_some_and(|client| client.startup != VectorId::NEUTRAL);
         let suspects = &mut link.kept.suspects;
         let Some(values) = reader::bind_values(message).ok().filter(|_| whole) else {
             link.kept.pins = link.kept.pins.and(Effects::LASTING);
             return;
         };
-        for value in values.flatten() {
-            let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$');
-            if !value.is_empty() && value.len() <= 128 && value.iter().all(is_name) {
+        for value in values {
+            let Some(value) = value else {
+                // A setting that is set to NULL has the value again that the session began with.
+                if begun_with {
+                    suspects.add(Effects::ANY_SETTING.and(Effects::RESETS));
+                    link.kept.resets = true;
+                }
+                continue;
+            };
+            let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$' | 0x80..);
+            if value.is_empty() || !value.iter().all(is_name) {
+                continue;
+            }
+            if value.len() > 128 || !value.is_ascii() || value.eq_ignore_ascii_case(b"seed") {
+                // Nobody can ask for it, or not by this name.
+                link.kept.pins = link.kept.pins.and(Effects::LASTING);
+            } else {
                 suspects.add(Effects::SETTINGS);
                 suspects.add_name(&value.to_ascii_lowercase());
             }
+        }
+    }
+
+    /// The beginning of a text that is too long to be here at once: what comes of it is looked at as it passes.
+    fn begin_sifting(&mut self, backend: BackendId, piece: &[u8]) {
+        if let Some(link) = self.backend(backend) {
+            link.kept.sieve = Some(Box::default());
+            self.sift(backend, piece, false);
+        }
+    }
+
+    /// More of a client's message; the last of it.
+    #[inline]
+    pub(super) fn on_rest(&mut self, id: ClientId, piece: &[u8], last: bool) {
+        let Some(backend) = self.backend_of(id) else { return };
+        if self.backend(backend).is_some_and(|link| link.kept.sieve.is_some()) {
+            self.sift(backend, piece, last);
+        }
+    }
+
+    fn sift(&mut self, backend: BackendId, piece: &[u8], last: bool) {
+        let Some(mut sieve) = self.backend(backend).and_then(|link| link.kept.sieve.take()) else { return };
+        let effects = self.scanner.sift(&mut sieve, piece, last).and(Effects::OPAQUE).and(Effects::PARSER);
+        let found = Found { effects, only: None, fingerprint: 0 };
+        if self.note_scanned(backend, &found, 0).is_some() {
+            self.note_listens(backend, found.effects, b"", false);
+        }
+        if let Some(link) = self.backend(backend).filter(|_| !last) {
+            link.kept.sieve = Some(sieve);
         }
     }
 
@@ -315,7 +429,8 @@ impl<T: Transport> Shard<T> {
         self.client_of(backend)?;
         let backslashes = self.has_backslashes(backend);
         let found = self.classes.scan(&mut self.scanner, text, backslashes);
-        self.note_scanned(backend, &found)?;
+        let constants = if found.effects.has(Effects::PARSER) { FixedState::default().hash_one(text) } else { 0 };
+        self.note_scanned(backend, &found, constants)?;
         self.note_listens(backend, found.effects, text, backslashes);
         if found.effects.has(Effects::TWO_PHASE) {
             self.note_prepared(backend, text);
@@ -332,8 +447,9 @@ impl<T: Transport> Shard<T> {
         strings.map_or(self.pools.get(link.pool).backslashes, |value| value == "off")
     }
 
-    /// What was found in a text that is about to run; names of settings are the scanner's last.
-    fn note_scanned(&mut self, backend: BackendId, found: &Found) -> Option<()> {
+    /// What was found in a text that is about to run; names of settings are the scanner's last. `constants`: a number of the text with
+    /// its constants, if it changes settings that decide what texts mean; 0 is of one that is not known.
+    fn note_scanned(&mut self, backend: BackendId, found: &Found, constants: u64) -> Option<()> {
         let random = self.next_random();
         let Self { scanner, clients, vectors, .. } = self;
         let link = self.backends.get(backend.index, backend.generation)?;
@@ -344,9 +460,9 @@ impl<T: Transport> Shard<T> {
         let resets = found.effects.has(Effects::RESETS)
             && startup != VectorId::NEUTRAL
             && (found.effects.has(Effects::ANY_SETTING) || scanner.names().any(begun_with));
-        self.note_found(backend, found, random);
+        self.note_found(backend, found, constants, random);
         if resets {
-            self.suspect(backend, Effects::ANY_SETTING);
+            self.suspect(backend, Effects::ANY_SETTING.and(Effects::RESETS));
             self.backend(backend)?.kept.resets = true;
         }
         Some(())
@@ -377,12 +493,13 @@ impl<T: Transport> Shard<T> {
     }
 
     /// A text of the unnamed statement, as far as it is here.
-    pub(super) fn note_unnamed(&mut self, backend: BackendId, message: &[u8], whole: bool) {
+    pub(super) fn note_unnamed(&mut self, backend: BackendId, message: &[u8], whole: bool) -> Option<Found> {
         match reader::parse(message) {
-            Ok(parse) if whole => {
-                self.note_text(backend, parse.query);
+            Ok(parse) if whole => self.note_text(backend, parse.query),
+            _ => {
+                self.begin_sifting(backend, &message[HEAD_SIZE.min(message.len())..]);
+                None
             }
-            _ => self.suspect(backend, Effects::OPAQUE),
         }
     }
 
@@ -400,7 +517,7 @@ impl<T: Transport> Shard<T> {
         };
         let found = Found { effects: class.effects, only: None, fingerprint: class.fingerprint };
         self.scanner.recall(class.names());
-        if self.note_scanned(backend, &found).is_none() {
+        if self.note_scanned(backend, &found, u64::from(number)).is_none() {
             return;
         }
         // Which channels, or transactions, only the text says.
@@ -425,8 +542,9 @@ impl<T: Transport> Shard<T> {
     }
 
     /// `found` in a text of the client's; names of settings are the scanner's last.
-    fn note_found(&mut self, backend: BackendId, found: &Found, random: u64) {
-        let Self { scanner, backends, pools, learned, .. } = self;
+    fn note_found(&mut self, backend: BackendId, found: &Found, constants: u64, random: u64) {
+        self.end_changes();
+        let Self { scanner, backends, pools, learned, vectors, changing, .. } = self;
         let Some(link) = backends.get_mut(backend.index, backend.generation) else { return };
         let pool = pools.get_mut(link.pool);
         let mut effects = found.effects;
@@ -442,30 +560,48 @@ impl<T: Transport> Shard<T> {
                 link.kept.suspects.add_name(name);
             }
         }
-        link.kept.doubt |= effects.has(Effects::PARSER);
+        if effects.has(Effects::PARSER) {
+            (link.kept.doubt, link.kept.settles) = (true, false);
+            let computed = Effects::OPAQUE.and(Effects::PARAMETER).and(Effects::LASTING).and(Effects::ANY_SETTING);
+            if constants == 0 || effects.has(computed) {
+                link.kept.path = UNKNOWN_PATH;
+            }
+        }
+        if link.kept.doubt && link.kept.path != UNKNOWN_PATH {
+            let path = link.kept.path ^ if effects.has(Effects::PARSER) { constants } else { found.fingerprint };
+            link.kept.path = path.wrapping_mul(ODD).rotate_left(29);
+        }
         link.kept.parameters |= effects.has(Effects::PARAMETER);
         effects = effects.without(Effects::PARSER.and(Effects::PARAMETER));
-        if effects.has(Effects::RELEARN) {
-            learned.forget();
+        let changes = effects.has(Effects::RELEARN) && !std::mem::replace(&mut link.kept.changes, true);
+        if changes {
+            changing.push(backend);
+            learned.begin_change();
         }
         if let super::BackendState::Linked(client) = link.state {
             link.kept.strange_values |= link.last_values.note(client, effects);
         }
-        // Only where somebody asks for last values does it matter who has them.
-        let first = effects.has(Effects::LAST_VALUE) && !pool.last_values;
+        // Only where somebody asks for last values does it matter who has them; that nobody knows what a text asks for is no reason.
+        let unseen = Effects::UNSEEN.without(Effects::PARSER);
+        let first = effects.has(Effects::LAST_VALUE) && effects.common(Effects::UNSEEN) != unseen && !pool.last_values;
         pool.last_values |= first;
         let sequence = if pool.last_values { Effects::SEQUENCE } else { Effects::NONE };
         let pins = effects.common(Effects::LASTING.and(sequence));
         link.kept.pins = link.kept.pins.and(pins);
         let asked = Effects::RELEARN.and(Effects::LAST_VALUE).and(Effects::TWO_PHASE).and(Effects::LASTING);
-        let asked = asked.and(Effects::NOTIFY).and(Effects::RESETS);
+        let asked = asked.and(Effects::NOTIFY).and(Effects::RESETS).and(Effects::EXECUTES);
         link.kept.suspects.add(effects.without(asked.and(Effects::SEQUENCE)));
         if holds {
             // It, or somebody else, may have decided.
             link.kept.suspects.add(Effects::TWO_PHASE);
         }
         match pool.settings.preserve {
-            Some(Transparency::Balanced) => learned.on_text(found, random, &mut link.kept.suspects),
+            Some(Transparency::Balanced) => {
+                // What a text does depends on the pool, and on settings.
+                let place = u64::from(pool.serial) ^ vectors.projection(link.has) ^ link.kept.path;
+                let place = (link.kept.path != UNKNOWN_PATH).then_some(place.wrapping_mul(ODD));
+                learned.on_text(found, place, random, &mut link.kept.suspects);
+            }
             Some(Transparency::Strict) => link.kept.suspects.add(Effects::OPAQUE),
             Some(Transparency::Fast) | None => {}
         }
@@ -473,26 +609,91 @@ impl<T: Transport> Shard<T> {
             let database = pool.key.database.clone();
             self.tell_last_values(&database);
         }
+        if changes {
+            self.tell_others(|| Mail::Change { begins: true });
+        }
+    }
+
+    /// Transactions that changed what texts do, by a function, a trigger, are over, or their backends are gone.
+    fn end_changes(&mut self) {
+        if self.changing.is_empty() {
+            return;
+        }
+        let Self { changing, backends, .. } = self;
+        let before = changing.len();
+        changing.retain(|id| backends.get(id.index, id.generation).is_some_and(|link| link.kept.changes));
+        for _ in changing.len()..before {
+            self.learned.end_change();
+            self.tell_others(|| Mail::Change { begins: false });
+        }
+    }
+
+    /// The same on another shard.
+    pub(super) fn on_change_elsewhere(&mut self, begins: bool) {
+        match begins {
+            true => self.learned.begin_change(),
+            false => self.learned.end_change(),
+        }
     }
 
     /// The transaction is over and something is suspected: asks the server what is true.
     pub(super) fn begin_question(&mut self, id: BackendId) {
+        if let Some(link) = self.backend(id) {
+            link.kept.settles = link.kept.doubt;
+            link.kept.changes = false;
+        }
+        self.end_changes();
         let Some(client) = self.client_of(id) else { return };
         let Some(wanted) = self.client(client).map(|client| client.wanted) else { return };
         let mut sql = std::mem::take(&mut self.sql);
         sql.clear();
         let link = self.backends.get_mut(id.index, id.generation).expect("the caller has looked it up");
-        let suspects = std::mem::take(&mut link.kept.suspects);
+        let mut suspects = std::mem::take(&mut link.kept.suspects);
+        if !self.pools.get(link.pool).is_superusers {
+            suspects.ask_what_superusers_set();
+        }
         link.kept.refused = false;
         let known = self.vectors.settings(wanted).iter().map(|setting| &*setting.name);
         suspects.write_question(known, &link.kept.held, &mut sql);
         let undone = std::mem::take(&mut link.kept.undone);
         link.kept.asked = Some(Box::new(Asked { suspects, answer: Answer::default(), undone }));
-        let asked = self.ask_own(id, &sql, MARK_CHECK);
-        self.sql = sql;
+        let asked = self.ask_question(id, client, sql);
         if !asked {
             self.fail(client, &crate::session::fault::Fault::NoMemory);
         }
+    }
+
+    /// Asks so that what the client has set for its own statements does not hold for these. `false`: no memory.
+    fn ask_question(&mut self, id: BackendId, client: ClientId, mut sql: Vec<u8>) -> bool {
+        let link = self.backends.get(id.index, id.generation).expect("the caller has looked it up");
+        let client = self.clients.get(client.index, client.generation).expect("a linked client is there");
+        let names = || link.kept.asked.iter().flat_map(|asked| asked.suspects.names());
+        let may_have = |name: &str| {
+            self.vectors.get(client.wanted, name).is_some() || names().any(|known| known == name.as_bytes())
+        };
+        let waits = may_have("default_transaction_isolation") || may_have("default_transaction_deferrable");
+        // Whether what it began with has been reset, only an answer without a value can say.
+        let is_limited = may_have(parameters::STATEMENT_TIMEOUT)
+            && self.vectors.get(client.startup, parameters::STATEMENT_TIMEOUT).is_none();
+        if is_limited {
+            sql.splice(0..0, *b"SET LOCAL statement_timeout = 0;");
+        }
+        if waits {
+            sql.splice(0..0, parameters::NO_WAITING.iter().copied());
+        }
+        let mark = if is_limited { MARK_CHECK_AHEAD } else { MARK_CHECK };
+        let mut asked = self.ask_own(id, &sql, mark);
+        if asked && is_limited {
+            // The last value of a name is the one that is taken.
+            sql.clear();
+            sql.extend_from_slice(if waits { parameters::NO_WAITING } else { b"" });
+            sql.extend_from_slice(
+                b"SELECT n,pg_catalog.current_setting(n,true) FROM pg_catalog.unnest(ARRAY['statement_timeout']) n",
+            );
+            asked = self.ask_own(id, &sql, MARK_CHECK);
+        }
+        self.sql = sql;
+        asked
     }
 
     /// A row of the answer.
@@ -512,6 +713,16 @@ impl<T: Transport> Shard<T> {
         }
     }
 
+    /// What the login may not set, no replay can set elsewhere, or take back here: who has it stays.
+    pub(super) fn keep_forbidden(&mut self, id: BackendId) {
+        let Some(link) = self.backends.get_mut(id.index, id.generation) else { return };
+        let Some(asked) = link.kept.asked.as_mut() else { return };
+        link.kept.unanswered = None;
+        if !self.pools.get(link.pool).is_superusers && asked.suspects.take_forbidden(&mut asked.answer) {
+            link.kept.pins = link.kept.pins.and(Effects::LASTING);
+        }
+    }
+
     /// The answer is whole.
     pub(super) fn on_check_done(&mut self, id: BackendId) {
         let now = self.io.now();
@@ -526,7 +737,10 @@ impl<T: Transport> Shard<T> {
         let mut settings = answer.settings_of(vectors.settings(client.wanted), all, user);
         // What it began with and the server's session does not have any more has been reset: so it is what it was.
         let again: Vec<Setting> = match all && !answer.unreadable {
-            true => answer.reset_of(vectors.settings(client.startup)).cloned().collect(),
+            true => {
+                let resets = suspects.effects().has(Effects::RESETS);
+                answer.reset_of(vectors.settings(client.startup), resets).cloned().collect()
+            }
             false => Vec::new(),
         };
         let told: Vec<Setting> = again
@@ -538,7 +752,8 @@ impl<T: Transport> Shard<T> {
         settings.retain(|setting| !again.iter().any(|reset| reset.name == setting.name));
         let (has, connection) = (settings.clone(), client.connection);
         settings.extend(again);
-        let mut unknown = answer.unreadable;
+        // What a name is that is not ASCII depends on the encoding of whoever has the backend.
+        let mut unknown = answer.unreadable || settings.iter().any(|setting| !setting.name.is_ascii());
         let mut changed = false;
         match vectors.intern(settings) {
             Ok(made) => {
@@ -557,13 +772,16 @@ impl<T: Transport> Shard<T> {
             link.kept.share = None;
         }
         let before = link.kept.pins;
-        learned.on_answer(suspects.texts(), suspects.finding(before, &answer, changed, undone));
+        learned.on_answer(&suspects, suspects.finding(before, &answer, changed, undone));
         let unset: Vec<Box<str>> =
             suspects.names().filter_map(|name| std::str::from_utf8(name).ok()).map(Into::into).collect();
         let mut pins = suspects.pins(before, &answer);
         if unknown {
             // What it is set to cannot be remembered: it stays where it is.
             pins = pins.and(Effects::LASTING);
+        }
+        if std::mem::take(&mut link.kept.settles) && !unknown {
+            (link.kept.doubt, link.kept.path) = (false, 0);
         }
         if !pins.has(Effects::TWO_PHASE) {
             link.kept.held.clear();
@@ -632,14 +850,20 @@ impl<T: Transport> Shard<T> {
         true
     }
 
-    /// The question was refused (a statement_timeout, a role without rights): nothing is known, so the client stays.
+    /// The question was refused (a cancel, a statement_timeout, a role without rights): nothing is known, so the client
+    /// stays until it is answered.
     pub(super) fn on_check_error(&mut self, id: BackendId, text: &str) {
-        let now = self.io.now();
         log::debug!("the state of a session could not be asked for: {text}; its client keeps its backend");
         let Some(link) = self.backend(id) else { return };
-        link.kept.asked = None;
-        link.kept.pins = link.kept.pins.and(Effects::LASTING);
-        link.kept.pinned_since = link.kept.pinned_since.or(Some(now));
+        let (began, kept) = (link.asked, &mut link.kept);
+        let Some(asked) = kept.asked.take() else { return };
+        kept.suspects.add(asked.suspects.effects());
+        for name in asked.suspects.names() {
+            kept.suspects.add_name(name);
+        }
+        kept.undone |= asked.undone;
+        let before = kept.unanswered.filter(|(at, _)| *at == began).map_or(0, |(_, times)| times);
+        kept.unanswered = Some((began, before + 1));
     }
 
     /// The client stays on its backend between transactions.
@@ -647,77 +871,6 @@ impl<T: Transport> Shard<T> {
         let now = self.io.now();
         if let Some(link) = self.backend(id) {
             link.kept.pinned_since = link.kept.pinned_since.or(Some(now));
-        }
-    }
-
-    /// EXECUTE or DEALLOCATE of a statement that the client prepared by the protocol: it has another name here.
-    #[allow(clippy::too_many_arguments)]
-    fn splice(
-        &mut self,
-        id: ClientId,
-        backend: BackendId,
-        (before, name, after): (&[u8], &[u8], &[u8]),
-        deallocates: bool,
-        request: Request,
-        bytes: &Slice,
-        run: &mut usize,
-    ) -> Option<Verdict> {
-        let own: Vec<u8> = match name {
-            [b'"', inner @ .., b'"'] => String::from_utf8_lossy(inner).replace("\"\"", "\"").into_bytes(),
-            _ => name.to_ascii_lowercase(),
-        };
-        let number = self.find_name(id, &own)?;
-        if self.backend(backend).is_some_and(|link| link.pipeline.is_undecided()) {
-            return Some(self.pause(id));
-        }
-        self.flush_run(id, bytes, *run, request.at);
-        *run = request.at;
-        let had = self.backend(backend).is_some_and(|link| link.prepared.touch(number));
-        let ready = match deallocates && !had {
-            true => self.stand_in(backend),
-            false => self.ensure(backend, number).map(|()| number),
-        };
-        let mut room = [0; 16];
-        let there = prepared::backend_name(ready.as_ref().map_or(number, |there| *there), &mut room);
-        let sent = ready.is_ok()
-            && (had || {
-                self.ask(backend, Expect::OwnSync, 0);
-                self.send_own(backend, 8, |writer| writer.sync().expect("the room was asked for"))
-            })
-            && {
-                let mark = match deallocates {
-                    true => MARK_DEALLOCATE | number,
-                    false => MARK_EXECUTES,
-                };
-                self.ask(backend, Expect::Query, mark);
-                self.send_own(backend, request.size as usize + there.len() + HEAD_SIZE, |writer| {
-                    let _ = writer.query_parts(&[before, there, after]);
-                })
-            };
-        if !sent {
-            self.fail(id, &crate::session::fault::Fault::NoMemory);
-            return Some(Verdict::Gone);
-        }
-        Some(Verdict::Drop)
-    }
-
-    /// The server has deallocated a statement under the name that it has there.
-    pub(super) fn on_deallocated(&mut self, id: BackendId, number: Number) {
-        let Some(client) = self.client_of(id) else { return };
-        if let Some(link) = self.backend(id) {
-            link.prepared.remove(number);
-        }
-        let mut closed = false;
-        self.with_names(client, |names| {
-            if let Some(name) = names.name_of(number).map(<[u8]>::to_vec)
-                && let Some(found) = names.find(&name)
-            {
-                names.close(found);
-                closed = names.closed(number);
-            }
-        });
-        if closed {
-            self.statements.let_go(number);
         }
     }
 

@@ -13,7 +13,7 @@ use crate::session::fault::Fault;
 use crate::session::pipeline::Expect;
 use crate::session::scanner::Effects;
 
-use super::preserve::MARK_FORGETS;
+use super::spliced::MARK_FORGETS;
 use super::{ClientState, Discard, STASH_MAX, Shard, Unnamed};
 
 /// What becomes of a client's message.
@@ -157,6 +157,8 @@ impl<T: Transport> Shard<T> {
                     if client.dropping {
                         client.dropping = !last;
                         run = at;
+                    } else {
+                        self.on_rest(id, &bytes[at - length..at], last);
                     }
                 }
                 Ok(Step::Incomplete { need }) => {
@@ -310,14 +312,16 @@ impl<T: Transport> Shard<T> {
             _ => {}
         }
         let link = self.backends.get_mut(backend.index, backend.generation).expect("a linked backend is there");
-        if link.cancels > 0 && !link.pipeline.is_busy() {
-            // A cancel meant for the last request must not hit this one; its end resumes.
+        if link.kept.proving || link.cancels > 0 && !link.pipeline.is_busy() {
+            // The client's settings may be refused yet: the answer resumes. Or a cancel meant for the last request must not
+            // hit this one: its end does.
             let client = self.client(id).expect("looked up above");
             client.paused = true;
             return Verdict::Pause;
         }
-        // A request and what may be put in before it: a Close, a Parse.
-        if !link.pipeline.has_room(4) {
+        // A request and what may be put in before it: two queries of our own, two Closes and a Parse of a statement, another
+        // Parse or a Sync.
+        if !link.pipeline.has_room(8) {
             self.flush_run(id, bytes, *run, request.at);
             *run = request.at;
             return self.pause_for_answers(id, backend);
@@ -366,6 +370,7 @@ impl<T: Transport> Shard<T> {
                 }
                 self.before_text(id, backend, bytes, run, request.at);
             }
+            tag::EXECUTE if mode != RelayMode::Session => mark = link.kept.mark_execute(),
             tag::FUNCTION_CALL if self.keeps_session(backend) => self.suspect(backend, Effects::OPAQUE),
             tag::PARSE | tag::BIND | tag::DESCRIBE | tag::CLOSE if mode != RelayMode::Session => {
                 return self.on_statement_request(id, backend, request, bytes, run);

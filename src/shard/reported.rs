@@ -3,6 +3,7 @@
 use crate::ids::{BackendId, ClientId};
 use crate::io::Transport;
 use crate::protocol::error::{Severity, field};
+use crate::protocol::tag::frontend;
 use crate::protocol::{ErrorFields, HEAD_SIZE, SqlState, TransactionStatus, reader};
 use crate::session::fault::Fault;
 use crate::session::parameters::{self, VectorId};
@@ -10,11 +11,13 @@ use crate::session::pipeline::Expect;
 
 use super::link::MARK_REPLAY;
 use super::listens::{MARK_CHANNELS, MARK_REAL};
-use super::preserve::MARK_CHECK;
+use super::preserve::{MARK_CHECK, MARK_CHECK_AHEAD};
 use super::replies::Pass;
 use super::servers::ROLE_PARAMETER;
 use super::welcome::MARK_APPLY;
-use super::{ClientState, Shard};
+use super::{ClientState, Discard, Shard};
+
+const ENCODING: &str = "client_encoding";
 
 /// Mark of the ROLLBACK of Statement mode.
 pub(super) const MARK_STATEMENT_MODE: u32 = 5;
@@ -27,8 +30,20 @@ impl<T: Transport> Shard<T> {
         sql.clear();
         let link = self.backends.get_mut(backend.index, backend.generation).expect("looked up above");
         self.vectors.write_change(from, to, std::mem::take(&mut link.touched), &link.unset, &mut sql);
+        let encodings = [from, to].map(|vector| self.vectors.get(vector, ENCODING));
+        let same = encodings[0] == encodings[1] && !link.unset.iter().any(|name| **name == *ENCODING);
         link.unset.clear();
-        let asked = sql.is_empty() || self.ask_own(backend, &sql, mark);
+        // Whoever had it may want to wait with each transaction until no other can disturb it.
+        if !sql.is_empty() && self.vectors.get(from, "default_transaction_deferrable").is_some() {
+            sql.splice(0..0, parameters::NO_WAITING.iter().copied());
+        }
+        // The values are in the client's own encoding, and the server reads a query in the one that it has when the query comes.
+        let mut ahead = Vec::new();
+        if mark == MARK_REPLAY && !same && !sql.is_ascii() {
+            parameters::write_value(ENCODING, encodings[1], &mut ahead);
+        }
+        let asked = (ahead.is_empty() || self.ask_own(backend, &ahead, MARK_REPLAY))
+            && (sql.is_empty() || self.ask_own(backend, &sql, mark));
         self.sql = sql;
         asked
     }
@@ -45,7 +60,7 @@ impl<T: Transport> Shard<T> {
             return false;
         }
         // "a simple Query message also destroys the unnamed statement" (Extended Query): the client's comes along again.
-        if backend.unnamed == super::Unnamed::Kept {
+        if matches!(backend.unnamed, super::Unnamed::Kept | super::Unnamed::Bound) {
             backend.unnamed = super::Unnamed::Others;
         }
         self.write(connection, sql.len() + 16, |writer| {
@@ -152,6 +167,9 @@ impl<T: Transport> Shard<T> {
     }
 
     pub(super) fn on_own_query_done(&mut self, id: BackendId, mark: u32) {
+        if self.backend(id).is_some_and(|link| link.kept.cancel_waits) {
+            self.cancel_request(id);
+        }
         match mark {
             MARK_APPLY => {
                 if let Some(client) = self.client_of(id) {
@@ -164,8 +182,12 @@ impl<T: Transport> Shard<T> {
                 let connection = client.connection;
                 self.write_error(connection, &Fault::TransactionInStatementMode, Some(TransactionStatus::Idle));
             }
-            MARK_REPLAY => {}
-            MARK_CHECK => self.on_check_done(id),
+            MARK_REPLAY => self.on_replayed(id),
+            MARK_CHECK_AHEAD => {}
+            MARK_CHECK => {
+                self.keep_forbidden(id);
+                self.on_check_done(id);
+            }
             MARK_CHANNELS..=MARK_REAL => self.on_sharing_answer(id, mark),
             _ => self.on_own_answer(id, mark),
         }
@@ -179,14 +201,16 @@ impl<T: Transport> Shard<T> {
         let text =
             String::from_utf8_lossy(reader::fields(message).get(field::MESSAGE).unwrap_or_default()).into_owned();
         let is_last = self.backend(id).is_some_and(|backend| backend.fatal);
-        if mark != MARK_APPLY && is_last {
+        if mark == MARK_REPLAY && self.backend(id).is_some_and(|link| link.kept.proving) {
+            self.on_replay_refused(id, client, message);
+        } else if mark != MARK_APPLY && is_last {
             // The server ends the connection, for whatever reason, and not for what was asked.
             self.on_own_error(id);
             match self.is_whole_last_word(id, message) {
                 true => self.refuse_in_servers_words(client, message),
                 false => self.fail(client, &Fault::ServerGone(text)),
             }
-        } else if mark == MARK_CHECK {
+        } else if matches!(mark, MARK_CHECK | MARK_CHECK_AHEAD) {
             self.on_check_error(id, &text);
         } else if mark == MARK_APPLY {
             // As on a direct connection: the server's own words, but fatal. The backend is as it was: what several
@@ -207,11 +231,17 @@ impl<T: Transport> Shard<T> {
     }
 
     pub(super) fn refuse_settings(&mut self, id: ClientId, message: &[u8], text: &str) {
+        self.tell_refusal(id, message, text, Severity::Fatal);
+        self.dismiss(id);
+    }
+
+    /// The server's words of what it refuses.
+    fn tell_refusal(&mut self, id: ClientId, message: &[u8], text: &str, severity: Severity) {
         let Some(connection) = self.client(id).map(|client| client.connection) else { return };
         let fields = reader::fields(message);
         let text_of = |kind| fields.get(kind).and_then(|bytes| std::str::from_utf8(bytes).ok());
         let answer = ErrorFields {
-            severity: Severity::Fatal,
+            severity,
             code: fields.code().unwrap_or(SqlState::INVALID_PARAMETER_VALUE),
             message: text,
             detail: text_of(field::DETAIL),
@@ -220,6 +250,21 @@ impl<T: Transport> Shard<T> {
         self.write(connection, message.len() + 64, |writer| {
             let _ = writer.error_response(&answer);
         });
-        self.dismiss(id);
+    }
+
+    /// Answers the request that waited for the client's settings with what the server says of these; the client stays.
+    pub(super) fn refuse_for_settings(&mut self, id: ClientId, message: &[u8]) {
+        let text = reader::fields(message).get(field::MESSAGE).map(String::from_utf8_lossy).unwrap_or_default();
+        self.tell_refusal(id, message, &text, Severity::Error);
+        let simple = matches!(self.first_tag(id), Some(frontend::QUERY | frontend::FUNCTION_CALL));
+        let Some(client) = self.client(id) else { return };
+        client.discard = if simple { Discard::Message } else { Discard::UntilSync };
+        let connection = client.connection;
+        if simple {
+            self.write(connection, 8, |writer| {
+                writer.ready_for_query(TransactionStatus::Idle).expect("the room was asked for");
+            });
+        }
+        self.resume_client(id);
     }
 }

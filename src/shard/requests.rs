@@ -10,15 +10,16 @@ use crate::protocol::TransactionStatus;
 use crate::protocol::reader;
 use crate::protocol::tag::{TargetKind, frontend as tag};
 use crate::protocol::writer::NO_PARAMETER_TYPES;
-use crate::session::RelayMode;
 use crate::session::fault::Fault;
 use crate::session::pipeline::{Entry, Expect};
-use crate::session::prepared::{self, NAME_SIZE_MAX, Names, Number};
+use crate::session::prepared::{self, Found, NAME_SIZE_MAX, Names, Number};
+use crate::session::scanner::Effects;
+use crate::session::{RelayMode, Transparency};
 
-use super::preserve::{MARK_DEALLOCATE, MARK_FORGETS};
+use super::Shard;
 use super::relay::{Request, Verdict};
+use super::spliced::{MARK_DEALLOCATE, MARK_FORGETS};
 use super::statements::Class;
-use super::{Shard, Unnamed};
 
 /// Set in the mark of a Parse that the server will refuse because the client has the name already: the number is that of
 /// the statement which the name stands for.
@@ -27,12 +28,14 @@ pub(super) const MARK_DUPLICATE: u32 = 1 << 31;
 pub(super) const MARK_STOOD_IN: u32 = 1 << 30;
 /// No statement's number.
 const STAND_IN: Number = (1 << 30) - 1;
+/// Mark of a Parse that the server is given under the client's own name; the backend is the client's until that is gone.
+pub(super) const MARK_OWN_NAME: u32 = MARK_DUPLICATE | MARK_STOOD_IN | STAND_IN;
 
 /// A name that no statement on a backend has.
 pub(super) const NOBODYS_NAME: &[u8] = b"qcp_unknown";
 
 impl<T: Transport> Shard<T> {
-    /// Parse, Bind, Describe or Close, in a mode that shares backends. There is room for four requests.
+    /// Parse, Bind, Describe or Close, in a mode that shares backends. There is room for eight requests.
     pub(super) fn on_statement_request(
         &mut self,
         id: ClientId,
@@ -49,25 +52,19 @@ impl<T: Transport> Shard<T> {
             client.paused = true;
             return Verdict::Pause;
         }
+        if self.is_forgetting(backend) {
+            // Which statements are left by then, its answer says.
+            self.flush_run(id, bytes, *run, request.at);
+            *run = request.at;
+            return self.pause_for_answers(id, backend);
+        }
         let verdict = match request.tag {
             tag::PARSE => match reader::parse_name(message) {
-                Ok(Some(name)) if name.is_empty() => {
-                    let text = &message[name.end + 1..];
-                    let client = self.clients.get_mut(id.index, id.generation).expect("the caller has looked it up");
-                    client.unnamed.clear();
-                    if self.keeps_session(backend) {
-                        self.note_unnamed(backend, message, whole);
-                        self.before_text(id, backend, bytes, run, request.at);
-                    }
-                    let client = self.clients.get_mut(id.index, id.generation).expect("looked up above");
-                    // Without room for it, the backend stays until it is bound.
-                    let kept = whole && client.unnamed.add_spare(self.io.arena(), text).is_ok();
-                    self.ask(backend, Expect::Parse, 0);
-                    let link = self.backend(backend).expect("a linked backend is there");
-                    link.unnamed = if kept { Unnamed::Kept } else { Unnamed::Parsed };
-                    Ok(Verdict::Forward)
-                }
+                Ok(Some(name)) if name.is_empty() => self.on_unnamed_parse(id, backend, request, bytes, run),
                 Ok(Some(name)) if name.len() > NAME_SIZE_MAX => Err(Fault::NameTooLong),
+                Ok(Some(name)) if self.goes_by_own_name(id, backend, &message[name.clone()], request.size) => {
+                    self.on_parse_by_own_name(id, backend, request, bytes, run)
+                }
                 Ok(Some(_)) if request.size as usize > self.io.arena().chunk_size() - 64 => {
                     Err(Fault::StatementTooLong(request.size as usize))
                 }
@@ -84,15 +81,18 @@ impl<T: Transport> Shard<T> {
             tag::BIND => match reader::bind_names(message) {
                 Ok(Some(names)) => {
                     let (portal, statement) = (&message[names.portal], &message[names.statement.clone()]);
+                    let mut brought = None;
                     if self.keeps_session(backend) {
                         if let Some(number) = self.find_name(id, statement) {
                             self.note_statement(backend, number);
+                        } else if statement.is_empty() {
+                            brought = self.note_brought(id, backend);
                         }
                         self.note_values(backend, message, whole);
                         self.before_text(id, backend, bytes, run, request.at);
                     }
                     if statement.is_empty() {
-                        self.on_unnamed(id, backend, request, bytes, run, Expect::Bind)
+                        self.on_unnamed(id, backend, request, bytes, run, brought)
                     } else {
                         self.flush_run(id, bytes, *run, request.at);
                         *run = request.at;
@@ -126,7 +126,11 @@ impl<T: Transport> Shard<T> {
                             *run = request.at;
                             self.on_close(id, backend, name)
                         }
-                        (false, true) => self.on_unnamed(id, backend, request, bytes, run, Expect::Describe),
+                        (false, true) => {
+                            let keeps = self.keeps_session(backend);
+                            let brought = if keeps { self.note_brought(id, backend) } else { None };
+                            self.on_unnamed(id, backend, request, bytes, run, brought)
+                        }
                         (false, false) => {
                             self.flush_run(id, bytes, *run, request.at);
                             *run = request.at;
@@ -168,7 +172,9 @@ impl<T: Transport> Shard<T> {
             tag::CLOSE => {
                 let Ok(Some(target)) = reader::target(message) else { return false };
                 let name = &message[target.name];
-                if target.kind == TargetKind::Statement && !name.is_empty() {
+                if target.kind == TargetKind::Statement && name.is_empty() {
+                    client.unnamed.clear();
+                } else if target.kind == TargetKind::Statement {
                     let number = self.close_name(id, name);
                     let mut closed = false;
                     self.with_names(id, |names| closed = names.closed(number));
@@ -185,6 +191,10 @@ impl<T: Transport> Shard<T> {
                 {
                     return false;
                 }
+                // With a backend at hand the server is asked: what a text means may have changed since.
+                if self.asks_anew(pool) && self.pools.get(pool).part.has_free() {
+                    return false;
+                }
                 let projection = self.vectors.projection(wanted);
                 let Some(number) = self.statements.find_accepted(text, projection, self.pools.get(pool).serial) else {
                     return false;
@@ -193,7 +203,13 @@ impl<T: Transport> Shard<T> {
                     self.statements.let_go(number);
                     return false;
                 }
-                self.with_names(id, |names| names.defined(number));
+                let unseen = self.asks_anew(pool);
+                self.with_names(id, |names| {
+                    names.defined(number);
+                    if let Some(found) = names.find(parse.name) {
+                        names.set_unseen(found, unseen);
+                    }
+                });
                 self.write(connection, 8, |writer| writer.parse_complete().expect("the room was asked for"))
             }
         }
@@ -207,6 +223,39 @@ impl<T: Transport> Shard<T> {
         let Some(found) = names.find(name) else { return 0 };
         names.close(found);
         found.number
+    }
+
+    /// Whether a Parse of this name goes to the server as it is: the client has statements there under names of its own, with
+    /// which it must not meet, or it is too long to be kept.
+    fn goes_by_own_name(&mut self, id: ClientId, backend: BackendId, name: &[u8], size: u32) -> bool {
+        let long = size as usize > self.io.arena().chunk_size() - 64;
+        (long && self.keeps_session(backend) || self.has_own_names(backend))
+            && !name.starts_with(b"qcp_")
+            && self.find_name(id, name).is_none()
+            && !self.is_name_undecided(id, backend, name)
+    }
+
+    /// Whether the linked client may have statements on the backend under names of its own.
+    fn has_own_names(&mut self, backend: BackendId) -> bool {
+        let Some(link) = self.backend(backend) else { return false };
+        link.kept.has_own_names()
+    }
+
+    fn on_parse_by_own_name(
+        &mut self,
+        id: ClientId,
+        backend: BackendId,
+        request: Request,
+        bytes: &Slice,
+        run: &mut usize,
+    ) -> Result<Verdict, Fault> {
+        let message = &bytes[request.at..request.at + request.available];
+        let whole = request.available == request.size as usize;
+        self.note_unnamed(backend, message, whole);
+        self.suspect(backend, Effects::PREPARED.and(Effects::PREPARES));
+        self.before_text(id, backend, bytes, run, request.at);
+        self.ask(backend, Expect::Parse, MARK_OWN_NAME);
+        Ok(Verdict::Forward)
     }
 
     fn on_parse(&mut self, id: ClientId, backend: BackendId, message: &[u8]) -> Result<Verdict, Fault> {
@@ -252,20 +301,27 @@ impl<T: Transport> Shard<T> {
             self.ask(backend, Expect::Parse, number);
             return self.send_parse(backend, number, parse.query, parse.parameter_types);
         }
-        if link.pipeline.may_answer_for_server() {
+        let (pool, certain) = (link.pool, link.pipeline.may_answer_for_server());
+        if certain && !self.asks_anew(pool) {
             self.ask(backend, Expect::VirtualParse, number);
             self.answer_virtual(id, backend);
             return Ok(Verdict::Drop);
         }
-        // Whether the transaction has failed by then, only the server knows: it has to be asked.
+        // What its names mean by now, and whether the transaction has failed by then, only the server knows.
         self.ask(backend, Expect::OwnClose, number);
         self.send_close(backend, number)?;
         self.ask(backend, Expect::Parse, number);
         self.send_parse(backend, number, parse.query, parse.parameter_types)
     }
 
+    /// Whether each client's Parse is the server's to take, although it has the statement: its tables may be others by now, or
+    /// hidden by temporary ones.
+    fn asks_anew(&self, pool: crate::ids::PoolId) -> bool {
+        matches!(self.pools.get(pool).settings.preserve, Some(Transparency::Balanced | Transparency::Strict))
+    }
+
     /// Whether what `name` means depends on how an earlier batch ends, which may fail without cutting this one off.
-    fn is_name_undecided(&mut self, id: ClientId, backend: BackendId, name: &[u8]) -> bool {
+    pub(super) fn is_name_undecided(&mut self, id: ClientId, backend: BackendId, name: &[u8]) -> bool {
         let mut open = false;
         self.with_names(id, |names| open = names.is_open(name));
         open && self.backend(backend).is_some_and(|backend| backend.pipeline.is_undecided())
@@ -273,13 +329,22 @@ impl<T: Transport> Shard<T> {
 
     /// Whether the backend has a statement depends on how an earlier batch ends, which may fail without cutting this one
     /// off.
-    fn is_statement_undecided(&mut self, backend: BackendId, number: Number) -> bool {
+    pub(super) fn is_statement_undecided(&mut self, backend: BackendId, number: Number) -> bool {
         let changes = |entry: Entry| match entry.expect {
             Expect::Parse | Expect::OwnParse | Expect::OwnClose => entry.mark & !MARK_DUPLICATE == number,
-            Expect::Query => entry.mark == MARK_FORGETS || entry.mark == MARK_DEALLOCATE | number,
+            Expect::Query | Expect::Execute => entry.mark == MARK_FORGETS || entry.mark == MARK_DEALLOCATE | number,
             _ => false,
         };
         self.backend(backend).is_some_and(|backend| backend.pipeline.has_undecided(changes))
+    }
+
+    /// Whether a portal that may take prepared statements away is being executed.
+    fn is_forgetting(&mut self, backend: BackendId) -> bool {
+        let Some(link) = self.backend(backend).filter(|link| link.kept.forgets) else { return false };
+        let pending = (0..).map_while(|at| link.pipeline.pending(at));
+        let mut forgetting = pending.filter(|entry| entry.expect == Expect::Execute && entry.mark != 0);
+        link.kept.forgets = forgetting.next().is_some();
+        link.kept.forgets
     }
 
     fn on_close(&mut self, id: ClientId, backend: BackendId, name: &[u8]) -> Result<Verdict, Fault> {
@@ -292,6 +357,11 @@ impl<T: Transport> Shard<T> {
         self.with_names(id, |names| open = names.is_number_open(number));
         if number != 0 && open {
             return Ok(self.pause_for_answers(id, backend));
+        }
+        if number == 0 && self.has_own_names(backend) && !name.starts_with(b"qcp_") {
+            self.suspect(backend, Effects::PREPARED);
+            self.ask(backend, Expect::Close, 0);
+            return Ok(Verdict::Forward);
         }
         let number = self.close_name(id, name);
         // "It is not an error to issue Close against a nonexistent statement or portal name" (Close).
@@ -316,10 +386,13 @@ impl<T: Transport> Shard<T> {
         }
         let mut room = [0; 16];
         let mut mark = 0;
-        let own = match self.find_name(id, name) {
-            Some(number) if self.is_statement_undecided(backend, number) => return Ok(self.pause(id)),
-            Some(number) => {
-                self.ensure(backend, number)?;
+        let own = match self.find_found(id, name) {
+            Some(found) if self.is_statement_undecided(backend, found.number) => return Ok(self.pause(id)),
+            Some(Found { number, unseen, .. }) => {
+                match unseen {
+                    true => self.ensure_named(id, backend, name, number)?,
+                    false => self.ensure(backend, number)?,
+                }
                 mark = number;
                 prepared::backend_name(number, &mut room)
             }
@@ -335,75 +408,38 @@ impl<T: Transport> Shard<T> {
         Ok(Verdict::Replaced(end))
     }
 
-    /// Bind or Describe of the unnamed statement: only the client's own, never what another client left there.
-    fn on_unnamed(
+    /// As [`Self::ensure`], for the client that calls it so: anew where no server has been asked for that name.
+    pub(super) fn ensure_named(
         &mut self,
         id: ClientId,
         backend: BackendId,
-        request: Request,
-        bytes: &Slice,
-        run: &mut usize,
-        expect: Expect,
-    ) -> Result<Verdict, Fault> {
-        let link = self.backend(backend).expect("a linked backend is there");
-        match link.unnamed {
-            Unnamed::Parsed | Unnamed::Kept | Unnamed::Bound => {
-                if expect == Expect::Bind {
-                    link.unnamed = Unnamed::Bound;
-                    self.client(id).expect("the caller has looked it up").unnamed.clear();
-                }
-                self.ask(backend, expect, 0);
-                return Ok(Verdict::Forward);
-            }
-            Unnamed::Others => {}
+        name: &[u8],
+        number: Number,
+    ) -> Result<(), Fault> {
+        if self.take_unseen(id, name) && self.backend(backend).is_some_and(|link| link.prepared.touch(number)) {
+            self.ask(backend, Expect::OwnClose, number);
+            self.send_close(backend, number)?;
+            return self.send_known(backend, number);
         }
-        self.flush_run(id, bytes, *run, request.at);
-        *run = request.at;
-        let client = self.clients.get_mut(id.index, id.generation).expect("the caller has looked it up");
-        if !client.unnamed.is_empty() {
-            // Parsed on another backend: it comes along.
-            if self.keeps_session(backend) {
-                let mut copy = std::mem::take(&mut self.sql);
-                copy.clear();
-                copy.extend_from_slice(self.client(id).expect("looked up above").unnamed.bytes());
-                self.note_text(backend, copy.split(|&byte| byte == 0).next().unwrap_or_default());
-                self.sql = copy;
-            }
-            let client = self.clients.get_mut(id.index, id.generation).expect("looked up above");
-            let text = client.unnamed.bytes();
-            let written = self.io.scratch().write(text.len() + 16, |free| {
-                let mut writer = crate::protocol::Writer::new(free);
-                writer.parse_head(b"", text.len()).and_then(|()| writer.raw(text)).expect("the room was asked for");
-                writer.written_size()
-            });
-            if expect == Expect::Bind {
-                client.unnamed.clear();
-            }
-            self.ask(backend, Expect::OwnParse, 0);
-            self.ask(backend, expect, 0);
-            let link = self.backend(backend).expect("a linked backend is there");
-            link.unnamed = if expect == Expect::Bind { Unnamed::Bound } else { Unnamed::Kept };
-            let (Some(bytes), Some(connection)) = (written, link.connection) else { return Err(Fault::NoMemory) };
-            self.io.send(connection, bytes);
-            return Ok(Verdict::Forward);
-        }
-        // Closed first, so that the server itself says that there is none.
-        self.ask(backend, Expect::OwnClose, 0);
-        self.ask(backend, expect, 0);
-        let closed = self.send_own(backend, 16, |writer| {
-            writer.close(TargetKind::Statement, b"").expect("the room was asked for");
-        });
-        if closed { Ok(Verdict::Forward) } else { Err(Fault::NoMemory) }
+        self.ensure(backend, number)
     }
 
-    /// The client has no unnamed statement any more.
-    pub(super) fn forget_unnamed(&mut self, id: ClientId, backend: BackendId) {
-        if let Some(client) = self.client(id) {
-            client.unnamed.clear();
+    /// Whether no server has been asked for the client's name.
+    pub(super) fn is_unseen(&mut self, id: ClientId, name: &[u8]) -> bool {
+        self.find_found(id, name).is_some_and(|found| found.unseen)
+    }
+
+    /// The same; it is about to be.
+    fn take_unseen(&mut self, id: ClientId, name: &[u8]) -> bool {
+        let unseen = self.is_unseen(id, name);
+        if unseen {
+            self.with_names(id, |names| {
+                if let Some(found) = names.find(name) {
+                    names.set_unseen(found, false);
+                }
+            });
         }
-        if let Some(backend) = self.backend(backend) {
-            backend.unnamed = Unnamed::Others;
-        }
+        unseen
     }
 
     /// Prepares a statement on the backend if it is not there.
@@ -416,6 +452,11 @@ impl<T: Transport> Shard<T> {
             self.note_foreign(backend, number);
         }
         self.make_room(backend, number)?;
+        self.send_known(backend, number)
+    }
+
+    /// Prepares a statement on the backend, which has none of its name.
+    fn send_known(&mut self, backend: BackendId, number: Number) -> Result<(), Fault> {
         self.ask(backend, Expect::OwnParse, number);
         let mut room = [0; 16];
         let name = prepared::backend_name(number, &mut room);
@@ -503,10 +544,13 @@ impl<T: Transport> Shard<T> {
     }
 
     pub(super) fn find_name(&mut self, id: ClientId, name: &[u8]) -> Option<Number> {
+        self.find_found(id, name).map(|found| found.number)
+    }
+
+    fn find_found(&mut self, id: ClientId, name: &[u8]) -> Option<Found> {
         let client = self.client(id)?;
         let used = client.names_used as usize;
-        let names = Names::new(client.names.as_mut()?.bytes_mut(), used);
-        names.find(name).map(|found| found.number)
+        Names::new(client.names.as_mut()?.bytes_mut(), used).find(name)
     }
 
     /// Adds a name to the client's block, which grows up to a chunk.

@@ -209,6 +209,8 @@ pub(super) struct Backend {
     pub(super) touched: bool,
     /// Settings in `has` that may have their value from the server rather than from a SET: behind a RESET, or a ROLLBACK.
     pub(super) unset: Vec<Box<str>>,
+    /// A client has had it, and let go of it.
+    pub(super) served: bool,
     /// What it is set to is not known any more: it is closed instead of lent.
     pub(super) tainted: bool,
     pub(super) unnamed: Unnamed,
@@ -379,6 +381,7 @@ impl Backend {
             stale: Vec::new(),
             touched: false,
             unset: Vec::new(),
+            served: false,
             tainted: false,
             unnamed: Unnamed::Others,
             last_values: preserve::LastValues::default(),

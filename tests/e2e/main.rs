@@ -25,6 +25,7 @@ mod names;
 mod orders;
 mod psql;
 mod queue;
+mod refused;
 mod reload;
 mod roles;
 mod routes;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::support::pooler::Qcp;
 use super::support::postgres::{SUPERUSER, postgres};
-use super::support::raw::RawClient;
+use super::support::raw::{RawClient, error_field, message, zero_ended};
 use super::support::wait_until;
 
 fn client(qcp: &Qcp, database: &str) -> RawClient {
@@ -145,4 +145,70 @@ fn a_backend_that_dies_is_replaced() {
     std::thread::sleep(Duration::from_millis(100));
     let second = client.query("SELECT pg_backend_pid()").expect("an idle client does not notice");
     assert_ne!(first, second);
+}
+
+/// What the messages of one batch, up to its Sync, are answered with: tags, and the codes of errors.
+fn answers(client: &mut RawClient, messages: &[(u8, &[&[u8]])]) -> String {
+    let mut bytes: Vec<u8> = messages.iter().flat_map(|(tag, parts)| message(*tag, &parts.concat())).collect();
+    bytes.extend(message(b'S', b""));
+    client.send(&bytes);
+    let said = client.receive_until_ready();
+    let say = |message: &super::support::raw::Message| match message.tag {
+        b'E' => error_field(&message.body, b'C'),
+        tag => (tag as char).to_string(),
+    };
+    said.iter().map(say).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_statement_longer_than_a_chunk_keeps_its_name_and_its_backend() {
+    postgres().create_database("modes_long");
+    let qcp = Qcp::start("relay_mode: Smart\nsession_state: preserve\npool: {size: 1, queue_timeout: 500ms}\n", 1);
+    let (mut client, mut other) = (client(&qcp, "modes_long"), client(&qcp, "modes_long"));
+    let text = zero_ended(&format!("SELECT length('{}')", "x".repeat(100_000)));
+    let bind: (u8, &[&[u8]]) = (b'B', &[b"\0long\0\0\0\0\0\0\0"]);
+    let execute: (u8, &[&[u8]]) = (b'E', &[b"\0\0\0\0\0"]);
+    assert_eq!(answers(&mut client, &[(b'P', &[b"long\0", &text, b"\0\0"])]), "1 Z");
+    assert_eq!(other.query("SELECT 1").expect_err("it is kept").0, "53300");
+    assert_eq!(answers(&mut client, &[bind, execute]), "2 D C Z");
+    // The same name again, also for a short one.
+    assert_eq!(answers(&mut client, &[(b'P', &[b"long\0", b"SELECT 1\0\0\0"])]), "42P05 Z");
+    assert_eq!(answers(&mut client, &[(b'C', &[b"Slong\0"])]), "3 Z");
+    assert_eq!(answers(&mut client, &[bind, execute]), "26000 Z");
+    assert_eq!(other.query("SELECT 1").expect("the server answers"), ["1"]);
+    assert_eq!(answers(&mut client, &[(b'P', &[b"long\0", b"SELECT 1\0\0\0"]), bind, execute]), "1 2 D C Z");
+    assert_eq!(other.query("SELECT 1").expect("the server answers"), ["1"]);
+}
+
+#[test]
+fn a_statement_that_somebody_took_away_is_prepared_again() {
+    postgres().create_database("modes_taken");
+    let qcp = Qcp::start("relay_mode: Smart\nsession_state: preserve\npool: {size: 1}\n", 1);
+    let (mut client, mut other) = (client(&qcp, "modes_taken"), client(&qcp, "modes_taken"));
+    let bind: (u8, &[&[u8]]) = (b'B', &[b"\0s\0\0\0\0\0\0\0"]);
+    let execute: (u8, &[&[u8]]) = (b'E', &[b"\0\0\0\0\0"]);
+    assert_eq!(answers(&mut client, &[(b'P', &[b"s\0", b"SELECT 1\0\0\0"]), bind, execute]), "1 2 D C Z");
+    // Where nobody looks.
+    other.query("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$").expect("the server answers");
+    assert_eq!(answers(&mut client, &[bind, execute]), "26000 Z");
+    assert_eq!(answers(&mut client, &[bind, execute]), "2 D C Z");
+}
+
+#[test]
+fn a_text_longer_than_a_chunk_is_looked_at_as_it_passes() {
+    postgres().create_database("modes_long_text");
+    postgres().execute("modes_long_text", "CREATE TABLE words (word text)");
+    let qcp = Qcp::start("relay_mode: Smart\nsession_state: preserve\npool: {size: 1, queue_timeout: 500ms}\n", 1);
+    let (mut client, mut other) = (client(&qcp, "modes_long_text"), client(&qcp, "modes_long_text"));
+    let rows = "('set, load and prepare'), ".repeat(10_000);
+    client.query(&format!("INSERT INTO words VALUES {rows}('last')")).expect("the server answers");
+    assert_eq!(other.query("SELECT count(*) FROM words").expect("nobody is kept"), ["10001"]);
+
+    let words = "one word ".repeat(20_000);
+    client.query(&format!("SELECT '{words}'; SET long.own = 'mine'")).expect("the server answers");
+    let own = "SELECT coalesce(current_setting('long.own', true), '')";
+    assert_eq!(other.query(own).expect("the server answers"), [""]);
+    assert_eq!(client.query(own).expect("the server answers"), ["mine"]);
+    client.query(&format!("SELECT setseed(0.5), '{words}'")).expect("the server answers");
+    assert_eq!(other.query("SELECT 1").expect_err("the client is kept").0, "53300");
 }

@@ -126,3 +126,21 @@ fn more_clients_than_allowed_are_told() {
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(client(&qcp, "queue_clients").query("SELECT 1").expect("there is room again"), ["1"]);
 }
+
+#[test]
+fn who_waits_in_vain_reads_what_keeps_the_connections() {
+    postgres().create_database("queue_pinned");
+    let qcp = Qcp::start("pool: {size: 2, queue_timeout: 300ms}\n", 1);
+    let client = || RawClient::login(&qcp.tcp(), SUPERUSER, "queue_pinned");
+    let (mut one, mut two, mut waiter) = (client(), client(), client());
+    one.query("create temp table t (a int)").expect("served");
+    two.query("select pg_advisory_lock(1)").expect("served");
+    two.query("begin").expect("served");
+    waiter.send(&message(b'Q', b"select 1\0"));
+    let replies = waiter.receive_until_ready();
+    let error = replies.iter().find(|reply| reply.tag == b'E').unwrap_or_else(|| panic!("no error: {replies:?}"));
+    let (text, hint) = (error_field(&error.body, b'M'), error_field(&error.body, b'H'));
+    assert!(text.contains("oldest transaction: ") && text.contains("2 clients keep"), "{text}");
+    assert!(text.contains("temporary objects") && text.contains("advisory lock"), "{text}");
+    assert!(hint.contains("show pins"), "{hint}");
+}

@@ -54,7 +54,7 @@ impl Random {
 }
 
 /// Settings and values that they may have.
-const SETTINGS: [(&str, &[&str]); 9] = [
+const SETTINGS: [(&str, &[&str]); 10] = [
     ("work_mem", &["1MB", "2MB", "3MB"]),
     ("statement_timeout", &["0", "1h", "2h"]),
     ("extra_float_digits", &["0", "1", "3"]),
@@ -64,6 +64,7 @@ const SETTINGS: [(&str, &[&str]); 9] = [
     ("application_name", &["one", "two", "it''s"]),
     ("default_transaction_isolation", &["read committed", "repeatable read"]),
     ("my.own", &["a", "b \\ c", ""]),
+    ("session.own", &["c", "d"]),
 ];
 
 /// What the client asks for when it connects.
@@ -124,7 +125,7 @@ pub fn act(random: &mut Random, client: usize, may_pin: bool) -> Act {
     let (name, values) = *random.pick(&SETTINGS);
     let value = *random.pick(values);
     let plain = value.replace("''", "'");
-    match random.below(56) {
+    match random.below(64) {
         0..=2 => query(&format!("set {name} to {}", literal(value))),
         3 => query(&format!("set local {name} = {}", literal(value))),
         4 => query(&format!("reset {name}")),
@@ -234,6 +235,36 @@ pub fn act(random: &mut Random, client: usize, may_pin: bool) -> Act {
         51 => query(&format!("set session authorization r{client}")),
         52 => query("reset session authorization"),
         53 => query(&format!("set local role r{client}")),
+        56..=57 => {
+            let text = *random.pick(&[
+                "select set_config($1, $2, false)",
+                "select $1::text || $2",
+                "execute s",
+                "show work_mem",
+            ]);
+            extended(format!("parse without a name: {text}"), &[parse("", text), sync()])
+        }
+        58..=59 => {
+            let name = name.to_owned();
+            extended(
+                format!("bind what has no name: {name}, {plain}"),
+                &[bind("", &[&name, &plain]), execute(), sync()],
+            )
+        }
+        60 => extended("bind what has no name".to_owned(), &[bind("", &[]), execute(), sync()]),
+        61..=62 => {
+            let text =
+                *random.pick(&["execute s", "execute \"T\"", "deallocate s", "deallocate \"T\"", "deallocate all"]);
+            let name = *random.pick(&["s", "T"]);
+            let text_of = &*statement(random, name);
+            let mut messages = vec![parse("", text), bind("", &[]), execute()];
+            if random.chance(40) {
+                messages.extend([parse(name, text_of), bind(name, &[]), execute()]);
+            }
+            messages.push(sync());
+            extended(format!("{text}, extended, parse {name}: {text_of} or not"), &messages)
+        }
+        63 => extended("close what has no name".to_owned(), &[message(b'C', b"S\0"), sync()]),
         44 => Act { text: "vanish".to_owned(), bytes: Vec::new(), readies: 0, kind: Kind::Vanishes },
         _ => Act { text: "leave and come back".to_owned(), bytes: Vec::new(), readies: 0, kind: Kind::Leaves },
     }

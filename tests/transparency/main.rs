@@ -241,7 +241,7 @@ impl Places {
             let (session, act) = (&sessions[chosen], &sessions[chosen].acts[at[chosen]]);
             let heard = clients[chosen].play(act);
             let expected = &direct[chosen][at[chosen] + 1];
-            if heard != *expected {
+            if heard != *expected && !fails_sooner(act, expected, &heard) {
                 let later = clients[chosen].hear_later();
                 let heard: Vec<String> = heard.into_iter().chain(later).collect();
                 return Some(told(session, &act.text, expected, &heard));
@@ -252,6 +252,18 @@ impl Places {
             }
         }
     }
+}
+
+/// What EXECUTE in the extended protocol names is prepared with its Bind where the backend lacks it: what is wrong with it is said
+/// instead of BindComplete rather than behind it.
+fn fails_sooner(act: &Act, expected: &[String], heard: &[String]) -> bool {
+    let sooner = |at: &usize| expected[*at] == "BindComplete" && expected.get(at + 1) == heard.get(*at);
+    let executes = act.text.contains("execute") || act.text.contains("no name");
+    executes
+        && (0..expected.len()).find(sooner).is_some_and(|at| {
+            let without = expected.iter().enumerate().filter(|(line, _)| *line != at).map(|(_, line)| line);
+            heard.get(at).is_some_and(|line| line.starts_with("ErrorResponse")) && without.eq(heard)
+        })
 }
 
 fn told(session: &Session, act: &str, expected: &[String], heard: &[String]) -> String {

@@ -6,6 +6,8 @@ use super::block::is_space;
 pub(super) enum Kind {
     Word,
     Quoted,
+    /// A quoted name behind `U&`, which may be any by its escapes.
+    Escaped,
     Text,
     Number,
     Parameter,
@@ -15,6 +17,7 @@ pub(super) enum Kind {
     Unreadable,
 }
 
+#[derive(Clone, Copy)]
 pub(super) struct Token {
     pub(super) kind: Kind,
     pub(super) start: usize,
@@ -33,6 +36,15 @@ pub(super) const fn is_word_start(byte: u8) -> bool {
 
 pub(super) const fn is_word(byte: u8) -> bool {
     is_word_start(byte) || byte.is_ascii_digit() || byte == b'$'
+}
+
+/// Whether the quoted name that begins at `quote` is one with escapes: U&"..".
+pub(super) fn is_escaped(text: &[u8], quote: usize) -> bool {
+    match text[..quote] {
+        [.., before, b'u' | b'U', b'&'] => !is_word(before),
+        [b'u' | b'U', b'&'] => true,
+        _ => false,
+    }
 }
 
 impl Lexer<'_> {
@@ -130,13 +142,33 @@ impl Lexer<'_> {
             let Some(next) = next else { return self.token(Kind::Unreadable, self.text.len()) };
             at += next;
             if self.text[at] == b'\'' && self.text.get(at + 1) != Some(&b'\'') {
-                return self.token(Kind::Text, at + 1);
+                // Where backslashes escape in all constants, a part of one may as well be one by itself.
+                match self.continuation(at + 1).filter(|_| backslashes && !self.backslashes) {
+                    Some(next) => at = next + 1,
+                    None => return self.token(Kind::Text, at + 1),
+                }
+                continue;
             }
             at += 2;
         }
     }
 
+    /// The quote with which a constant goes on that has ended before `at`: "separated only by whitespace with at least one newline"
+    /// (String Constants), comments to the end of a line among it.
+    fn continuation(&self, at: usize) -> Option<usize> {
+        let mut lexer = Lexer { text: self.text, at, backslashes: false };
+        while is_space(lexer.peek(0)) || lexer.peek(0) == b'-' && lexer.peek(1) == b'-' {
+            match lexer.peek(0) {
+                b'-' => lexer.skip_line(),
+                _ => lexer.at += 1,
+            }
+        }
+        let has_newline = self.text[at..lexer.at].iter().any(|byte| matches!(byte, b'\n' | b'\r'));
+        (has_newline && lexer.peek(0) == b'\'').then_some(lexer.at)
+    }
+
     pub(super) fn quoted_name(&mut self, start: usize) -> Token {
+        let kind = if is_escaped(self.text, start) { Kind::Escaped } else { Kind::Quoted };
         let mut at = start + 1;
         loop {
             let Some(next) = memchr::memchr(b'"', &self.text[at..]) else {
@@ -144,7 +176,7 @@ impl Lexer<'_> {
             };
             at += next + 1;
             if self.text.get(at) != Some(&b'"') {
-                return self.token(Kind::Quoted, at);
+                return self.token(kind, at);
             }
             at += 1;
         }
@@ -167,13 +199,13 @@ impl Lexer<'_> {
 
 /// A word in lower case, as far as it can be a known one.
 pub(super) struct Word {
-    bytes: [u8; 32],
+    bytes: [u8; 40],
     size: usize,
 }
 
 impl Word {
     pub(super) fn new(text: &[u8]) -> Self {
-        let mut bytes = [0; 32];
+        let mut bytes = [0; 40];
         let size = if text.len() <= bytes.len() { text.len() } else { 0 };
         for (to, from) in bytes.iter_mut().zip(&text[..size]) {
             *to = from.to_ascii_lowercase();

@@ -23,7 +23,7 @@ pub fn mask(text: &[u8], backslashes: bool) -> String {
                 masked.extend_from_slice(b"...");
                 break;
             }
-            Kind::Word | Kind::Quoted | Kind::Parameter | Kind::Mark(_) | Kind::End => {
+            Kind::Word | Kind::Quoted | Kind::Escaped | Kind::Parameter | Kind::Mark(_) | Kind::End => {
                 masked.extend_from_slice(&text[token.start..token.end]);
             }
         }

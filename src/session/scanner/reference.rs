@@ -4,8 +4,7 @@ use std::hash::{BuildHasher, Hasher};
 
 use foldhash::fast::FixedState;
 
-use super::super::parameters::is_read_by_parser;
-use super::{Effects, Found, NAME_SIZE_MAX, NAMES_MAX};
+use super::{Effects, Found, Names};
 use lexer::{Kind, Lexer};
 use statement::Statement;
 
@@ -14,21 +13,18 @@ mod statement;
 
 #[derive(Default)]
 pub(super) struct Scanner {
-    names: Vec<u8>,
-    ends: Vec<usize>,
+    names: Names,
 }
 
 impl Scanner {
     /// Names of settings that the last text mentions, in lower case; `role` and `session_authorization` among them.
     pub(super) fn names(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|(start, &end)| &self.names[start..end])
+        self.names.iter()
     }
 
     /// Reads a text. `backslashes`: they escape in plain constants (`standard_conforming_strings` is off).
     pub(super) fn scan(&mut self, text: &[u8], backslashes: bool) -> Found {
         self.names.clear();
-        self.ends.clear();
         let mut lexer = Lexer { text, at: 0, backslashes };
         let mut hasher = FixedState::default().build_hasher();
         let mut effects = Effects::NONE;
@@ -53,6 +49,7 @@ impl Scanner {
                 effects,
                 only: None,
                 explains: false,
+                defines: false,
             };
             let ended = statement.read(token);
             effects = statement.effects;
@@ -65,22 +62,5 @@ impl Scanner {
             only = None;
         }
         Found { effects, only, fingerprint: hasher.finish() }
-    }
-
-    fn add_name(&mut self, name: &[u8]) -> Effects {
-        if name.is_empty() || name.len() > NAME_SIZE_MAX || self.ends.len() == NAMES_MAX {
-            return Effects::ANY_SETTING.and(Effects::PARSER);
-        }
-        let start = self.names.len();
-        self.names.extend(name.iter().map(u8::to_ascii_lowercase));
-        self.ends.push(self.names.len());
-        let parser = if is_read_by_parser(&self.names[start..]) { Effects::PARSER } else { Effects::NONE };
-        Effects::SETTINGS.and(parser)
-    }
-
-    /// Drops what was added behind the first `count` names.
-    fn keep_names(&mut self, count: usize) {
-        self.ends.truncate(count);
-        self.names.truncate(self.ends.last().copied().unwrap_or(0));
     }
 }

@@ -3,13 +3,13 @@
 //! Invariant: what is passed over is what the lexer would have passed, token by token.
 
 use super::block::{self, Block};
-use super::lexer::{Kind, Lexer, Token, is_word};
+use super::lexer::{Kind, Lexer, Token, is_escaped, is_word};
 use super::print::{self, Print, piece_of};
 
 /// Beginnings of words that matter wherever they stand; others that begin so are told apart by the caller.
-const BEGINNINGS: [&[u8; 4]; 14] = [
-    b"set_", b"temp", b"next", b"setv", b"inse", b"curr", b"last", b"sets", b"exec", b"dbli", b"pg_n", b"pg_l",
-    b"pg_t", b"pg_a",
+const BEGINNINGS: [&[u8; 4]; 19] = [
+    b"set_", b"temp", b"next", b"setv", b"inse", b"curr", b"last", b"sets", b"exec", b"dbli", b"defa", b"pg_a",
+    b"pg_b", b"pg_c", b"pg_l", b"pg_n", b"pg_r", b"pg_s", b"pg_t",
 ];
 
 /// [`BEGINNINGS`], each at the place that [`place`] gives it.
@@ -26,7 +26,7 @@ const PLACES: [u32; 1 << PLACE_BITS] = {
 };
 
 const PLACE_BITS: u32 = 6;
-const FACTOR: u32 = 0x9e37_7a09;
+const FACTOR: u32 = 0x008a_05a7;
 
 #[inline]
 const fn place(beginning: u32) -> usize {
@@ -229,9 +229,10 @@ impl<'t> Cursor<'t> {
                     let end = ends.trailing_zeros() as usize + 1;
                     // Another behind it would be one that is part of the text.
                     let is_whole = end < place.cut && window[end] != first;
-                    if is_whole && prefix == 0 && (first == b'"' || !backslashes) {
+                    let start = place.from + here;
+                    let is_plain = if first == b'"' { !is_escaped(text, start) } else { !backslashes };
+                    if is_whole && prefix == 0 && is_plain {
                         place.pass(end);
-                        let start = place.from + here;
                         let name = &text[start..place.from + end];
                         if first == b'\'' {
                             print.add_constant();
@@ -259,7 +260,7 @@ impl<'t> Cursor<'t> {
             window = self.windows.at(text, place.from);
             let Some(token) = token else { continue };
             let matters = match token.kind {
-                Kind::End | Kind::Unreadable | Kind::Mark(b';') => true,
+                Kind::End | Kind::Unreadable | Kind::Escaped | Kind::Mark(b';') => true,
                 Kind::Word => may_matter_in(&text[token.start..token.end]),
                 Kind::Quoted => may_matter_in(&text[token.start + 1..token.end - 1]),
                 Kind::Text | Kind::Number | Kind::Parameter | Kind::Mark(_) => false,
@@ -375,7 +376,7 @@ fn may_matter_in(name: &[u8]) -> bool {
 pub(super) fn note(text: &[u8], token: &Token, print: &mut Print) {
     match token.kind {
         Kind::Word => print.add_word(&text[token.start..token.end]),
-        Kind::Quoted => print.add_quoted(&text[token.start..token.end]),
+        Kind::Quoted | Kind::Escaped => print.add_quoted(&text[token.start..token.end]),
         Kind::Mark(mark) => print.add_mark(mark),
         Kind::Text | Kind::Number | Kind::Parameter => print.add_constant(),
         Kind::End | Kind::Unreadable => {}

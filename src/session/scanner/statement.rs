@@ -1,9 +1,10 @@
 //! One statement: its first words decide what it may change, and some words do wherever they stand.
 
+use super::body::look_inside;
 use super::lexer::{Kind, Token, Word};
 use super::print;
 use super::skim::Cursor;
-use super::{COMPUTED, Effects, NAME_SIZE_MAX, Names, Only};
+use super::{COMPUTED, Effects, IDENTIFIER_SIZE_MAX, NAME_SIZE_MAX, Names, Only, is_lasting};
 
 /// Words that are the first, or the second, of so many statements that they are looked for first of all.
 mod known {
@@ -29,6 +30,8 @@ pub(super) struct Statement<'s, 'c, 't> {
     pub(super) only: Option<Only>,
     /// It may contain an EXECUTE.
     pub(super) explains: bool,
+    /// It defines something.
+    pub(super) defines: bool,
 }
 
 impl Statement<'_, '_, '_> {
@@ -77,7 +80,6 @@ impl Statement<'_, '_, '_> {
             | known::END
             | known::ROLLBACK
             | known::RELEASE
-            | known::FETCH
             | known::SHOW
             | known::ANALYZE
             | known::COMMENT
@@ -89,10 +91,13 @@ impl Statement<'_, '_, '_> {
                 self.add(Effects::SEQUENCE);
                 return self.read_on();
             }
+            known::FETCH => {
+                self.add(Effects::EXECUTES);
+                return self.read_on();
+            }
             first @ (known::CREATE | known::ALTER | known::DROP) => {
                 self.explains = first == known::CREATE;
-                self.add(Effects::TEMPORARY);
-                return self.read_definition();
+                return self.read_definition(first == known::ALTER);
             }
             _ => {}
         }
@@ -112,20 +117,29 @@ impl Statement<'_, '_, '_> {
                 );
                 self.add(Effects::LOCK.and(Effects::CURSOR));
                 let all = what.get() == b"all";
-                return self.read_end(all.then_some(Only::DiscardAll));
+                if all {
+                    self.add(Effects::RESETS);
+                }
+                let end = self.next();
+                return self.read_end(end, all.then_some(Only::DiscardAll));
             }
             b"listen" | b"unlisten" => self.add(Effects::LISTEN),
             b"notify" => self.add(Effects::NOTIFY),
             b"declare" | b"close" => self.add(Effects::CURSOR),
             b"load" => self.add(Effects::LASTING),
-            b"do" | b"call" => self.add(Effects::OPAQUE.and(Effects::PARSER)),
+            b"do" => return self.read_do(),
+            b"call" => self.add(Effects::OPAQUE.and(Effects::PARSER)),
             b"prepare" => {
                 let name = self.next();
                 let two_phase = self.word(&name).get() == b"transaction";
-                self.add(if two_phase { Effects::TWO_PHASE } else { Effects::PREPARED });
-                return self.read_rest(name);
+                if two_phase {
+                    self.add(Effects::TWO_PHASE);
+                    return self.read_rest(name);
+                }
+                return self.read_prepare(name);
             }
             b"execute" => {
+                self.add(Effects::EXECUTES);
                 let name = self.next();
                 return self.read_prepared(name, false);
             }
@@ -142,16 +156,16 @@ impl Statement<'_, '_, '_> {
             }
             b"create" | b"alter" | b"drop" => {
                 self.explains = word.get() == b"create";
-                self.add(Effects::TEMPORARY);
-                return self.read_definition();
+                return self.read_definition(word.get() == b"alter");
             }
             b"explain" => self.explains = true,
+            b"fetch" | b"move" => self.add(Effects::EXECUTES),
             // A column's default may be a sequence.
             b"insert" | b"merge" | b"copy" => self.add(Effects::SEQUENCE),
             b"select" | b"update" | b"delete" | b"with" | b"values" | b"table" | b"begin" | b"start" | b"commit"
             | b"end" | b"rollback" | b"abort" | b"savepoint" | b"release" | b"truncate" | b"comment" | b"grant"
             | b"revoke" | b"analyze" | b"analyse" | b"vacuum" | b"reindex" | b"cluster" | b"checkpoint" | b"lock"
-            | b"show" | b"fetch" | b"move" | b"refresh" | b"reassign" | b"security" | b"import" => {}
+            | b"show" | b"refresh" | b"reassign" | b"security" | b"import" => {}
             _ if matches!(first.kind, Kind::Mark(b'(')) => {}
             _ => self.add(Effects::OPAQUE),
         }
@@ -194,6 +208,7 @@ impl Statement<'_, '_, '_> {
                         next = self.read_word(behind_into, &word);
                     }
                 }
+                Kind::Escaped => self.add(Effects::UNSEEN),
                 Kind::Text | Kind::Number | Kind::Parameter | Kind::Mark(_) => {}
             }
             behind_into = is_into;
@@ -214,12 +229,14 @@ impl Statement<'_, '_, '_> {
             b"temp" | b"temporary" if behind_into => self.add(Effects::TEMPORARY),
             b"nextval" | b"setval" | b"insert" => self.add(Effects::SEQUENCE),
             b"currval" | b"lastval" => self.add(Effects::LAST_VALUE),
-            b"setseed" => self.add(Effects::LASTING),
+            // UPDATE t SET a = DEFAULT; what is defined takes no value yet.
+            b"default" if !self.defines => self.add(Effects::SEQUENCE),
             b"pg_notify" => self.add(Effects::NOTIFY),
             // What it says must be true where another connection listens for this client.
             b"pg_listening_channels" => self.add(Effects::LISTEN),
             b"execute" if self.explains => {
                 let name = self.next();
+                self.add(Effects::EXECUTES);
                 if matches!(name.kind, Kind::Word | Kind::Quoted) {
                     self.only = Some(Only::Prepared { name: name.start..name.end, deallocates: false });
                 }
@@ -232,7 +249,7 @@ impl Statement<'_, '_, '_> {
             {
                 self.add(Effects::LOCK);
             }
-            name if name.starts_with(b"dblink_connect") => self.add(Effects::LASTING),
+            name if is_lasting(name) => self.add(Effects::LASTING),
             _ => {}
         }
         None
@@ -267,7 +284,15 @@ impl Statement<'_, '_, '_> {
             COMPUTED
         };
         self.add(added);
-        comma
+        if comma.kind != Kind::Mark(b',') {
+            return comma;
+        }
+        let value = self.next();
+        if value.kind != Kind::Text {
+            // NULL is the value that the session began with.
+            self.add(Effects::RESETS);
+        }
+        value
     }
 
     /// EXECUTE or DEALLOCATE of `name`.
@@ -283,11 +308,45 @@ impl Statement<'_, '_, '_> {
         read
     }
 
+    /// DO: what its code says that the server cannot be asked about.
+    fn read_do(&mut self) -> bool {
+        self.add(Effects::OPAQUE.and(Effects::PARSER));
+        loop {
+            let token = self.next();
+            match token.kind {
+                Kind::End | Kind::Mark(b';') => return true,
+                Kind::Unreadable => return false,
+                Kind::Escaped => self.add(Effects::UNSEEN),
+                Kind::Text => {
+                    let found = look_inside(&self.cursor.text[token.start..token.end], self.names);
+                    self.add(found);
+                }
+                Kind::Word | Kind::Quoted | Kind::Number | Kind::Parameter | Kind::Mark(_) => {}
+            }
+        }
+    }
+
+    /// PREPARE of a statement, `name` being the token behind it. What it changes, it does later, and as often as it is executed.
+    fn read_prepare(&mut self, name: Token) -> bool {
+        let changes = Effects::SETTINGS.and(Effects::ANY_SETTING).and(Effects::PARAMETER).and(Effects::LOCK);
+        let before = std::mem::take(&mut self.effects);
+        let only =
+            matches!(name.kind, Kind::Word | Kind::Quoted).then(|| Only::Prepares { name: name.start..name.end });
+        let read = self.read_rest(name);
+        self.only = only;
+        let later = if self.effects.has(changes) { Effects::LASTING } else { Effects::NONE };
+        self.effects = self.effects.and(before).and(Effects::PREPARED).and(Effects::PREPARES).and(later);
+        read
+    }
+
     /// CREATE, ALTER or DROP of something.
-    pub(super) fn read_definition(&mut self) -> bool {
+    pub(super) fn read_definition(&mut self, alters: bool) -> bool {
+        self.defines = true;
+        self.add(Effects::TEMPORARY);
         loop {
             let token = self.next();
             match self.short_word(&token) {
+                known::TABLE if alters => {}
                 known::TABLE | known::INDEX | known::ROLE | known::USER | known::TYPE | known::SEQUENCE => {
                     return self.read_on();
                 }
@@ -298,8 +357,14 @@ impl Statement<'_, '_, '_> {
             match word.get() {
                 b"or" | b"replace" | b"global" | b"local" | b"temp" | b"temporary" | b"unlogged" | b"constraint"
                 | b"event" | b"trusted" | b"procedural" => {}
-                b"function" | b"procedure" | b"routine" | b"trigger" | b"extension" | b"rule" | b"view"
-                | b"operator" | b"domain" | b"cast" | b"language" | b"schema" => {
+                // Triggers, defaults and constraints; what is added may have its values from a sequence.
+                b"table" if alters => {
+                    self.add(Effects::RELEARN.and(Effects::SEQUENCE));
+                    let next = self.next();
+                    return self.read_rest(next);
+                }
+                b"function" | b"procedure" | b"routine" | b"aggregate" | b"trigger" | b"extension" | b"rule"
+                | b"policy" | b"view" | b"operator" | b"domain" | b"cast" | b"language" | b"schema" => {
                     self.add(Effects::RELEARN);
                     let next = self.next();
                     return self.read_rest(next);
@@ -309,18 +374,26 @@ impl Statement<'_, '_, '_> {
         }
     }
 
+    /// The token behind a word or name; a mark, or the end, is its own.
+    fn behind(&mut self, token: Token) -> Token {
+        if matches!(token.kind, Kind::Word | Kind::Quoted) { self.next() } else { token }
+    }
+
     pub(super) fn read_set(&mut self) -> bool {
         let names = self.names.ends.len();
         let before = self.effects;
+        let dot = Kind::Mark(b'.');
         let mut token = self.next();
-        let mut word = self.word(&token);
+        let mut behind = self.behind(token);
         let mut local = false;
-        if matches!(word.get(), b"session" | b"local") {
-            local = word.get() == b"local";
-            let next = self.next();
-            let following = self.word(&next);
-            match following.get() {
-                b"characteristics" => {
+        // Any word is a setting's where a dot follows.
+        let first = self.word(&token);
+        if matches!(first.get(), b"session" | b"local") && behind.kind != dot {
+            local = first.get() == b"local";
+            token = behind;
+            behind = self.behind(token);
+            match self.word(&token).get() {
+                b"characteristics" if behind.kind != dot => {
                     for name in [
                         "default_transaction_isolation",
                         "default_transaction_read_only",
@@ -329,141 +402,145 @@ impl Statement<'_, '_, '_> {
                         let added = self.names.add(name.as_bytes());
                         self.add(added);
                     }
-                    let next = self.next();
-                    return self.read_rest(next);
+                    return self.read_rest(behind);
                 }
-                b"authorization" => {
-                    let added = self.names.add(b"session_authorization");
-                    self.add(added);
-                    // The role goes with it.
-                    let added = self.names.add(b"role");
-                    self.add(added);
-                    let next = self.next();
-                    return self.read_rest(next);
-                }
-                _ => (token, word) = (next, following),
+                b"authorization" if behind.kind != dot => return self.read_authorization(behind),
+                _ => {}
             }
         }
-        let added = match word.get() {
-            b"transaction" | b"constraints" => Effects::NONE,
-            b"time" => self.names.add(b"timezone"),
-            b"names" => self.names.add(b"client_encoding"),
-            b"schema" => self.names.add(b"search_path"),
-            b"role" => self.names.add(b"role"),
-            b"xml" => self.names.add(b"xmloption"),
-            b"seed" => Effects::LASTING,
+        let word = if behind.kind == dot { Word::new(b"") } else { self.word(&token) };
+        let is_default = |token: &Token, this: &Self| this.word(token).get() == b"default";
+        // `resets`: its value is the one that the session began with.
+        let (added, value, resets) = match word.get() {
+            b"transaction" | b"constraints" => (Effects::NONE, behind, false),
+            b"time" => {
+                let zone = self.behind(behind);
+                let resets = matches!(self.word(&zone).get(), b"local" | b"default");
+                (self.names.add(b"timezone"), zone, resets)
+            }
+            b"names" => {
+                let resets = matches!(behind.kind, Kind::End | Kind::Mark(b';')) || is_default(&behind, self);
+                (self.names.add(b"client_encoding"), behind, resets)
+            }
+            b"schema" => (self.names.add(b"search_path"), behind, false),
+            b"role" => {
+                let value = if self.is_to(&behind) { self.next() } else { behind };
+                (self.names.add(b"role"), value, is_default(&value, self))
+            }
+            b"xml" => (self.names.add(b"xmloption"), behind, false),
             b"session" => {
                 // SET LOCAL SESSION AUTHORIZATION
                 let added = self.names.add(b"session_authorization");
-                added.and(self.names.add(b"role"))
+                (added.and(self.names.add(b"role")), behind, false)
             }
             _ => {
-                let (added, next) = self.read_setting_name(token);
-                token = next;
-                self.add(added);
-                // `SET x TO DEFAULT` is RESET x.
-                if matches!(token.kind, Kind::Mark(b'=')) || self.word(&token).get() == b"to" {
-                    let value = self.next();
-                    let default = self.word(&value).get() == b"default";
-                    if local {
-                        self.names.keep(names);
-                        self.effects = before.and(added.common(Effects::PARSER));
-                    } else if default {
-                        self.add(Effects::RESETS);
-                        return self.read_end_from(value, Some(Only::Reset));
-                    }
-                    return self.read_rest(value);
+                let (added, next) = self.read_setting_name(token, behind);
+                if !self.is_to(&next) {
+                    self.add(added.and(Effects::OPAQUE));
+                    return self.read_rest(next);
                 }
-                self.add(Effects::OPAQUE);
-                return self.read_rest(token);
+                let value = self.next();
+                (added, value, is_default(&value, self))
             }
         };
-        self.add(added);
         if local {
             self.names.keep(names);
-            self.effects = before.and(added.common(Effects::PARSER));
+            // What has no value that a transaction could take back is no setting.
+            let stays = if added == Effects::LASTING { added } else { added.common(Effects::PARSER) };
+            self.effects = before.and(stays);
+            let next = if resets { self.behind(value) } else { value };
+            return self.read_rest(next);
         }
-        let next = self.next();
-        self.read_rest(next)
+        self.add(added);
+        if resets {
+            self.add(Effects::RESETS);
+            let end = self.behind(value);
+            return self.read_end(end, Some(Only::Reset));
+        }
+        self.read_rest(value)
+    }
+
+    /// SET SESSION AUTHORIZATION has been read.
+    fn read_authorization(&mut self, value: Token) -> bool {
+        let added = self.names.add(b"session_authorization");
+        // The role goes with it.
+        let added = added.and(self.names.add(b"role"));
+        self.add(added);
+        if self.word(&value).get() == b"default" {
+            self.add(Effects::RESETS);
+            let end = self.next();
+            return self.read_end(end, Some(Only::Reset));
+        }
+        self.read_rest(value)
+    }
+
+    /// Whether a setting's value follows.
+    fn is_to(&self, token: &Token) -> bool {
+        token.kind == Kind::Mark(b'=') || self.word(token).get() == b"to"
     }
 
     pub(super) fn read_reset(&mut self) -> bool {
         let token = self.next();
-        let word = self.word(&token);
+        let behind = self.behind(token);
+        let word = if behind.kind == Kind::Mark(b'.') { Word::new(b"") } else { self.word(&token) };
         self.add(Effects::RESETS);
-        let added = match word.get() {
+        let (added, end) = match word.get() {
             b"all" => {
                 self.add(Effects::ANY_SETTING.and(Effects::PARSER));
-                return self.read_end(Some(Only::ResetAll));
+                return self.read_end(behind, Some(Only::ResetAll));
             }
-            b"time" => {
-                let _zone = self.next();
-                self.names.add(b"timezone")
-            }
+            b"time" => (self.names.add(b"timezone"), self.behind(behind)),
             b"session" => {
-                let _authorization = self.next();
                 let added = self.names.add(b"session_authorization");
-                added.and(self.names.add(b"role"))
+                (added.and(self.names.add(b"role")), self.behind(behind))
             }
-            b"role" => self.names.add(b"role"),
-            b"transaction" => Effects::NONE,
-            _ => {
-                let (added, next) = self.read_setting_name(token);
-                self.add(added);
-                return self.read_end_from(next, Some(Only::Reset));
-            }
+            b"role" => (self.names.add(b"role"), behind),
+            b"transaction" => (Effects::NONE, behind),
+            _ => self.read_setting_name(token, behind),
         };
         self.add(added);
-        self.read_end(Some(Only::Reset))
+        self.read_end(end, Some(Only::Reset))
     }
 
-    /// A name of one or more parts, from `token` on; the token behind it.
-    pub(super) fn read_setting_name(&mut self, token: Token) -> (Effects, Token) {
+    /// A name of one or more parts, from `token` on, with `behind` behind it; the token behind all of it.
+    fn read_setting_name(&mut self, mut token: Token, mut behind: Token) -> (Effects, Token) {
         let (mut name, mut size) = ([0; NAME_SIZE_MAX + 1], 0);
         let mut add = |bytes: &[u8]| {
             let room = bytes.len().min(name.len() - size);
             name[size..size + room].copy_from_slice(&bytes[..room]);
             size += room;
         };
-        let mut token = token;
         let mut odd = false;
         loop {
-            match token.kind {
-                Kind::Word => add(self.bytes(&token)),
-                Kind::Quoted => {
-                    let bytes = &self.cursor.text[token.start + 1..token.end - 1];
-                    odd |= bytes.contains(&b'"');
-                    add(bytes);
-                }
+            let bytes = match token.kind {
+                Kind::Word => self.bytes(&token),
+                Kind::Quoted => &self.cursor.text[token.start + 1..token.end - 1],
                 _ => {
                     odd = true;
+                    behind = token;
                     break;
                 }
-            }
-            let next = self.next();
-            if next.kind != Kind::Mark(b'.') {
-                token = next;
+            };
+            odd |= bytes.contains(&b'"') || !bytes.is_ascii();
+            add(&bytes[..bytes.len().min(IDENTIFIER_SIZE_MAX)]);
+            if behind.kind != Kind::Mark(b'.') {
                 break;
             }
             add(b".");
             token = self.next();
+            behind = self.behind(token);
         }
-        let effects = if odd { Effects::ANY_SETTING.and(Effects::PARSER) } else { self.names.add(&name[..size]) };
-        (effects, token)
+        let name = &name[..size];
+        let effects = match odd {
+            true if name.contains(&b'.') => COMPUTED,
+            true => Effects::ANY_SETTING.and(Effects::PARSER),
+            false => self.names.add(name),
+        };
+        (effects, behind)
     }
 
-    /// Nothing may follow for the statement to be what `only` says.
-    pub(super) fn read_end(&mut self, only: Option<Only>) -> bool {
-        let token = self.next();
-        self.read_end_from(token, only)
-    }
-
-    pub(super) fn read_end_from(&mut self, token: Token, only: Option<Only>) -> bool {
-        let mut token = token;
-        // `SET x TO DEFAULT`: the value itself.
-        if self.word(&token).get() == b"default" {
-            token = self.next();
-        }
+    /// Nothing may follow, from `token` on, for the statement to be what `only` says.
+    fn read_end(&mut self, token: Token, only: Option<Only>) -> bool {
         if matches!(token.kind, Kind::End | Kind::Mark(b';')) {
             self.only = only;
             return true;

@@ -48,10 +48,10 @@ fn what_changes_something() {
         ("unlisten *", Effects::LISTEN),
         ("declare c cursor with hold for select 1", Effects::CURSOR),
         ("close all", Effects::CURSOR),
-        ("prepare a as select 1", Effects::PREPARED),
+        ("prepare a as select 1", Effects::PREPARED.and(Effects::PREPARES)),
         ("prepare transaction 'x'", Effects::TWO_PHASE),
         ("deallocate all", Effects::PREPARED),
-        ("create table t as execute a", Effects::TEMPORARY),
+        ("create table t as execute a", Effects::TEMPORARY.and(Effects::EXECUTES)),
         ("select set_config($1, 'a', false)", Effects::PARAMETER),
         ("select set_config('a' || 'b', '', true)", Effects::ANY_SETTING.and(Effects::LASTING)),
         ("select set_config from t", Effects::NONE),
@@ -73,6 +73,27 @@ fn what_changes_something() {
         ),
         ("drop trigger t on u", Effects::RELEARN.and(Effects::TEMPORARY)),
         ("set seed to 0.5", Effects::LASTING),
+        ("set local \"seed\" to 0.5", Effects::LASTING),
+        ("select set_config('seed', '0.5', true)", Effects::LASTING),
+        ("alter table t add trigger", Effects::RELEARN.and(Effects::TEMPORARY).and(Effects::SEQUENCE)),
+        ("create policy p on t", Effects::RELEARN.and(Effects::TEMPORARY)),
+        ("create table t (a int default 1)", Effects::TEMPORARY),
+        ("update t set a = default", Effects::SEQUENCE),
+        ("execute p(1)", Effects::EXECUTES),
+        ("fetch all from c", Effects::EXECUTES),
+        ("move c", Effects::EXECUTES),
+        (
+            "prepare a as select pg_advisory_lock($1)",
+            Effects::PREPARED.and(Effects::PREPARES).and(Effects::LOCK).and(Effects::LASTING),
+        ),
+        ("select pg_backup_start('x'), 1", Effects::LASTING),
+        ("select pg_create_logical_replication_slot('x', 'y', true)", Effects::LASTING),
+        ("select \"pg_copy_physical_replication_slot\"('x', 'y', true)", Effects::LASTING),
+        ("select pg_replication_origin_session_setup('x')", Effects::LASTING),
+        ("select e'a'\n  '\\'', lastval(), 'b'", Effects::LAST_VALUE),
+        ("select E'a' -- it's\n'\\'', lastval(), 'b'", Effects::LAST_VALUE),
+        ("select E'a' '\\'', lastval(), 'b'", Effects::OPAQUE),
+        ("select 'a'\n'\\', lastval()", Effects::LAST_VALUE),
     ] {
         assert_eq!(effects(text), expected, "{text}");
     }
@@ -102,6 +123,126 @@ fn names_of_settings() {
     }
     for text in ["reset all", "set \"a\"\"b\" = 1"] {
         assert_eq!(effects(text).without(Effects::RESETS), Effects::ANY_SETTING, "{text}");
+    }
+}
+
+/// Words that SET takes specially are parts of names where a dot follows.
+#[test]
+fn names_of_custom_settings() {
+    for (text, name) in [
+        ("set session.uid = '5'", "session.uid"),
+        ("set session session.x to 1", "session.x"),
+        ("set session local.x to 1", "local.x"),
+        ("set local.x = 1", "local.x"),
+        ("set time.x = 1", "time.x"),
+        ("set names.x = 1", "names.x"),
+        ("set schema.x = 1", "schema.x"),
+        ("set role.x = 1", "role.x"),
+        ("set xml.x = 1", "xml.x"),
+        ("set transaction.x = 1", "transaction.x"),
+        ("set constraints . x = 1", "constraints.x"),
+        ("set seed.x = 1", "seed.x"),
+        ("set session characteristics.x = 1", "characteristics.x"),
+        ("reset session.x", "session.x"),
+        ("reset time.x", "time.x"),
+        ("reset role.x; select 1", "role.x"),
+        ("reset transaction.x", "transaction.x"),
+    ] {
+        let (effects, names, _) = scan(text);
+        assert_eq!(names, [name], "{text}");
+        assert_eq!(effects.without(Effects::RESETS), Effects::SETTINGS, "{text}");
+    }
+    for text in ["set local session.x = 1", "set local local.x = 1"] {
+        assert_eq!(scan(text), (Effects::NONE, vec![], None), "{text}");
+    }
+    // As the server cuts them.
+    let part = "x".repeat(70);
+    let (found, names, _) = scan(&format!("set {part}.\"{part}\" = 1"));
+    assert_eq!((found, names), (Effects::SETTINGS, vec![format!("{0}.{0}", &part[..63])]));
+    for text in [
+        format!("select set_config('a.{}', '1', false)", "x".repeat(130)),
+        "select set_config('app.gr\u{f6}\u{df}e', '1', false)".to_owned(),
+        "set app.gr\u{f6}\u{df}e to 1".to_owned(),
+        "set a.\"b\"\"c\" to 1".to_owned(),
+        (0..17).map(|number| format!("set a.x{number} = 1;")).collect(),
+    ] {
+        assert!(scan(&text).0.has(Effects::LASTING), "{text}");
+    }
+    let many: String = (0..17).map(|number| format!("set x{number} = 1;")).collect();
+    assert_eq!(effects(&many), Effects::SETTINGS.and(Effects::ANY_SETTING));
+}
+
+#[test]
+fn what_goes_back_to_the_first_value() {
+    for (text, name) in [
+        ("set time zone local", "timezone"),
+        ("set time zone default;", "timezone"),
+        ("set session time zone default", "timezone"),
+        ("set names", "client_encoding"),
+        ("set names;", "client_encoding"),
+        ("set names default", "client_encoding"),
+        ("set work_mem = default", "work_mem"),
+        ("set role to default", "role"),
+        ("reset time zone", "timezone"),
+    ] {
+        let (effects, names, only) = scan(text);
+        assert_eq!((names, only), (vec![name.to_owned()], Some(Only::Reset)), "{text}");
+        assert!(effects.has(Effects::RESETS), "{text}");
+    }
+    assert_eq!(scan("set session authorization default").2, Some(Only::Reset));
+    assert!(scan("discard all; select 1").0.has(Effects::RESETS));
+    for text in ["select set_config('work_mem', null, false)", "select set_config('work_mem', $1, false)"] {
+        assert!(scan(text).0.has(Effects::RESETS), "{text}");
+    }
+    for text in [
+        "select set_config('work_mem', '1', false)",
+        "set time zone 'UTC'",
+        "set names 'utf8'",
+        "set role none",
+        "set local time zone default",
+        "discard temp",
+    ] {
+        assert!(!scan(text).0.has(Effects::RESETS), "{text}");
+    }
+}
+
+#[test]
+fn code_in_constants() {
+    for (text, effects, names) in [
+        (
+            "do $$ begin perform set_config('a.b', '1', false); end $$",
+            Effects::SETTINGS.and(Effects::RESETS),
+            &["a.b"][..],
+        ),
+        ("do 'begin perform set_config(''a.b'', ''1'', false); end'", Effects::SETTINGS.and(Effects::RESETS), &["a.b"]),
+        ("do $$ begin perform set_config('a' || 'b', '1', false); end $$", COMPUTED.and(Effects::RESETS), &[]),
+        ("do $x$ begin set a.b = 1; set session \"c\".d to 2; end $x$", Effects::SETTINGS, &["a.b", "c.d"]),
+        ("do $$ begin execute 'set a.b = 1'; update t set x = 1; end $$", Effects::SETTINGS, &["a.b"]),
+        ("do $$ begin execute format('set %I = 1', x); end $$", COMPUTED, &[]),
+        ("do $$ begin execute 'set app.' || x; end $$", COMPUTED, &[]),
+        ("do $$ begin perform setseed(1); end $$ language plpgsql", Effects::LASTING, &[]),
+        ("do $$ begin perform currval('s'), nextval('s'); end $$", Effects::LAST_VALUE.and(Effects::SEQUENCE), &[]),
+        ("do $$ begin perform dblink_connect('s'); end $$", Effects::LASTING, &[]),
+        ("do $$ begin create function f() ...; end $$", Effects::RELEARN, &[]),
+        ("do $$ begin if a then reset work_mem; end if; end $$", Effects::RESETS.and(Effects::ANY_SETTING), &[]),
+    ] {
+        let (found, found_names, _) = scan(text);
+        assert_eq!(found, effects.and(Effects::OPAQUE).and(Effects::PARSER), "{text}");
+        assert_eq!(found_names, names, "{text}");
+    }
+    assert_eq!(effects("do 'select 1'; listen a"), Effects::OPAQUE.and(Effects::LISTEN));
+}
+
+#[test]
+fn names_with_escapes_may_be_any() {
+    for text in
+        ["select U&\"set\\005fconfig\"('a.b', '1', false)", "set u&\"app\".x = 1", "do U&\"x\"", "select u&\"a\""]
+    {
+        assert!(scan(text).0.has(Effects::LASTING), "{text}");
+        assert!(scan(text).0.has(Effects::OPAQUE), "{text}");
+    }
+    for text in ["select menu&\"mask\"", "select u & \"mask\"", "select U&'x'"] {
+        assert_eq!(scan(text).0, Effects::NONE, "{text}");
     }
 }
 
@@ -271,6 +412,21 @@ const PIECES: &[&str] = &[
     "currval",
     "setseed",
     "pg_notify",
+    "pg_backup_stop",
+    "pg_create_logical_replication_slot",
+    "U&\"a\"",
+    "&\"a\"",
+    "e'a'\n'\\''",
+    "E'a' --\n  '",
+    "null",
+    "names",
+    "session.",
+    ".",
+    "seed",
+    "$$ set a.b = 1 $$",
+    "fetch",
+    "alter",
+    "policy",
     "pg_temp",
     "pg_temp_3",
     "pg_advisory_lock",

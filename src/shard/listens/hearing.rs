@@ -56,7 +56,8 @@ impl<T: Transport> Shard<T> {
     pub(in crate::shard) fn go_on_to_ready(&mut self, id: BackendId) {
         let Some(link) = self.backends.get(id.index, id.generation) else { return };
         let kept = &link.kept;
-        let settled = kept.suspects.is_empty() && kept.asked.is_none() && kept.share.is_none();
+        let known = kept.suspects.is_empty() || kept.is_unanswered(link.asked);
+        let settled = known && kept.asked.is_none() && kept.share.is_none();
         // Where nobody else listens for it there is nothing to be found out.
         let alone = || self.listener_of(link.pool).is_none();
         if !kept.ready_waits || !settled || kept.real && !kept.refused && !alone() {
@@ -102,7 +103,7 @@ impl<T: Transport> Shard<T> {
     /// A notification that a listener has heard.
     pub(super) fn on_heard(&mut self, slot: u32, message: &Slice) {
         let Ok(notification) = reader::notification_response(message) else { return };
-        if notification.channel == MARK_CHANNEL {
+        if notification.channel == MARK_CHANNEL.as_bytes() {
             return self.on_mark(notification.payload);
         }
         let mut ears = std::mem::take(&mut self.ears);

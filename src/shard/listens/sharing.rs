@@ -167,7 +167,7 @@ impl<T: Transport> Shard<T> {
         share.stage = Stage::Leaving;
         share.cut = false;
         if moves {
-            let sql = format!("LISTEN qcp_mark; NOTIFY qcp_mark, '{token}'");
+            let sql = format!("LISTEN {MARK_CHANNEL}; NOTIFY {MARK_CHANNEL}, '{token}'");
             self.ask_for_sharing(id, sql.as_bytes(), MARK_MARK);
         }
         if self.backend(id).is_some() {
@@ -232,7 +232,8 @@ impl<T: Transport> Shard<T> {
         if !sql.is_empty() {
             sql.extend_from_slice(b";");
         }
-        sql.extend_from_slice(b"SET idle_session_timeout = 0; LISTEN qcp_mark");
+        sql.extend_from_slice(b"SET idle_session_timeout = 0; LISTEN ");
+        sql.extend_from_slice(MARK_CHANNEL.as_bytes());
         let written = self.write(connection, sql.len() + 16, |writer| {
             let _ = writer.query(&sql);
         });
@@ -321,7 +322,7 @@ impl<T: Transport> Shard<T> {
         let Some(hearing) = &client.hears else { return false };
         let moving = hearing.moving.as_ref();
         if let Some(share) = &mut link.kept.share {
-            let is_mark = notification.channel == MARK_CHANNEL;
+            let is_mark = notification.channel == MARK_CHANNEL.as_bytes();
             share.cut |= is_mark && moving.is_some_and(|moving| moving.token.as_bytes() == notification.payload);
             if share.cut || is_mark {
                 return true;

@@ -22,7 +22,7 @@ impl<T: Transport> Shard<T> {
             Only::Reset => Reset::Names(names()),
             Only::ResetAll => Reset::All,
             Only::DiscardAll => Reset::Discard,
-            Only::Prepared { .. } => return,
+            Only::Prepared { .. } | Only::Prepares { .. } => return,
         };
         let Some(link) = self.backend(backend) else { return };
         // Behind other requests it could not be told whose settings the server reports.

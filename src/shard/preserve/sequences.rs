@@ -29,9 +29,9 @@ impl LastValues {
     #[inline]
     pub(super) fn note(&mut self, client: ClientId, effects: Effects) -> bool {
         let strange = !matches!(*self, LastValues::Nobodys) && *self != LastValues::Of(client);
-        if effects.has(Effects::SEQUENCE) {
+        if effects.has(Effects::SEQUENCE) && !effects.has(Effects::OPAQUE) {
             *self = LastValues::Of(client);
-        } else if effects.has(Effects::OPAQUE) {
+        } else if effects.has(Effects::OPAQUE.and(Effects::EXECUTES)) {
             // It may have used one, or not: then what another has left is still there.
             *self = if strange { LastValues::Somebodys } else { LastValues::Of(client) };
         }

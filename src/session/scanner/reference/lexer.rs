@@ -1,9 +1,13 @@
 //! The lexer of the scanner as it was at first: byte by byte.
 
+use super::super::lexer::is_escaped;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
     Word,
     Quoted,
+    /// A quoted name behind `U&`, which may be any by its escapes.
+    Escaped,
     Text,
     Number,
     Parameter,
@@ -13,6 +17,7 @@ pub(super) enum Kind {
     Unreadable,
 }
 
+#[derive(Clone, Copy)]
 pub(super) struct Token {
     pub(super) kind: Kind,
     pub(super) start: usize,
@@ -115,6 +120,9 @@ impl Lexer<'_> {
         loop {
             match self.text.get(at) {
                 Some(b'\'') if self.text.get(at + 1) == Some(&b'\'') => at += 2,
+                Some(b'\'') if backslashes && !self.backslashes && self.goes_on(at + 1).is_some() => {
+                    at = self.goes_on(at + 1).expect("just seen") + 1;
+                }
                 Some(b'\'') => break,
                 Some(b'\\') if backslashes => at += 2,
                 Some(_) => at += 1,
@@ -128,12 +136,30 @@ impl Lexer<'_> {
         self.token(Kind::Text, at + 1)
     }
 
+    /// Where a constant goes on that has ended before `at`.
+    fn goes_on(&self, mut at: usize) -> Option<usize> {
+        let mut newline = false;
+        loop {
+            match self.text.get(at)? {
+                b'\n' | b'\r' => (newline, at) = (true, at + 1),
+                b' ' | b'\t' | 0x0b | 0x0c => at += 1,
+                b'-' if self.text.get(at + 1) == Some(&b'-') => {
+                    let rest = &self.text[at..];
+                    at += rest.iter().position(|&byte| byte == b'\n' || byte == b'\r')?;
+                }
+                b'\'' if newline => return Some(at),
+                _ => return None,
+            }
+        }
+    }
+
     pub(super) fn quoted_name(&mut self, start: usize) -> Token {
+        let kind = if is_escaped(self.text, start) { Kind::Escaped } else { Kind::Quoted };
         let mut at = start + 1;
         loop {
             match self.text.get(at) {
                 Some(b'"') if self.text.get(at + 1) == Some(&b'"') => at += 2,
-                Some(b'"') => return self.token(Kind::Quoted, at + 1),
+                Some(b'"') => return self.token(kind, at + 1),
                 Some(_) => at += 1,
                 None => return self.token(Kind::Unreadable, self.text.len()),
             }
@@ -157,13 +183,13 @@ impl Lexer<'_> {
 
 /// A word in lower case, as far as it can be a known one.
 pub(super) struct Word {
-    bytes: [u8; 32],
+    bytes: [u8; 40],
     size: usize,
 }
 
 impl Word {
     pub(super) fn new(text: &[u8]) -> Self {
-        let mut bytes = [0; 32];
+        let mut bytes = [0; 40];
         let size = if text.len() <= bytes.len() { text.len() } else { 0 };
         for (to, from) in bytes.iter_mut().zip(&text[..size]) {
             *to = from.to_ascii_lowercase();
