@@ -48,6 +48,7 @@ impl<T: Transport> Shard<T> {
             self.scan_backends();
             self.scan_cancels();
             self.scan_pools();
+            self.end_changes();
         }
         if let Running::Draining(until) = self.running {
             self.go_on_draining(now >= until);
