@@ -96,7 +96,9 @@ impl<T: Transport> Shard<T> {
         if own == Some(MARK_REPLAY) {
             return Pass::Nobody;
         }
-        if !parameters::is_tracked(status.name) {
+        let applying = self.client(client).is_some_and(|client| matches!(client.state, ClientState::Login(_)));
+        // What a login is greeted with is what the server makes of its wishes: `on` of `true`.
+        if !applying && !parameters::is_tracked(status.name) {
             return if own.is_some() { Pass::Nobody } else { Pass::Client };
         }
         let name = name.to_ascii_lowercase();
@@ -104,7 +106,6 @@ impl<T: Transport> Shard<T> {
             return Pass::Nobody;
         }
         let wanted = self.client(client).expect("a linked client is there").wanted;
-        let applying = self.client(client).is_some_and(|client| matches!(client.state, ClientState::Login(_)));
         if applying && self.vectors.get(wanted, &name).is_none() {
             return Pass::Nobody;
         }

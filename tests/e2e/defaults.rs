@@ -125,3 +125,18 @@ fn a_pool_that_can_be_refilled_is() {
     let wrong = psql(&qcp.tcp(), USER, "defaults_refill").args(["-XAtw", "-c", "SELECT 1"]).env("PGPASSWORD", "guess");
     assert!(wrong.finish().failure().contains("password authentication failed"));
 }
+
+/// A client is greeted with what the server makes of its wishes, by the login that tries them and by the next, which only believes.
+#[test]
+fn a_greeting_has_the_servers_values() {
+    let qcp = Qcp::start("pool: {size: 1}\n", 1);
+    for _ in 0..2 {
+        let mut client = RawClient::connect(&qcp.tcp());
+        let options = "-c default_transaction_read_only=true -c datestyle=german";
+        client.send(&startup(PROTOCOL_3_0, &[("user", SUPERUSER), ("database", "postgres"), ("options", options)]));
+        let greeting = client.receive_until_ready();
+        for status in [&b"default_transaction_read_only\0on\0"[..], b"DateStyle\0German, DMY\0"] {
+            assert!(greeting.iter().any(|message| message.tag == b'S' && message.body == status), "{greeting:?}");
+        }
+    }
+}
