@@ -48,7 +48,8 @@ pub enum Standing {
 /// | standing 1 | name length 1 | number 4 | name .. | ...
 /// ```
 ///
-/// The standing's highest bit says that no server has been asked for this name ([`Found::unseen`]).
+/// The standing's highest bit says that no server has been asked for this name ([`Found::unseen`]), the next that its Parse was
+/// answered in the batch that is under way ([`Names::forget_untried`]).
 ///
 /// The same name may stand twice while a Close and a new Parse are both in the pipeline; the later one counts.
 pub struct Names<'a> {
@@ -77,6 +78,7 @@ pub struct Found {
 }
 
 const UNSEEN: u8 = 0x80;
+const UNTRIED: u8 = 0x40;
 
 /// How many names are packed in these bytes.
 pub fn count_names(mut packed: &[u8]) -> usize {
@@ -139,13 +141,46 @@ impl<'a> Names<'a> {
         self.set(found, Standing::Closing);
     }
 
-    /// Says whether no server has been asked for a found name.
-    pub fn set_unseen(&mut self, found: Found, unseen: bool) {
-        self.set(Found { unseen, ..found }, found.standing);
+    /// A found name has been answered without a server.
+    pub fn set_unseen(&mut self, found: Found) {
+        self.room[found.at] |= UNSEEN | UNTRIED;
+    }
+
+    /// A server is being asked for a found name.
+    pub fn set_seen(&mut self, found: Found) {
+        self.room[found.at] &= !UNSEEN;
+    }
+
+    /// The client has synchronised, so all that it has been told is prepared is.
+    pub fn keep_untried(&mut self) {
+        let mut at = 0;
+        while let Some(head) = self.room[..self.used].get_mut(at..at + HEAD) {
+            head[0] &= !UNTRIED;
+            at += HEAD + usize::from(head[1]);
+        }
+    }
+
+    /// A server has taken `number`, or has not come to it: the name that was answered before stands.
+    pub fn keep_tried(&mut self, number: Number) {
+        if let Some(found) = self.untried(number) {
+            self.room[found.at] &= !UNTRIED;
+        }
+    }
+
+    /// No server takes `number`: a name of it that was answered in the same batch is none, as if the server had said so at
+    /// once. Whether there was one.
+    pub fn forget_untried(&mut self, number: Number) -> bool {
+        let found = self.untried(number);
+        found.inspect(|&found| self.remove(found)).is_some()
+    }
+
+    fn untried(&self, number: Number) -> Option<Found> {
+        let all = || self.entries().map(|(found, _)| found).filter(|found| found.number == number);
+        all().find(|found| self.room[found.at] & UNTRIED != 0)
     }
 
     fn set(&mut self, found: Found, standing: Standing) {
-        self.room[found.at] = standing as u8 | if found.unseen { UNSEEN } else { 0 };
+        self.room[found.at] = self.room[found.at] & (UNSEEN | UNTRIED) | standing as u8;
     }
 
     /// The first name of `number` that is Defining is accepted now.
@@ -208,7 +243,7 @@ impl<'a> Names<'a> {
         let mut at = 0;
         std::iter::from_fn(move || {
             let head = bytes.get(at..at + HEAD)?;
-            let standing = match head[0] & !UNSEEN {
+            let standing = match head[0] & !(UNSEEN | UNTRIED) {
                 0 => Standing::Live,
                 1 => Standing::Defining,
                 _ => Standing::Closing,
@@ -359,6 +394,30 @@ mod tests {
     }
 
     #[test]
+    fn what_was_answered_before_a_server_was_asked() {
+        let mut room = [0; 64];
+        let mut names = Names::new(&mut room, 0);
+        for name in [&b"r"[..], b"s", b"t"] {
+            names.define(name, 1).unwrap();
+            names.defined(1);
+        }
+        assert!(!names.forget_untried(1), "all of them are the server's word");
+        names.set_unseen(names.find(b"s").unwrap());
+        names.set_seen(names.find(b"s").unwrap());
+        assert!(!names.find(b"s").unwrap().unseen);
+        assert!(names.forget_untried(1));
+        assert_eq!(names.find(b"s"), None);
+        assert!(names.find(b"r").is_some() && names.find(b"t").is_some());
+        // Kept by a Sync, or by the server's word.
+        names.set_unseen(names.find(b"r").unwrap());
+        names.keep_untried();
+        assert!(!names.forget_untried(1) && names.find(b"r").unwrap().unseen);
+        names.set_unseen(names.find(b"t").unwrap());
+        names.keep_tried(1);
+        assert!(!names.forget_untried(1));
+    }
+
+    #[test]
     fn close_and_parse_of_one_name_in_one_pipeline() {
         let mut room = [0; 64];
         let mut names = Names::new(&mut room, 0);
@@ -366,7 +425,7 @@ mod tests {
         names.defined(1);
         let found = names.find(b"s").unwrap();
         assert_eq!((found.number, found.standing), (1, Standing::Live));
-        names.set_unseen(found, true);
+        names.set_unseen(found);
         names.close(names.find(b"s").unwrap());
         assert_eq!(names.find(b"s"), None);
         names.define(b"s", 2).unwrap();

@@ -105,6 +105,7 @@ impl<T: Transport> Shard<T> {
             }
             Expect::OwnParse => {
                 self.accept(id, entry.mark);
+                self.keep_tried(id, entry.mark);
                 Pass::Nobody
             }
             Expect::OwnClose | Expect::OwnSync => Pass::Nobody,
@@ -170,6 +171,9 @@ impl<T: Transport> Shard<T> {
             skipped.push(entry);
         }
         for entry in skipped.into_iter().rev() {
+            if entry.expect == Expect::OwnParse {
+                self.keep_tried(id, entry.mark);
+            }
             self.undo(id, entry);
         }
         let by_own_name = entry.expect == Expect::Parse && entry.mark == MARK_OWN_NAME;
@@ -178,6 +182,9 @@ impl<T: Transport> Shard<T> {
             self.say_duplicate(id, entry.mark & !(MARK_DUPLICATE | MARK_STOOD_IN));
         } else if !duplicate {
             self.undo(id, entry);
+            if entry.expect == Expect::OwnParse {
+                self.forget_untried(id, entry.mark);
+            }
             if matches!(entry.expect, Expect::Bind | Expect::Describe) {
                 self.note_failed_statement(id, entry.mark, code);
             } else if code == Some(SqlState::DUPLICATE_STATEMENT)
@@ -203,6 +210,23 @@ impl<T: Transport> Shard<T> {
         match duplicate && code == Some(SqlState::DUPLICATE_STATEMENT) {
             true => Pass::Nobody,
             false => Pass::Client,
+        }
+    }
+
+    /// What the client has been told is prepared is.
+    fn keep_tried(&mut self, id: BackendId, number: u32) {
+        if let Some(client) = self.client_of(id).filter(|_| number != 0) {
+            self.with_names(client, |names| names.keep_tried(number));
+        }
+    }
+
+    /// What the client has been told is prepared, in the batch that failed for it, is not.
+    fn forget_untried(&mut self, id: BackendId, number: u32) {
+        let Some(client) = self.client_of(id).filter(|_| number != 0) else { return };
+        let mut forgotten = false;
+        self.with_names(client, |names| forgotten = names.forget_untried(number));
+        if forgotten {
+            self.statements.let_go(number);
         }
     }
 

@@ -166,9 +166,12 @@ impl<T: Transport> Shard<T> {
             return false;
         }
         match request.tag {
-            tag::SYNC => self.write(connection, 8, |writer| {
-                writer.ready_for_query(TransactionStatus::Idle).expect("the room was asked for");
-            }),
+            tag::SYNC => {
+                self.with_names(id, |names| names.keep_untried());
+                self.write(connection, 8, |writer| {
+                    writer.ready_for_query(TransactionStatus::Idle).expect("the room was asked for");
+                })
+            }
             tag::CLOSE => {
                 let Ok(Some(target)) = reader::target(message) else { return false };
                 let name = &message[target.name];
@@ -206,8 +209,8 @@ impl<T: Transport> Shard<T> {
                 let unseen = self.asks_anew(pool);
                 self.with_names(id, |names| {
                     names.defined(number);
-                    if let Some(found) = names.find(parse.name) {
-                        names.set_unseen(found, unseen);
+                    if let Some(found) = names.find(parse.name).filter(|_| unseen) {
+                        names.set_unseen(found);
                     }
                 });
                 self.write(connection, 8, |writer| writer.parse_complete().expect("the room was asked for"))
@@ -435,7 +438,7 @@ impl<T: Transport> Shard<T> {
         if unseen {
             self.with_names(id, |names| {
                 if let Some(found) = names.find(name) {
-                    names.set_unseen(found, false);
+                    names.set_seen(found);
                 }
             });
         }

@@ -194,6 +194,41 @@ fn a_statement_that_somebody_took_away_is_prepared_again() {
     assert_eq!(answers(&mut client, &[bind, execute]), "2 D C Z");
 }
 
+/// While no backend is free, a Parse of what the server took before is answered without it (a client that waits for that may hold
+/// what it waits for). What the server says then is true from the Parse on.
+#[test]
+fn what_was_answered_ahead_is_prepared_as_the_server_says() {
+    postgres().create_database("modes_ahead");
+    let qcp = Qcp::start("relay_mode: Smart\nsession_state: preserve\npool: {size: 1}\n", 1);
+    let (mut one, mut other) = (client(&qcp, "modes_ahead"), client(&qcp, "modes_ahead"));
+    let parse: (u8, &[&[u8]]) = (b'P', &[b"s\0", b"SELECT a FROM going\0\0\0"]);
+    let bind: (u8, &[&[u8]]) = (b'B', &[b"\0s\0\0\0\0\0\0\0"]);
+    let execute: (u8, &[&[u8]]) = (b'E', &[b"\0\0\0\0\0"]);
+    one.query("CREATE TABLE going (a int)").expect("the server answers");
+    assert_eq!(answers(&mut one, &[parse, bind, execute]), "1 2 C Z");
+    // In one batch: told of it with its Bind, and the name is free.
+    one.query("BEGIN; DROP TABLE going").expect("the server answers");
+    let said = std::thread::scope(|scope| {
+        let said = scope.spawn(|| answers(&mut other, &[parse, bind, execute]));
+        let waits = || qcp.control(&["show", "clients", "--json"]).success().contains("waiting");
+        wait_until("it waits", Duration::from_secs(5), waits);
+        one.query("COMMIT").expect("the server answers");
+        said.join().expect("it is answered")
+    });
+    assert_eq!(said, "1 42P01 Z");
+    assert_eq!(answers(&mut other, &[bind, execute]), "26000 Z");
+    assert_eq!(answers(&mut other, &[(b'P', &[b"s\0", b"SELECT 1\0\0\0"]), bind, execute]), "1 2 D C Z");
+    // In a batch of its own: the client knows that it has it.
+    assert_eq!(answers(&mut other, &[(b'C', &[b"Ss\0"])]), "3 Z");
+    one.query("CREATE TABLE going (a int)").expect("the server answers");
+    one.query("BEGIN; DROP TABLE going").expect("the server answers");
+    assert_eq!(answers(&mut other, &[parse]), "1 Z");
+    one.query("COMMIT").expect("the server answers");
+    assert_eq!(answers(&mut other, &[bind, execute]), "42P01 Z");
+    one.query("CREATE TABLE going (a int)").expect("the server answers");
+    assert_eq!(answers(&mut other, &[bind, execute]), "2 C Z");
+}
+
 #[test]
 fn a_text_longer_than_a_chunk_is_looked_at_as_it_passes() {
     postgres().create_database("modes_long_text");

@@ -44,11 +44,11 @@ impl Random {
         ((mixed ^ (mixed >> 31)) % end.max(1) as u64) as usize
     }
 
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[self.below(from.len())]
     }
 
-    fn chance(&mut self, percent: usize) -> bool {
+    pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 }
@@ -82,17 +82,17 @@ pub fn startup(random: &mut Random, client: usize) -> Vec<(String, String)> {
     parameters
 }
 
-fn query(text: &str) -> Act {
+pub fn query(text: &str) -> Act {
     Act { text: text.to_owned(), bytes: message(b'Q', &zero_ended(text)), readies: 1, kind: Kind::Write }
 }
 
-fn parse(name: &str, text: &str) -> Vec<u8> {
+pub fn parse(name: &str, text: &str) -> Vec<u8> {
     let mut body = [zero_ended(name), zero_ended(text)].concat();
     body.extend_from_slice(&[0, 0]);
     message(b'P', &body)
 }
 
-fn bind(name: &str, values: &[&str]) -> Vec<u8> {
+pub fn bind(name: &str, values: &[&str]) -> Vec<u8> {
     let mut body = [zero_ended(""), zero_ended(name)].concat();
     body.extend_from_slice(&[0, 0]);
     body.extend_from_slice(&(values.len() as u16).to_be_bytes());
@@ -104,16 +104,16 @@ fn bind(name: &str, values: &[&str]) -> Vec<u8> {
     message(b'B', &body)
 }
 
-fn execute() -> Vec<u8> {
+pub fn execute() -> Vec<u8> {
     message(b'E', &[0, 0, 0, 0, 0])
 }
 
-fn sync() -> Vec<u8> {
+pub fn sync() -> Vec<u8> {
     message(b'S', &[])
 }
 
 /// Messages of the extended protocol.
-fn extended(text: String, messages: &[Vec<u8>]) -> Act {
+pub fn extended(text: String, messages: &[Vec<u8>]) -> Act {
     let readies = messages.iter().filter(|message| message[0] == b'S').count();
     Act { text, bytes: messages.concat(), readies, kind: Kind::Write }
 }
