@@ -5,7 +5,7 @@
 //! Each client has its own schema, role, channels and lock keys, so that there is one right answer whatever the order.
 //! Clients that may be pinned are one less than the backends; the others finish their transactions before another of
 //! them goes on. In every eighth seed they use sequences, by way of a pool of its own: there those who insert keep their
-//! backends. In another eighth they change what their texts do, by DDL.
+//! backends. In every fourth they change what their texts do, by DDL.
 //!
 //! `SEEDS=n` (40) runs so many from `FROM` (1), each `TIMES=n` (1) over: not all that can go wrong does every time;
 //! `SEED=n` runs one and shows what it says. A seed that fails is shrunk to a few steps first. `STEPS=n` (25) is the
@@ -37,8 +37,6 @@ const DATABASE: &str = "transparency";
 const WITH_SEQUENCES: &str = "transparency_with_sequences";
 /// Acts behind a LISTEN in which its moment is over.
 const MOMENT: usize = 3;
-/// Of eight seeds, the one in which DDL is said.
-const DDL: u64 = 3;
 
 /// The session of one client.
 #[derive(Clone)]
@@ -138,7 +136,7 @@ fn sessions(seed: u64) -> Vec<Session> {
     let steps = number("STEPS", 25) as usize;
     let (database, act): (_, fn(&mut Random, usize, bool) -> Act) = match seed % 8 {
         7 => (WITH_SEQUENCES, acts::act_with_sequences),
-        0..=6 => (DATABASE, ddl::act_with_ddl),
+        1 | 5 => (DATABASE, ddl::act_with_ddl),
         _ => (DATABASE, acts::act),
     };
     let session = |client: usize| {
@@ -245,7 +243,8 @@ impl Places {
             let (session, act) = (&sessions[chosen], &sessions[chosen].acts[at[chosen]]);
             let heard = clients[chosen].play(act);
             let expected = &direct[chosen][at[chosen] + 1];
-            if heard != *expected && !fails_sooner(act, expected, &heard) && !fails_later(act, expected, &heard) {
+            let may_differ = [fails_sooner, fails_later, fails_for_another_reason];
+            if heard != *expected && !may_differ.iter().any(|may| may(act, expected, &heard)) {
                 let later = clients[chosen].hear_later();
                 let heard: Vec<String> = heard.into_iter().chain(later).collect();
                 return Some(told(session, &act.text, expected, &heard));
@@ -278,6 +277,19 @@ fn fails_later(act: &Act, expected: &[String], heard: &[String]) -> bool {
         && heard.get(at).is_some_and(|line| line == "ParseComplete")
         && heard[..at] == expected[..at]
         && heard[at + 1..] == expected[at..]
+}
+
+/// In a failed transaction nothing can be prepared, so values that do not fit a statement which the backend lacks are not said to.
+fn fails_for_another_reason(act: &Act, expected: &[String], heard: &[String]) -> bool {
+    let differ = |(expected, heard): (&String, &String)| {
+        expected == heard
+            || expected.starts_with("ErrorResponse ERROR 08P01 \"bind message supplies")
+                && heard.starts_with("ErrorResponse ERROR 25P02 ")
+    };
+    act.text.starts_with("bind")
+        && expected.len() == heard.len()
+        && expected.iter().zip(heard).all(differ)
+        && heard.last().is_some_and(|line| line == "ReadyForQuery E")
 }
 
 fn told(session: &Session, act: &str, expected: &[String], heard: &[String]) -> String {
@@ -321,7 +333,7 @@ fn clean_up(seed: u64) {
     let clean = |client| format!("DELETE FROM c{client}.t; SELECT setval('c{client}.numbers', 1, false)");
     let statements: Vec<String> = (0..CLIENTS).map(clean).collect();
     ask(&statements.join("; "));
-    if seed % 8 != 7 {
+    if seed % 4 == 1 {
         ask(&(0..CLIENTS).map(ddl::clean).collect::<String>());
     }
 }
