@@ -374,7 +374,11 @@ fn pinning(random: &mut Random, client: usize) -> Act {
         24..=25 => format!("listen channel_{client}_{}", random.below(2)),
         26 => {
             let channel = format!("channel_{client}_{}", random.below(2));
-            return pipeline(&[&format!("unlisten {channel}"), &format!("notify {channel}, 'unheard'"), "select 1"]);
+            let (unlisten, notify) = (format!("unlisten {channel}"), format!("notify {channel}, 'unheard'"));
+            return match random.chance(50) {
+                true => pipeline(&[&unlisten, &notify, "select 1"]),
+                false => pipeline(&["begin", &unlisten, "commit", &notify, "select 1"]),
+            };
         }
         27 => format!("unlisten channel_{client}_0"),
         29 => {
