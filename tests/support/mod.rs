@@ -14,7 +14,8 @@ pub mod programs;
 pub mod raw;
 pub mod server;
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, TcpStream};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -44,7 +45,9 @@ pub fn free_port() -> u16 {
     for _ in 0..COUNT {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
         let offset = (std::process::id() as u16).wrapping_mul(131).wrapping_add(step) % COUNT;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, FIRST + offset)).is_ok() {
+        // Asked rather than tried: another thread's child would have a socket that listens there until it is the program it is to be.
+        let answer = TcpStream::connect((Ipv4Addr::LOCALHOST, FIRST + offset));
+        if answer.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) {
             return FIRST + offset;
         }
     }
