@@ -60,6 +60,8 @@ pub(super) struct Listener {
     channels: Channels<ClientId>,
     /// A query of ours is under way.
     busy: bool,
+    /// It hears marks. Until its first query is answered, one that somebody sends may come too early for it.
+    hears_marks: bool,
     /// Channels in it.
     asked: Vec<Rc<[u8]>>,
     /// Who waits for its answer.
@@ -220,7 +222,7 @@ impl<T: Transport> Shard<T> {
 
     fn on_listener_ready(&mut self, slot: u32) {
         let Some(listener) = self.listener(slot) else { return };
-        listener.busy = false;
+        (listener.busy, listener.hears_marks) = (false, true);
         for name in std::mem::take(&mut listener.asked) {
             listener.channels.heard(&name);
         }

@@ -121,7 +121,8 @@ impl<T: Transport> Shard<T> {
         };
         let token = self.new_token(client_id);
         let Self { listeners, clients, backends, .. } = self;
-        let channels = &mut listeners[slot as usize].as_mut().expect("found above").channels;
+        let listener = listeners[slot as usize].as_mut().expect("found above");
+        let (channels, hears_marks) = (&mut listener.channels, listener.hears_marks);
         let client = clients.get_mut(client_id.index, client_id.generation).expect("a linked client is there");
         let link = backends.get_mut(id.index, id.generation).expect("looked up above");
         let before = client.hears.as_mut().and_then(|hearing| hearing.moving.take());
@@ -150,8 +151,8 @@ impl<T: Transport> Shard<T> {
             link.kept.refused = true;
             return false;
         }
-        let heard = added.iter().all(|name| channels.is_heard(name));
         let moves = !added.is_empty();
+        let heard = !moves || hears_marks && added.iter().all(|name| channels.is_heard(name));
         if moves || client.hears.is_some() {
             let hearing = client.hears.get_or_insert_with(|| Box::new(Hearing::new(slot)));
             hearing.moving = moves.then(|| Moving { names: added, token: token.clone().into(), passed: false });
@@ -206,6 +207,7 @@ impl<T: Transport> Shard<T> {
             backend: id,
             channels,
             busy: true,
+            hears_marks: false,
             asked: Vec::new(),
             answering: Vec::new(),
             waiting: Vec::new(),
