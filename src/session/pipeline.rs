@@ -260,6 +260,11 @@ impl Pipeline {
         (self.length > 0).then(|| self.at(0))
     }
 
+    /// Where the request at the head stands: another one stands there only when [`CAPACITY`] have come behind it.
+    pub fn place(&self) -> usize {
+        self.head
+    }
+
     /// Whether a Parse or Close with this mark is still undecided in an *earlier* batch: an error there takes it back,
     /// but not what comes behind the Sync.
     pub fn is_undecided_before_sync(&self, mark: u32) -> bool {

@@ -8,6 +8,8 @@ use crate::io::{Close, Transport};
 use crate::session::fault::Fault;
 use crate::session::pipeline::{Entry, Expect};
 
+use super::clean::CANCEL_AGAIN;
+use super::preserve::Cancelled;
 use super::tables::SECRET_SIZE;
 use super::{BackendState, Cancel, ClientState, Owner, Shard};
 
@@ -57,6 +59,31 @@ impl<T: Transport> Shard<T> {
             Some(Entry { expect: Expect::OwnQuery, .. }) => link.kept.cancel_waits = link.pipeline.is_client_busy(),
             Some(_) if link.pipeline.is_client_busy() => self.cancel_query(id),
             Some(_) | None => {}
+        }
+    }
+
+    /// A query of our own is done: a cancel that waited for that is sent.
+    pub(super) fn cancel_held(&mut self, id: BackendId) {
+        if self.backend(id).is_none_or(|link| !link.kept.cancel_waits) {
+            return;
+        }
+        self.cancel_request(id);
+        let at = self.io.now();
+        let Some(link) = self.backend(id).filter(|link| !link.kept.cancel_waits) else { return };
+        link.kept.cancelled = Some(Cancelled { request: (link.asked, link.pipeline.place()), at });
+    }
+
+    /// Such a cancel is sent in the moment in which the server turns to the client's request, long after its client has
+    /// asked for it. One that is there first is for nothing: so it is sent once more.
+    pub(super) fn cancel_held_again(&mut self, id: BackendId) {
+        let now = self.io.now();
+        let Some(link) = self.backend(id) else { return };
+        let Some(cancelled) = link.kept.cancelled.filter(|cancelled| now >= cancelled.at + CANCEL_AGAIN) else {
+            return;
+        };
+        link.kept.cancelled = None;
+        if cancelled.request == (link.asked, link.pipeline.place()) && link.pipeline.is_client_busy() {
+            self.cancel_query(id);
         }
     }
 

@@ -41,7 +41,7 @@ const MARK_UNTIMED: u32 = 15;
 const CLEAN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A cancel that came before the server had begun with the query, or for which there was no connection, is repeated.
-const CANCEL_AGAIN: Duration = Duration::from_millis(500);
+pub(super) const CANCEL_AGAIN: Duration = Duration::from_millis(500);
 
 /// Brings a backend back to what it was after its login.
 const RESET_QUERY: &[u8] = b"DISCARD ALL";

@@ -9,6 +9,7 @@ use crate::protocol::{ErrorFields, SqlState};
 use crate::session::fault::{self, Fault};
 use crate::session::timeouts::{Doing, Overdue};
 
+use super::clean::CANCEL_AGAIN;
 use super::own_check::is_sentenced;
 use super::servers::none_suits;
 use super::{BackendState, ClientState, Purpose, Running, Shard};
@@ -19,8 +20,6 @@ const STARVED_MAX: Duration = Duration::from_secs(1);
 const SHED_MAX: usize = 16;
 /// How often all clients and backends are looked at.
 const SCAN_EVERY: Duration = Duration::from_millis(250);
-/// A cancel that had no effect is repeated after this.
-const CANCEL_AGAIN: Duration = Duration::from_millis(500);
 
 impl<T: Transport> Shard<T> {
     pub(super) fn on_tick(&mut self) {
@@ -161,6 +160,7 @@ impl<T: Transport> Shard<T> {
             self.cancel_again(id);
             let Some(backend) = self.backends.get(index, generation) else { continue };
             if let BackendState::Linked(client) = backend.state {
+                self.cancel_held_again(id);
                 if !self.watch_times(id, client) {
                     self.watch_reader(id, client);
                 }

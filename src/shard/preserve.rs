@@ -106,6 +106,8 @@ pub(super) struct Kept {
     pub proving: bool,
     /// What the client waits for is to be cancelled, when the queries of our own before it are done.
     pub cancel_waits: bool,
+    /// Such a cancel has been sent: which request it was for, and when.
+    pub cancelled: Option<Cancelled>,
     /// When the client's last request began behind which a question was refused, and how often it was.
     pub unanswered: Option<(Tick, u8)>,
     /// A text about to go there asks for last values of sequences, and those that are there are another client's.
@@ -118,6 +120,14 @@ pub(super) struct Kept {
     pub undone: bool,
     /// What the client has said UNLISTEN of in its transaction; `None`: of all.
     pub unlistened: Vec<Option<Box<[u8]>>>,
+}
+
+/// What a cancel that waited was sent for.
+#[derive(Clone, Copy)]
+pub(super) struct Cancelled {
+    /// When the backend was last lent a request, and where in its pipeline the cancelled one stands.
+    pub request: (Tick, usize),
+    pub at: std::time::Instant,
 }
 
 /// A statement that gives settings the value which the client began its session with.
@@ -232,6 +242,7 @@ impl Kept {
         self.strange_values = false;
         self.proving = false;
         self.cancel_waits = false;
+        self.cancelled = None;
         self.unanswered = None;
         self.told = false;
         self.sieve = None;

@@ -168,9 +168,7 @@ impl<T: Transport> Shard<T> {
     }
 
     pub(super) fn on_own_query_done(&mut self, id: BackendId, mark: u32) {
-        if self.backend(id).is_some_and(|link| link.kept.cancel_waits) {
-            self.cancel_request(id);
-        }
+        self.cancel_held(id);
         match mark {
             MARK_APPLY => {
                 if let Some(client) = self.client_of(id) {

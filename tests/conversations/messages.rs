@@ -1,9 +1,8 @@
 //! What a frontend says: an `F` line of a script as bytes.
 
 use super::script::{Argument, number};
-use super::support::raw::{PROTOCOL_3_0, message, startup, untagged};
+use super::support::raw::{CANCEL_REQUEST, PROTOCOL_3_0, message, startup, untagged};
 
-const CANCEL_REQUEST: u32 = 80_877_102;
 const SSL_REQUEST: u32 = 80_877_103;
 const GSSENC_REQUEST: u32 = 80_877_104;
 

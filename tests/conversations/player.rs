@@ -6,12 +6,11 @@ use std::time::Duration;
 use super::script::{Act, End, Script};
 use super::support::Address;
 use super::support::postgres::SUPERUSER;
-use super::support::raw::{PATIENCE, RawClient, Received, untagged};
+use super::support::raw::{CANCEL_REQUEST, PATIENCE, RawClient, Received, untagged};
 use super::trace;
 
 /// So long nothing comes before it counts as nothing.
 const QUIET: Duration = Duration::from_millis(200);
-const CANCEL_REQUEST: u32 = 80_877_102;
 
 /// What came back at an `until`, and the line that it stands on.
 pub struct Heard {

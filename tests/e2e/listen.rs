@@ -206,6 +206,30 @@ fn an_answer_on_channels_from_before_discard_all_is_not_believed() {
     hear_nothing(&mut ear);
 }
 
+/// A listener that is not yet told to hear marks would not see that of a client which moves to it.
+#[test]
+fn who_comes_while_a_listener_begins_hears_all() {
+    let database = "listen_begins";
+    postgres().create_database(database);
+    let door = Door::before(postgres().tcp(), Manner::Open);
+    let yaml = "relay_mode: Smart\nsession_state: preserve\npool: {size: 4}\n";
+    let qcp = Setup::new(yaml).server(&door.address()).start();
+    let (mut first, mut second, mut mouth) = (client(&qcp, database), client(&qcp, database), client(&qcp, database));
+    run(&mut mouth, "select 1");
+    door.hold_questions("SET idle_session_timeout = 0; LISTEN");
+    run(&mut first, "listen a");
+    run(&mut second, "listen a");
+    std::thread::sleep(Duration::from_millis(300));
+    door.let_ask();
+    for round in 0..3 {
+        run(&mut mouth, &format!("notify a, '{round}'"));
+        for ear in [&mut first, &mut second] {
+            assert_eq!(hear(ear), round.to_string());
+        }
+    }
+    settle(&qcp);
+}
+
 #[test]
 fn none_is_lost_or_doubled_while_clients_move() {
     let database = "listen_move";

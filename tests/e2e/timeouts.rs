@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::support::pooler::Qcp;
+use super::support::door::{Door, Manner};
+use super::support::pooler::{Qcp, Setup};
 use super::support::postgres::{SUPERUSER, postgres};
-use super::support::raw::{RawClient, error_field, message};
+use super::support::raw::{CANCEL_REQUEST, PATIENCE, RawClient, Received, error_field, message, untagged, zero_ended};
 use super::support::wait_until;
 
 fn client(qcp: &Qcp, database: &str) -> RawClient {
@@ -145,4 +146,33 @@ fn an_idle_backend_that_the_network_has_swallowed_is_replaced() {
     let after = client.query("SELECT pg_backend_pid()").expect("another is opened");
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).expect("it is there");
     assert_ne!(after, before);
+}
+
+/// It is sent when the question before the client's request is answered, and comes before the server has read that request.
+#[test]
+fn a_cancel_that_waited_and_came_too_early_is_sent_again() {
+    const LONG: &str = "SELECT pg_sleep(20)";
+    let database = "timeouts_cancel";
+    postgres().create_database(database);
+    let door = Door::before(postgres().tcp(), Manner::Open);
+    let yaml = "relay_mode: Smart\nsession_state: preserve\npool: {size: 3}\n";
+    let qcp = Setup::new(yaml).server(&door.address()).start();
+    let (mut client, mut lock) = (client(&qcp, database), client(&qcp, database));
+    lock.query("BEGIN; LOCK TABLE pg_catalog.pg_depend IN ACCESS EXCLUSIVE MODE").expect("served");
+    // What it may have left behind is asked, which takes until the lock is gone.
+    client.query("DO $$BEGIN NULL; END$$").expect("served");
+    door.hold_questions(LONG);
+    client.send(&message(b'Q', &zero_ended(LONG)));
+    std::thread::sleep(Duration::from_millis(200));
+    let mut cancel = RawClient::connect(&qcp.tcp());
+    cancel.send(&untagged(CANCEL_REQUEST, &client.key));
+    assert_eq!(cancel.receive(PATIENCE), Received::Closed);
+    lock.query("COMMIT").expect("served");
+    std::thread::sleep(Duration::from_millis(300));
+    let begun = Instant::now();
+    door.let_ask();
+    assert_eq!(error_of(&mut client), ("ERROR".to_owned(), "57014".to_owned()));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    // And what comes behind it is not cancelled.
+    assert_eq!(client.query("SELECT 'whole' FROM pg_sleep(1)").expect("served"), ["whole"]);
 }

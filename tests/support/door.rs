@@ -34,6 +34,8 @@ struct State {
     turns: usize,
     /// How long each piece of an answer is kept back.
     delay: Duration,
+    /// Pieces of questions with this in them are kept back.
+    held: Option<&'static str>,
 }
 
 impl Door {
@@ -41,7 +43,15 @@ impl Door {
     pub fn before(server: Address, manner: Manner) -> Door {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is left");
         let port = listener.local_addr().expect("it is bound").port();
-        let state = State { manner, knocks: Vec::new(), inside: 0, inside_most: 0, turns: 0, delay: Duration::ZERO };
+        let state = State {
+            manner,
+            knocks: Vec::new(),
+            inside: 0,
+            inside_most: 0,
+            turns: 0,
+            delay: Duration::ZERO,
+            held: None,
+        };
         let state = Arc::new(Mutex::new(state));
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
@@ -64,6 +74,16 @@ impl Door {
     /// From now on each piece of an answer comes this much later.
     pub fn set_delay(&self, delay: Duration) {
         self.state.lock().expect("nobody panics with it").delay = delay;
+    }
+
+    /// From now on who asks something with this in it waits for [`Self::let_ask`].
+    pub fn hold_questions(&self, with: &'static str) {
+        self.state.lock().expect("nobody panics with it").held = Some(with);
+    }
+
+    /// What was kept back is asked.
+    pub fn let_ask(&self) {
+        self.state.lock().expect("nobody panics with it").held = None;
     }
 
     /// When each connection came since the last question.
@@ -94,14 +114,18 @@ fn answer(mut knocking: TcpStream, server: &Address, state: Arc<Mutex<State>>) {
             let (Ok(back), Ok(forth)) = (knocking.try_clone(), through.try_clone()) else { return };
             let answered = Arc::new(AtomicBool::new(true));
             let (says, slows) = (Arc::clone(&answered), Arc::clone(&state));
-            let back_late = move || {
+            let back_late = move |_: &[u8]| {
                 says.store(true, Ordering::SeqCst);
                 let delay = slows.lock().expect("nobody panics with it").delay;
                 std::thread::sleep(delay);
             };
             std::thread::spawn(move || pass(through, back, back_late));
             // What is asked behind an answer is one more round trip; its second piece is not.
-            pass(knocking, forth, || {
+            pass(knocking, forth, |question| {
+                let is_in = |text: &str| question.windows(text.len()).any(|part| part == text.as_bytes());
+                while state.lock().expect("nobody panics with it").held.is_some_and(is_in) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
                 if answered.swap(false, Ordering::SeqCst) {
                     state.lock().expect("nobody panics with it").turns += 1;
                 }
@@ -124,10 +148,10 @@ fn answer(mut knocking: TcpStream, server: &Address, state: Arc<Mutex<State>>) {
     }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, mut comes: impl FnMut()) {
+fn pass(mut from: TcpStream, mut to: TcpStream, mut comes: impl FnMut(&[u8])) {
     let mut room = [0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut room) {
-        comes();
+        comes(&room[..length]);
         if to.write_all(&room[..length]).is_err() {
             break;
         }

@@ -13,6 +13,7 @@ use nix::sys::socket as sys;
 use super::Address;
 
 pub const PROTOCOL_3_0: u32 = 3 << 16;
+pub const CANCEL_REQUEST: u32 = 80_877_102;
 
 /// How long to wait for what must come.
 pub const PATIENCE: Duration = Duration::from_secs(20);
