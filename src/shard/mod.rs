@@ -257,6 +257,8 @@ pub struct Shard<T: Transport> {
     scan_at: Instant,
     /// Since when no client can be received from, for want of memory.
     starved_since: Option<Instant>,
+    /// Clients that keep the chunks which their requests came in while they wait, and some that did.
+    chunk_holders: Vec<ClientId>,
     started: Instant,
     clock: (Instant, Tick),
 }
@@ -332,6 +334,7 @@ impl<T: Transport> Shard<T> {
             doors: doors::Doors::default(),
             scan_at: now,
             starved_since: None,
+            chunk_holders: Vec::with_capacity(io.arena().chunk_count() / relay::CHUNK_HOLDERS),
             started: now,
             clock: (now, Tick::default()),
             settings,

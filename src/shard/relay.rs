@@ -50,6 +50,8 @@ const NAMES_PREFIX: usize = 1024;
 /// A message up to this size is not begun to be sent before all of it is here: who writes it a byte a second would
 /// hold a backend meanwhile.
 const WHOLE_MAX: usize = super::STASH_MAX;
+/// One in so many chunks may be kept by clients that wait, where there are no blocks for their requests.
+pub(super) const CHUNK_HOLDERS: usize = 8;
 
 /// How much of a message must be in one piece, by its tag. `whole_max`: see [`WHOLE_MAX`].
 #[inline]
@@ -230,11 +232,29 @@ impl<T: Transport> Shard<T> {
         let connection = client.connection;
         let waits = matches!(client.state, ClientState::Waiting(_));
         self.io.receive(connection, false);
-        if self.put_in_front(id, rest) && waits && !self.io.arena().has_spare() {
-            // It would hold a whole chunk for as long as it waits.
+        if self.put_in_front(id, rest) && waits && !self.io.arena().has_spare() && !self.may_hold_chunk(id) {
             self.leave_queue(id);
             self.refuse_request(id, &Fault::NoMemoryToWait);
         }
+    }
+
+    /// Whether a client may keep the chunk that its request came in for as long as it waits, since there is no block for
+    /// it: a few may, so that nobody is refused for the want of a moment; all would leave none to receive into.
+    fn may_hold_chunk(&mut self, id: ClientId) -> bool {
+        let most = self.io.arena().chunk_count() / CHUNK_HOLDERS;
+        if self.chunk_holders.len() >= most {
+            let Self { chunk_holders, clients, .. } = self;
+            chunk_holders.retain(|id| {
+                let client = clients.get(id.index, id.generation);
+                client
+                    .is_some_and(|client| matches!(client.state, ClientState::Waiting(_)) && !client.pending.is_empty())
+            });
+        }
+        let may = self.chunk_holders.len() < most;
+        if may {
+            self.chunk_holders.push(id);
+        }
+        may
     }
 
     /// Puts back what was taken from the front of what is pending. `false`: there is no room, and the client is told.
