@@ -126,7 +126,7 @@ fn connect_slow(qcp: &Qcp, prefix: &str, shape: Shape) -> Vec<RawClient> {
     let mut clients = Vec::new();
     for number in 0..shape.slow {
         let kind = shape.kinds[number as usize % shape.kinds.len()];
-        let mut client = RawClient::connect_narrow(&qcp.tcp()).logged_in(SUPERUSER, &format!("{prefix}_{kind}"));
+        let mut client = login_slow(qcp, &format!("{prefix}_{kind}"));
         match kind {
             // Far more than anybody keeps for it: it holds its backend, or waits for one.
             "huge" => client.send(&query("SELECT repeat('x', 1000000) FROM generate_series(1, 50)")),
@@ -140,6 +140,20 @@ fn connect_slow(qcp: &Qcp, prefix: &str, shape: Shape) -> Vec<RawClient> {
         clients.push(client);
     }
     clients
+}
+
+/// A client that reads nothing may come when those before it have taken all memory: it is told so, and comes again.
+fn login_slow(qcp: &Qcp, database: &str) -> RawClient {
+    let hello = startup(PROTOCOL_3_0, &[("user", SUPERUSER), ("database", database)]);
+    loop {
+        let mut client = RawClient::connect_narrow(&qcp.tcp());
+        client.send(&hello);
+        match client.receive_until_ready().last() {
+            Some(last) if last.tag == b'E' => assert_eq!(error_field(&last.body, b'C'), "53200"),
+            Some(last) if last.tag == b'Z' => return client,
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 /// What a narrow socket takes of an answer that is not read, about.
