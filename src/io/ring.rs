@@ -78,8 +78,8 @@ pub struct Ring {
     scratch: Scratch,
     backend_reserve: usize,
     ready_max: usize,
-    /// Connections with something to send and no send in flight.
-    dirty: Vec<ConnectionId>,
+    /// Connections of each group with something to send and no send in flight.
+    dirty: [Vec<ConnectionId>; 2],
     /// Connections with a send that completes only if it fails.
     silent: Vec<ConnectionId>,
     /// Their owners are to be told that all is sent.
@@ -154,7 +154,7 @@ impl Ring {
             arena: settings.arena,
             backend_reserve: settings.backend_reserve,
             ready_max,
-            dirty: Vec::with_capacity(settings.connections_max),
+            dirty: [Vec::with_capacity(settings.connections_max), Vec::with_capacity(settings.connections_max)],
             starved: [
                 VecDeque::with_capacity(settings.connections_max),
                 VecDeque::with_capacity(settings.connections_max),
@@ -410,8 +410,20 @@ impl Ring {
 
     /// Hands all that was queued in this turn to the kernel's queue, and chunks to the buffer groups.
     fn end_turn(&mut self) {
-        for at in 0..self.dirty.len() {
-            let id = self.dirty[at];
+        // Servers work while clients are answered, and not the other way round: see benches/README.md for what that saves.
+        self.send_dirty(Group::Backend);
+        self.send_dirty(Group::Client);
+        self.cancel_closing();
+        while let Some(id) = self.rearm.pop() {
+            self.arm_if_wanted(id);
+        }
+        self.scratch.rest();
+        self.refill();
+    }
+
+    fn send_dirty(&mut self, group: Group) {
+        for at in 0..self.dirty[group as usize].len() {
+            let id = self.dirty[group as usize][at];
             if let Some(connection) = self.connections.get_mut(id.index, id.generation) {
                 connection.dirty = false;
                 if connection.sending == Sending::No
@@ -422,13 +434,7 @@ impl Ring {
                 }
             }
         }
-        self.dirty.clear();
-        self.cancel_closing();
-        while let Some(id) = self.rearm.pop() {
-            self.arm_if_wanted(id);
-        }
-        self.scratch.rest();
-        self.refill();
+        self.dirty[group as usize].clear();
     }
 
     fn on_tick(&mut self) {

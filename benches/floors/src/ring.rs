@@ -110,6 +110,16 @@ pub struct Ring {
     places_free: Vec<u32>,
     /// Sends since the last turn that complete only if they fail.
     silent: Vec<Silent>,
+    /// What is submitted behind everything else of this turn.
+    last: Vec<(squeue::Entry, Token)>,
+}
+
+/// Where a send stands among those of its turn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    First,
+    /// Servers work while clients are answered, and not the other way round.
+    Last,
 }
 
 /// A short send. It is over when the system call that submits it returns, so a completion of its own tells nothing, and would
@@ -142,6 +152,7 @@ impl Ring {
             server: None,
             places_free: (sockets_max - ADOPTED_MAX..sockets_max).collect(),
             silent: Vec::new(),
+            last: Vec::new(),
         }
     }
 
@@ -150,6 +161,11 @@ impl Ring {
     pub fn turn(&mut self, batch: &mut Vec<Completion>) {
         batch.clear();
         self.buffers.publish();
+        let mut last = std::mem::take(&mut self.last);
+        for (entry, token) in last.drain(..) {
+            self.push(entry, token);
+        }
+        self.last = last;
         match self.ring.submit_and_wait(1) {
             Ok(_) => {}
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY)) => {}
@@ -271,23 +287,23 @@ impl Ring {
     }
 
     #[inline]
-    pub fn send_buffer(&mut self, socket: Socket, buffer: BufferId, token: Token) {
+    pub fn send_buffer(&mut self, socket: Socket, buffer: BufferId, token: Token, order: Order) {
         let bytes = self.buffers.bytes(buffer.0);
         let (pointer, size) = (bytes.as_ptr(), bytes.len());
         // SAFETY: the buffer is the caller's until it gives it back, which it does on this send's completion, and
         // its memory is never unmapped.
-        unsafe { self.send_silently(socket, pointer, size, Token { buffer: buffer.0, ..token }) }
+        unsafe { self.send_silently(socket, pointer, size, Token { buffer: buffer.0, ..token }, order) }
     }
 
     /// As `send_static`, but over within this turn, most likely.
     pub fn send_greeting(&mut self, socket: Socket, bytes: &'static [u8], token: Token) {
         // SAFETY: static memory.
-        unsafe { self.send_silently(socket, bytes.as_ptr(), bytes.len(), token) }
+        unsafe { self.send_silently(socket, bytes.as_ptr(), bytes.len(), token, Order::Last) }
     }
 
     /// As `send`; a short one is asked to complete only if it fails.
     #[inline]
-    unsafe fn send_silently(&mut self, socket: Socket, pointer: *const u8, size: usize, token: Token) {
+    unsafe fn send_silently(&mut self, socket: Socket, pointer: *const u8, size: usize, token: Token, order: Order) {
         if size > SILENT_MAX {
             // SAFETY: the caller's promise.
             return unsafe { self.send(socket, pointer, size, token) };
@@ -297,7 +313,11 @@ impl Ring {
         // With WAITALL a part is a failure too.
         let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL | libc::MSG_DONTWAIT;
         let entry = opcode::Send::new(types::Fixed(socket.0), pointer, size as u32).flags(flags).build();
-        self.push(entry.flags(squeue::Flags::SKIP_SUCCESS), token);
+        let entry = entry.flags(squeue::Flags::SKIP_SUCCESS);
+        match order {
+            Order::First => self.push(entry, token),
+            Order::Last => self.last.push((entry, token)),
+        }
     }
 
     pub fn send_static(&mut self, socket: Socket, bytes: &'static [u8], token: Token) {
@@ -323,7 +343,8 @@ impl Ring {
     }
 
     pub fn shutdown(&mut self, socket: Socket, token: Token) {
-        self.push(opcode::Shutdown::new(types::Fixed(socket.0), libc::SHUT_RDWR).build(), token);
+        // Behind what is sent to it.
+        self.last.push((opcode::Shutdown::new(types::Fixed(socket.0), libc::SHUT_RDWR).build(), token));
     }
 
     pub fn close(&mut self, socket: Socket, token: Token) {

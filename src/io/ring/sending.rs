@@ -38,7 +38,7 @@ impl Ring {
         let Some(connection) = self.connections.get_mut(id.index, id.generation) else { return };
         if !connection.dirty {
             connection.dirty = true;
-            self.dirty.push(id);
+            self.dirty[connection.group as usize].push(id);
         }
     }
 

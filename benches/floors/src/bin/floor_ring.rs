@@ -6,7 +6,7 @@
 
 use floors::arguments::Arguments;
 use floors::dial::{self, Server};
-use floors::ring::{BufferId, Chain, Completion, Received, Ring, Socket, Token};
+use floors::ring::{BufferId, Chain, Completion, Order, Received, Ring, Socket, Token};
 use floors::switchboard::{Checkout, Replies, Requests, Switchboard};
 use floors::wire::{self, Opening, tag};
 use std::net::TcpListener;
@@ -475,7 +475,7 @@ fn send(ring: &mut Ring, socket: Socket, outbox: &mut Outbox, buffer: BufferId, 
         ring.append(&mut outbox.waiting, buffer);
     } else {
         outbox.sending = true;
-        ring.send_buffer(socket, buffer, token);
+        ring.send_buffer(socket, buffer, token, order(token));
     }
 }
 
@@ -485,9 +485,16 @@ fn send_next(ring: &mut Ring, socket: Socket, outbox: &mut Outbox, completion: &
         ring.give(buffer);
     }
     match ring.take_first(&mut outbox.waiting) {
-        Some(next) => ring.send_buffer(socket, next, Token::new(completion.token.kind, completion.token.slot)),
+        Some(next) => {
+            let token = Token::new(completion.token.kind, completion.token.slot);
+            ring.send_buffer(socket, next, token, order(token));
+        }
         None => outbox.sending = false,
     }
+}
+
+fn order(token: Token) -> Order {
+    if token.kind == BACKEND_SEND { Order::First } else { Order::Last }
 }
 
 fn place<T>(table: &mut Vec<T>, free: &mut Vec<u32>, value: T) -> u32 {

@@ -526,7 +526,8 @@ impl Load {
             Err("not asked for".to_owned())
         };
         let (reading, reading_of_server) = (self.plan.watched.read(), self.plan.server.read());
-        self.phase = Phase::Measuring { window: Window { begun: Instant::now(), reading, reading_of_server, system_calls } };
+        self.phase =
+            Phase::Measuring { window: Window { begun: Instant::now(), reading, reading_of_server, system_calls } };
     }
 
     fn report(&self, window: &Window) -> String {
