@@ -119,9 +119,6 @@ pub enum Event {
 pub enum Close {
     /// What is queued is dropped.
     Now,
-    /// As `Flushed`, of a peer that has said it is about to close: where nothing is queued its end is waited for, but not for
-    /// long.
-    Farewell,
     /// What is queued is sent first, for as long as the peer takes it within a few seconds.
     Flushed,
 }

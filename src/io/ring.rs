@@ -89,8 +89,6 @@ pub struct Ring {
     /// Closing, with operations in flight that are cancelled at the end of the turn.
     closing: Vec<ConnectionId>,
     lingering: Vec<(ConnectionId, Instant)>,
-    /// Closing, and their peers are about to close, too.
-    parting: Vec<ConnectionId>,
     /// Where the next tick goes on to look for sends that do not end.
     look_from: u32,
     /// How often all connections have been looked at, and when the next time begins.
@@ -161,7 +159,6 @@ impl Ring {
             ],
             closing: Vec::new(),
             lingering: Vec::new(),
-            parting: Vec::with_capacity(settings.connections_max),
             look_from: 0,
             looks: 0,
             look_at: Instant::now(),
@@ -445,7 +442,6 @@ impl Ring {
             }
         }
         self.close_lingering();
-        self.cancel_parting();
     }
 
     fn arm_doorbell(&mut self) {

@@ -260,9 +260,11 @@ impl Pipeline {
         (self.length > 0).then(|| self.at(0))
     }
 
-    /// Where the request at the head stands: another one stands there only when [`CAPACITY`] have come behind it.
-    pub fn place(&self) -> usize {
-        self.head
+    /// Where the end of the batch at the head stands, if it is known: another one stands there only when [`CAPACITY`] requests
+    /// have come behind it.
+    pub fn end_of_batch(&self) -> Option<usize> {
+        let end = (0..self.length).find(|&at| self.at(at).expect.ends_with_ready())?;
+        Some((self.head + end) % CAPACITY)
     }
 
     /// Whether a Parse or Close with this mark is still undecided in an *earlier* batch: an error there takes it back,

@@ -70,7 +70,8 @@ impl<T: Transport> Shard<T> {
         self.cancel_request(id);
         let at = self.io.now();
         let Some(link) = self.backend(id).filter(|link| !link.kept.cancel_waits) else { return };
-        link.kept.cancelled = Some(Cancelled { request: (link.asked, link.pipeline.place()), at });
+        let end = link.pipeline.end_of_batch();
+        link.kept.cancelled = end.map(|end| Cancelled { batch: (link.asked, end), at });
     }
 
     /// Such a cancel is sent in the moment in which the server turns to the client's request, long after its client has
@@ -82,7 +83,7 @@ impl<T: Transport> Shard<T> {
             return;
         };
         link.kept.cancelled = None;
-        if cancelled.request == (link.asked, link.pipeline.place()) && link.pipeline.is_client_busy() {
+        if link.pipeline.end_of_batch().is_some_and(|end| cancelled.batch == (link.asked, end)) {
             self.cancel_query(id);
         }
     }

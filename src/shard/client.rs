@@ -272,12 +272,7 @@ impl<T: Transport> Shard<T> {
 
     /// Ends a client that said Terminate: what it has asked for is still done, as on a direct connection.
     pub(super) fn terminate(&mut self, id: ClientId) {
-        self.end_client(id, Close::Farewell, Ending::Terminated);
-    }
-
-    /// Ends a client that said Terminate and has nothing under way.
-    pub(super) fn part(&mut self, id: ClientId) {
-        self.end_client(id, Close::Farewell, Ending::Lost);
+        self.end_client(id, Close::Flushed, Ending::Terminated);
     }
 
     /// Ends a link whose invariants are broken, both sides.

@@ -106,7 +106,7 @@ pub(super) struct Kept {
     pub proving: bool,
     /// What the client waits for is to be cancelled, when the queries of our own before it are done.
     pub cancel_waits: bool,
-    /// Such a cancel has been sent: which request it was for, and when.
+    /// Such a cancel has been sent: which batch it was for, and when.
     pub cancelled: Option<Cancelled>,
     /// When the client's last request began behind which a question was refused, and how often it was.
     pub unanswered: Option<(Tick, u8)>,
@@ -125,8 +125,8 @@ pub(super) struct Kept {
 /// What a cancel that waited was sent for.
 #[derive(Clone, Copy)]
 pub(super) struct Cancelled {
-    /// When the backend was last lent a request, and where in its pipeline the cancelled one stands.
-    pub request: (Tick, usize),
+    /// When the client's request began, and where in the pipeline the end of the cancelled batch stands.
+    pub batch: (Tick, usize),
     pub at: std::time::Instant,
 }
 

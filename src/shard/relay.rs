@@ -421,7 +421,7 @@ impl<T: Transport> Shard<T> {
     fn begin_request(&mut self, id: ClientId, tag: u8) -> Result<BackendId, Verdict> {
         match tag {
             tag::TERMINATE => {
-                self.part(id);
+                self.dismiss(id);
                 return Err(Verdict::Gone);
             }
             // "probably got here because a COPY failed, and the frontend is still sending data" (postgres.c): nobody

@@ -157,22 +157,31 @@ fn a_cancel_that_waited_and_came_too_early_is_sent_again() {
     let door = Door::before(postgres().tcp(), Manner::Open);
     let yaml = "relay_mode: Smart\nsession_state: preserve\npool: {size: 3}\n";
     let qcp = Setup::new(yaml).server(&door.address()).start();
-    let (mut client, mut lock) = (client(&qcp, database), client(&qcp, database));
-    lock.query("BEGIN; LOCK TABLE pg_catalog.pg_depend IN ACCESS EXCLUSIVE MODE").expect("served");
-    // What it may have left behind is asked, which takes until the lock is gone.
-    client.query("DO $$BEGIN NULL; END$$").expect("served");
-    door.hold_questions(LONG);
-    client.send(&message(b'Q', &zero_ended(LONG)));
-    std::thread::sleep(Duration::from_millis(200));
-    let mut cancel = RawClient::connect(&qcp.tcp());
-    cancel.send(&untagged(CANCEL_REQUEST, &client.key));
-    assert_eq!(cancel.receive(PATIENCE), Received::Closed);
-    lock.query("COMMIT").expect("served");
-    std::thread::sleep(Duration::from_millis(300));
-    let begun = Instant::now();
-    door.let_ask();
-    assert_eq!(error_of(&mut client), ("ERROR".to_owned(), "57014".to_owned()));
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    // And what comes behind it is not cancelled.
-    assert_eq!(client.query("SELECT 'whole' FROM pg_sleep(1)").expect("served"), ["whole"]);
+    let simple = message(b'Q', &zero_ended(LONG));
+    let extended = [
+        message(b'P', &[b"\0", LONG.as_bytes(), b"\0\0\0"].concat()),
+        message(b'B', &[0; 8]),
+        message(b'E', &[0; 5]),
+        message(b'S', &[]),
+    ];
+    for request in [simple, extended.concat()] {
+        let (mut client, mut lock) = (client(&qcp, database), client(&qcp, database));
+        lock.query("BEGIN; LOCK TABLE pg_catalog.pg_depend IN ACCESS EXCLUSIVE MODE").expect("served");
+        // What it may have left behind is asked, which takes until the lock is gone.
+        client.query("DO $$BEGIN NULL; END$$").expect("served");
+        door.hold_questions(LONG);
+        client.send(&request);
+        std::thread::sleep(Duration::from_millis(200));
+        let mut cancel = RawClient::connect(&qcp.tcp());
+        cancel.send(&untagged(CANCEL_REQUEST, &client.key));
+        assert_eq!(cancel.receive(PATIENCE), Received::Closed);
+        lock.query("COMMIT").expect("served");
+        std::thread::sleep(Duration::from_millis(300));
+        let begun = Instant::now();
+        door.let_ask();
+        assert_eq!(error_of(&mut client), ("ERROR".to_owned(), "57014".to_owned()));
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        // And what comes behind it is not cancelled.
+        assert_eq!(client.query("SELECT 'whole' FROM pg_sleep(1)").expect("served"), ["whole"]);
+    }
 }

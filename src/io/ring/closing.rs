@@ -26,25 +26,24 @@ impl Ring {
         self.finished_check(id);
     }
 
-    /// At a tick: those that said farewell and have not closed by now are not waited for any longer.
-    pub(super) fn cancel_parting(&mut self) {
-        // The order is of no account, and neither list allocates.
-        while let Some(id) = self.parting.pop() {
-            self.closing.push(id);
-        }
-    }
-
-    /// Cancels what is still in flight of closing connections. Most often the peer's own end has come in the same turn,
-    /// and there is nothing to cancel.
+    /// Cancels what is still in flight of closing connections. Where a client closes behind its Terminate, its end has come
+    /// in the same turn most often, and there is nothing to cancel. One that waits for ours is not kept waiting.
     pub(super) fn cancel_closing(&mut self) {
         while let Some(id) = self.closing.pop() {
             let Some(connection) = self.connections.get_mut(id.index, id.generation) else { continue };
             if connection.closing != Closing::Waiting || connection.operations == 0 {
                 continue;
             }
+            let only_receive = connection.operations == 1 && connection.receive == Receive::Armed;
             connection.operations += 1;
-            let all = types::CancelBuilder::fd(types::Fd(connection.socket)).all();
-            self.push(opcode::AsyncCancel2::new(all).build().user_data(user_data(Operation::Cancel, id)));
+            let entry = if only_receive {
+                opcode::AsyncCancel::new(user_data(Operation::Receive, id)).build()
+            } else {
+                // The kernel looks through all that is in flight for these.
+                let all = types::CancelBuilder::fd(types::Fd(connection.socket)).all();
+                opcode::AsyncCancel2::new(all).build()
+            };
+            self.push(entry.user_data(user_data(Operation::Cancel, id)));
         }
     }
 
@@ -73,22 +72,7 @@ impl Ring {
         if connection.closing != Closing::No {
             return;
         }
-        let has_room = self.parting.len() < self.parting.capacity();
         let unsent = !connection.outbox.is_empty() && !connection.ended;
-        if how == Close::Farewell
-            && has_room
-            && !unsent
-            && !connection.ended
-            && connection.receive == Receive::Armed
-            && connection.operations == 1
-        {
-            // Its end comes within this turn or the next and ends the receive, which need not be cancelled then.
-            connection.closing = Closing::Waiting;
-            connection.wanted = false;
-            self.parting.push(id);
-            return;
-        }
-        // Who says farewell may have asked for something just before, and reads on.
         if how == Close::Now || !unsent {
             self.begin_close(id);
             return;
@@ -144,22 +128,32 @@ mod tests {
         panic!("it is never closed");
     }
 
+    /// One is under way since the connect.
+    fn settle_tick(ring: &mut Ring) {
+        while ring.tick_at.is_some() {
+            std::thread::sleep(Duration::from_millis(1));
+            ring.submit().expect("the ring takes it");
+            while ring.next_event().is_some() {}
+        }
+    }
+
     #[test]
-    fn whoever_says_farewell_and_stays_is_closed_at_the_next_tick() {
+    fn a_peer_that_stays_is_not_waited_for() {
         let mut ring = ring();
         let (id, mut peer) = connected(&mut ring);
-        ring.close(id, Close::Farewell);
-        assert!(ticks_until_closed(&mut ring, Duration::from_millis(20)) >= 1);
+        settle_tick(&mut ring);
+        ring.close(id, Close::Flushed);
+        assert_eq!(ticks_until_closed(&mut ring, Duration::from_secs(10)), 0);
         assert_eq!(peer.read(&mut [0; 1]).expect("it ends in an orderly way"), 0);
     }
 
     #[test]
-    fn whoever_says_farewell_gets_what_was_sent_before() {
+    fn a_peer_gets_what_was_sent_before() {
         let mut ring = ring();
         let (id, mut peer) = connected(&mut ring);
         let bytes = ring.scratch().copy(b"the last answer").expect("there is memory");
         ring.send(id, bytes);
-        ring.close(id, Close::Farewell);
+        ring.close(id, Close::Flushed);
         ticks_until_closed(&mut ring, Duration::from_millis(20));
         let mut got = Vec::new();
         peer.read_to_end(&mut got).expect("it ends in an orderly way");
@@ -167,16 +161,11 @@ mod tests {
     }
 
     #[test]
-    fn whoever_says_farewell_and_goes_is_closed_with_that() {
+    fn a_peer_that_goes_is_closed_with_that() {
         let mut ring = ring();
         let (id, peer) = connected(&mut ring);
-        // One is under way since the connect.
-        while ring.tick_at.is_some() {
-            std::thread::sleep(Duration::from_millis(1));
-            ring.submit().expect("the ring takes it");
-            while ring.next_event().is_some() {}
-        }
-        ring.close(id, Close::Farewell);
+        settle_tick(&mut ring);
+        ring.close(id, Close::Flushed);
         drop(peer);
         assert_eq!(ticks_until_closed(&mut ring, Duration::from_secs(10)), 0);
     }
