@@ -157,7 +157,7 @@ impl Ring {
                 VecDeque::with_capacity(settings.connections_max),
                 VecDeque::with_capacity(settings.connections_max),
             ],
-            closing: Vec::new(),
+            closing: Vec::with_capacity(settings.connections_max),
             lingering: Vec::new(),
             look_from: 0,
             looks: 0,
@@ -193,7 +193,7 @@ impl Ring {
             ("connections", connections_max, Slab::<Connection>::slot_size()),
             ("pieces to send", nodes_count, Nodes::node_size()),
             ("vectored sends", VECTORS, size_of::<Vector>()),
-            ("queues of connections", connections_max, 7 * size_of::<ConnectionId>()),
+            ("queues of connections", connections_max, 8 * size_of::<ConnectionId>()),
             ("completions", COMPLETIONS as usize, size_of::<cqueue::Entry>()),
         ]
     }

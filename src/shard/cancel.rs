@@ -11,7 +11,7 @@ use crate::session::pipeline::{Entry, Expect};
 use super::clean::CANCEL_AGAIN;
 use super::preserve::Cancelled;
 use super::tables::SECRET_SIZE;
-use super::{BackendState, Cancel, ClientState, Owner, Shard};
+use super::{Backend, BackendState, Cancel, ClientState, Owner, Shard};
 
 impl<T: Transport> Shard<T> {
     /// Any shard may be asked; the key says which client is meant.
@@ -69,7 +69,9 @@ impl<T: Transport> Shard<T> {
         }
         self.cancel_request(id);
         let at = self.io.now();
-        let Some(link) = self.backend(id).filter(|link| !link.kept.cancel_waits) else { return };
+        // What waits on, or has nothing left to wait for, has not been sent.
+        let is_sent = |link: &&mut Backend| !link.kept.cancel_waits && link.pipeline.is_client_busy();
+        let Some(link) = self.backend(id).filter(is_sent) else { return };
         let end = link.pipeline.end_of_batch();
         link.kept.cancelled = end.map(|end| Cancelled { batch: (link.asked, end), at });
     }
@@ -84,7 +86,7 @@ impl<T: Transport> Shard<T> {
         };
         link.kept.cancelled = None;
         if link.pipeline.end_of_batch().is_some_and(|end| cancelled.batch == (link.asked, end)) {
-            self.cancel_query(id);
+            self.cancel_request(id);
         }
     }
 

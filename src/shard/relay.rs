@@ -50,8 +50,10 @@ const NAMES_PREFIX: usize = 1024;
 /// A message up to this size is not begun to be sent before all of it is here: who writes it a byte a second would
 /// hold a backend meanwhile.
 const WHOLE_MAX: usize = super::STASH_MAX;
-/// One in so many chunks may be kept by clients that wait, where there are no blocks for their requests.
-pub(super) const CHUNK_HOLDERS: usize = 8;
+/// How many of so many chunks clients that wait may keep, where there are no blocks for their requests.
+pub(super) fn chunk_holders_max(chunks: usize) -> usize {
+    chunks / 8
+}
 
 /// How much of a message must be in one piece, by its tag. `whole_max`: see [`WHOLE_MAX`].
 #[inline]
@@ -241,15 +243,12 @@ impl<T: Transport> Shard<T> {
     /// Whether a client may keep the chunk that its request came in for as long as it waits, since there is no block for
     /// it: a few may, so that nobody is refused for the want of a moment; all would leave none to receive into.
     fn may_hold_chunk(&mut self, id: ClientId) -> bool {
-        let most = self.io.arena().chunk_count() / CHUNK_HOLDERS;
-        if self.chunk_holders.len() >= most {
-            let Self { chunk_holders, clients, .. } = self;
-            chunk_holders.retain(|id| {
-                let client = clients.get(id.index, id.generation);
-                client
-                    .is_some_and(|client| matches!(client.state, ClientState::Waiting(_)) && !client.pending.is_empty())
-            });
-        }
+        let most = chunk_holders_max(self.io.arena().chunk_count());
+        let Self { chunk_holders, clients, .. } = self;
+        chunk_holders.retain(|&held| {
+            let client = clients.get(held.index, held.generation).filter(|_| held != id);
+            client.is_some_and(|client| matches!(client.state, ClientState::Waiting(_)) && !client.pending.is_empty())
+        });
         let may = self.chunk_holders.len() < most;
         if may {
             self.chunk_holders.push(id);

@@ -145,7 +145,7 @@ fn connect_slow(qcp: &Qcp, prefix: &str, shape: Shape) -> Vec<RawClient> {
 /// A client that reads nothing may come when those before it have taken all memory: it is told so, and comes again.
 fn login_slow(qcp: &Qcp, database: &str) -> RawClient {
     let hello = startup(PROTOCOL_3_0, &[("user", SUPERUSER), ("database", database)]);
-    loop {
+    for _ in 0..200 {
         let mut client = RawClient::connect_narrow(&qcp.tcp());
         client.send(&hello);
         match client.receive_until_ready().last() {
@@ -153,7 +153,9 @@ fn login_slow(qcp: &Qcp, database: &str) -> RawClient {
             Some(last) if last.tag == b'Z' => return client,
             other => panic!("{other:?}"),
         }
+        std::thread::sleep(Duration::from_millis(50));
     }
+    panic!("it is refused for ten seconds");
 }
 
 /// What a narrow socket takes of an answer that is not read, about.
