@@ -13,6 +13,24 @@ pub fn goes_away(foreign: Instant, own: Option<Instant>, now: Instant) -> bool {
     foreign > own + SAME.max(own / 4)
 }
 
+/// What a shard has said of its clients that wait for a backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Waits {
+    /// Since when the longest of them waits.
+    pub since: Instant,
+    /// They are served in turn, only not at once: whoever waits longest has then waited about as long, for so long after it
+    /// was said.
+    pub steady_for: Duration,
+}
+
+impl Waits {
+    /// Since when the longest of them waits `now`, as far as it was known `at` an earlier moment.
+    pub fn since(&self, at: Instant, now: Instant) -> Instant {
+        let passed = now.saturating_duration_since(at);
+        if passed < self.steady_for { self.since + passed } else { self.since }
+    }
+}
+
 /// How a pool stands that wants a backend at a server that has as many as it may have.
 #[derive(Clone, Copy, Debug)]
 pub struct Standing {
@@ -66,6 +84,20 @@ mod tests {
         assert!(sits_first(&pool(0, ago(1)), &pool(1, ago(100))) && !sits_first(&pool(1, ago(100)), &pool(0, None)));
         assert!(sits_first(&pool(1, ago(2)), &pool(1, ago(1))) && !sits_first(&pool(1, ago(1)), &pool(1, ago(1))));
         assert!(sits_first(&pool(1, ago(1)), &pool(1, None)) && !sits_first(&pool(0, None), &pool(1, None)));
+    }
+
+    #[test]
+    fn who_is_served_in_turn_does_not_wait_longer_and_longer() {
+        let now = Instant::now() + Duration::from_secs(60);
+        let ago = |ms| now - Duration::from_millis(ms);
+        // Said 4 ms ago of one who had waited 1 ms then.
+        let since = |steady_for| {
+            let waits = Waits { since: ago(5), steady_for: Duration::from_millis(steady_for) };
+            waits.since(ago(4), now)
+        };
+        assert!(since(10) == ago(1) && !goes_away(since(10), Some(ago(1)), now));
+        assert!(since(0) == ago(5) && goes_away(since(0), Some(ago(1)), now));
+        assert_eq!(since(4), ago(5), "not repeated in time: who knows what has become of it");
     }
 
     #[test]

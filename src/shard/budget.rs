@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::ids::{BackendId, PoolId, ShardId};
 use crate::io::{Close, Group, Parcel, SocketAddress, Transport};
-use crate::pool::{Backoff, Refill, budget};
+use crate::pool::budget::{self, Waits};
+use crate::pool::{Backoff, Refill};
 use crate::session::fault::Fault;
 use crate::session::parameters::Setting;
 
@@ -22,6 +23,8 @@ use super::{Backend, BackendState, Owner, Purpose, Running, Shard, placement, re
 
 /// A shard asks again after this, for each two other shards of the pool: so the messages of all together stay few.
 const ASK_EVERY: Duration = Duration::from_millis(5);
+/// What is said of a queue that moves holds for so many such pauses: the next question is late now and then.
+const STEADY: u32 = 2;
 /// A question that was not repeated is not remembered longer: a quiet shard looks at its queues ten times a second.
 const CLAIM_FOR: Duration = Duration::from_millis(120);
 /// A backend that cannot be taken out of its transport in this time is closed.
@@ -34,8 +37,8 @@ const ROUNDS: u32 = 3;
 #[derive(Clone, Copy)]
 pub(super) struct Claim {
     from: ShardId,
-    /// Since when the longest of them waits.
-    since: Instant,
+    /// How long, as it was when it was said.
+    waits: Waits,
     /// Whether a place without a backend is of use there.
     can_open: bool,
     /// When it was last said.
@@ -52,8 +55,8 @@ pub struct Given {
     generation: u32,
     /// The backend that has one of them.
     backend: Option<Box<Traveller>>,
-    /// Since when the longest of those waits who stay behind, so that what comes of it can go back.
-    since: Option<Instant>,
+    /// How long those wait who stay behind, so that what comes of it can go back.
+    waits: Option<Waits>,
     /// As in [`Mail::Ask`].
     can_open: bool,
 }
@@ -62,6 +65,11 @@ impl Claim {
     /// Whether it is likely to hold still.
     pub(super) fn is_fresh(&self, now: Instant) -> bool {
         now < self.at + CLAIM_FOR
+    }
+
+    /// Since when the longest of them waits.
+    fn since(&self, now: Instant) -> Instant {
+        self.waits.since(self.at, now)
     }
 }
 
@@ -89,21 +97,30 @@ pub struct Traveller {
 impl Pool {
     /// The shards that shard `own` asks: those that have a part of the pool, or all of them once clients live elsewhere,
     /// which only a change of its size brings about; what the pool has may be there.
-    fn asked(&self, own: ShardId, shard_count: u16) -> impl Iterator<Item = ShardId> + '_ {
+    fn asks(&self, own: ShardId, shard_count: u16) -> impl Iterator<Item = ShardId> + '_ {
         let everywhere = self.is_spread || !self.homes.has(own);
         (0..shard_count).map(ShardId).filter(move |&shard| shard != own && (everywhere || self.homes.has(shard)))
     }
 
     /// Since when the longest of other shards' clients waits.
     pub(super) fn longest_claim(&self, now: Instant) -> Option<Instant> {
-        self.claims.iter().filter(|claim| claim.is_fresh(now)).map(|claim| claim.since).min()
+        self.claims.iter().filter(|claim| claim.is_fresh(now)).map(|claim| claim.since(now)).min()
     }
 
     /// What another shard has said of its waiters. One claim for each shard: whoever is next when the longest waiter has
     /// been served need not ask again first.
-    fn claim(&mut self, from: ShardId, since: Option<Instant>, can_open: bool, now: Instant) {
+    fn claim(&mut self, from: ShardId, waits: Option<Waits>, can_open: bool, now: Instant) {
         self.claims.retain(|claim| claim.from != from);
-        self.claims.extend(since.map(|since| Claim { from, since, can_open, at: now }));
+        self.claims.extend(waits.map(|waits| Claim { from, waits, can_open, at: now }));
+    }
+
+    /// What other shards are told of those who wait here since then; they are asked every `pause` while somebody does.
+    fn waits(&self, since: Instant, pause: Duration, now: Instant) -> Waits {
+        // The longest waiter of the last time has been served since.
+        let is_moving = self.asked.is_some_and(|(at, before)| {
+            now < at + STEADY * pause && before.is_some_and(|before| before < since) && self.part.debt() == 0
+        });
+        Waits { since, steady_for: if is_moving { STEADY * pause } else { Duration::ZERO } }
     }
 }
 
@@ -141,23 +158,30 @@ impl<T: Transport> Shard<T> {
     pub(super) fn ask_others(&mut self, id: PoolId, since: Option<Instant>) {
         let (now, own) = (self.io.now(), self.settings.id);
         let shard_count = self.settings.shard_count;
+        let pause = self.ask_pause(id);
         let pool = self.pools.get_mut(id);
-        let others = pool.asked(own, shard_count).count() as u32;
-        if others == 0 || pool.ask_at.is_some_and(|at| now < at) {
+        if pause.is_zero() || pool.asked.is_some_and(|(at, _)| now < at + pause) {
             return;
         }
-        pool.ask_at = Some(now + ASK_EVERY * others.div_ceil(2));
+        let waits = since.map(|since| pool.waits(since, pause, now));
+        pool.asked = Some((now, since));
         pool.round += 1;
         let round = pool.round;
         let can_open = since.is_none() || pool.part.refill() != Refill::Impossible || pool.part.debt() > 0;
         let pool = self.pools.get(id);
-        for shard in pool.asked(own, shard_count) {
-            self.mailbox.send(shard, Mail::Ask { key: pool.key.clone(), from: own, since, can_open, round });
+        for shard in pool.asks(own, shard_count) {
+            self.mailbox.send(shard, Mail::Ask { key: pool.key.clone(), from: own, waits, can_open, round });
         }
     }
 
+    /// After what time other shards are asked again; zero if there is none to ask.
+    fn ask_pause(&self, id: PoolId) -> Duration {
+        let others = self.pools.get(id).asks(self.settings.id, self.settings.shard_count).count();
+        ASK_EVERY * (others as u32).div_ceil(2)
+    }
+
     /// Another shard's clients wait.
-    pub(super) fn on_ask(&mut self, key: Key, from: ShardId, since: Option<Instant>, can_open: bool, round: u32) {
+    pub(super) fn on_ask(&mut self, key: Key, from: ShardId, waits: Option<Waits>, can_open: bool, round: u32) {
         if self.running != Running::Yes {
             return;
         }
@@ -172,7 +196,7 @@ impl<T: Transport> Shard<T> {
             self.give(id, from, 1, None);
             return;
         }
-        let Some(since) = since else { return };
+        let Some(waits) = waits else { return };
         if let Some(backend) = pool.part.spare_idle() {
             pool.part.borrow_idle(backend);
             self.send_backend(backend, from);
@@ -182,7 +206,7 @@ impl<T: Transport> Shard<T> {
         // Without a backend too, if there are places: those who wait here then wait for the server to take logins again, and
         // the others' turn comes with that.
         if pool.part.permits() > 0 {
-            pool.claim(from, Some(since), can_open, now);
+            pool.claim(from, Some(waits), can_open, now);
         }
         if has_none {
             self.mailbox.send(from, Mail::Nothing { key, from: self.settings.id, round });
@@ -199,7 +223,7 @@ impl<T: Transport> Shard<T> {
         *heard = if round <= heard.0 + 1 { (round, heard.1 + 1) } else { (round, 1) };
         let last = pool.round;
         let nothing = &pool.nothing;
-        let all = pool.asked(own, shard_count).all(|shard| {
+        let all = pool.asks(own, shard_count).all(|shard| {
             let (round, times) = nothing[usize::from(shard.0)];
             times >= ROUNDS && round + ROUNDS >= last
         });
@@ -236,9 +260,9 @@ impl<T: Transport> Shard<T> {
         let pool = pools.get_mut(id);
         pool.claims.retain(|claim| claim.is_fresh(now));
         let claims = pool.claims.iter().enumerate().filter(|(_, claim)| has_use(claim));
-        let (at, oldest) = claims.min_by_key(|(_, claim)| claim.since)?;
+        let (at, oldest) = claims.min_by_key(|(_, claim)| claim.since(now))?;
         let own = pool.part.first_waiter(waiters).map(|(_, since)| since);
-        budget::goes_away(oldest.since, own, now).then(|| pool.claims.swap_remove(at).from)
+        budget::goes_away(oldest.since(now), own, now).then(|| pool.claims.swap_remove(at).from)
     }
 
     /// Places without a backend go to other shards first, if clients have waited longer there: a backend was closed, or a
@@ -310,7 +334,7 @@ impl<T: Transport> Shard<T> {
             self.given_ahead.push(given);
             return;
         }
-        let Given { key, from, places, generation, backend, since, can_open } = given;
+        let Given { key, from, places, generation, backend, waits, can_open } = given;
         let settings = self.catalogue.pool(&key.database, &key.user);
         // Of before the last reload (a sender is never further behind: the next waits until all shards have had this one):
         // if the pool was retired by it, its places went with it.
@@ -330,7 +354,7 @@ impl<T: Transport> Shard<T> {
         let pool = self.pools.get_mut(id);
         pool.part.add_permits(places);
         pool.borrowed[from.0 as usize] += places as i32;
-        pool.claim(from, since, can_open, now);
+        pool.claim(from, waits, can_open, now);
         pool.nothing.fill((0, 0));
         let has_room = pool.part.open() < pool.part.permits();
         if let Some(traveller) = backend.filter(|_| has_room) {
@@ -407,13 +431,15 @@ impl<T: Transport> Shard<T> {
     }
 
     fn give(&mut self, id: PoolId, to: ShardId, places: u32, backend: Option<Box<Traveller>>) {
+        let (now, pause) = (self.io.now(), self.ask_pause(id));
         let Self { pools, waiters, .. } = self;
         let pool = pools.get_mut(id);
         pool.borrowed[to.0 as usize] -= places as i32;
         let since = pool.part.wants_since(waiters).filter(|_| pool.part.wants_more());
+        let waits = since.map(|since| pool.waits(since, pause, now));
         let can_open = pool.part.refill() != Refill::Impossible;
         let (key, from, generation) = (pool.key.clone(), self.settings.id, self.generation);
-        let given = Given { key, from, places, generation, backend, since, can_open };
+        let given = Given { key, from, places, generation, backend, waits, can_open };
         self.mailbox.send(to, Mail::Give(Box::new(given)));
     }
 }

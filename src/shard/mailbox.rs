@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::ids::{ClientId, DoorId, ShardId};
 use crate::io::doorbell::Doorbell;
 use crate::pool::Role;
-use crate::pool::budget::Standing;
+use crate::pool::budget::{Standing, Waits};
 
 use super::Server;
 use super::budget::Given;
@@ -59,8 +59,8 @@ pub enum Mail {
         key: Key,
         /// Who asks.
         from: ShardId,
-        /// Since when the longest of them waits; `None`: a login wants a place.
-        since: Option<Instant>,
+        /// How long they wait; `None`: a login wants a place.
+        waits: Option<Waits>,
         /// Whether a place without a backend is of use.
         can_open: bool,
         /// Counts the questions of this shard.

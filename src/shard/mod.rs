@@ -467,7 +467,7 @@ impl<T: Transport> Shard<T> {
             }
             Mail::Cancel { slot, secret } => self.on_cancel_request(slot, &secret),
             Mail::Client(arrival) => self.on_arrival(*arrival),
-            Mail::Ask { key, from, since, can_open, round } => self.on_ask(key, from, since, can_open, round),
+            Mail::Ask { key, from, waits, can_open, round } => self.on_ask(key, from, waits, can_open, round),
             Mail::Failed(address) => self.on_failure_elsewhere(address),
             Mail::Succeeded(address) => self.on_success_elsewhere(address),
             Mail::Nothing { key, from, round } => self.on_nothing(&key, from, round),

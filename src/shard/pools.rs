@@ -154,8 +154,8 @@ pub(super) struct Pool {
     pub homes: Homes,
     /// Clients of it live on other shards too, and so may what they were given.
     pub is_spread: bool,
-    /// Other shards are asked for a place not before then.
-    pub ask_at: Option<Instant>,
+    /// When other shards were asked for a place, and since when the longest of those who waited did.
+    pub asked: Option<(Instant, Option<Instant>)>,
     /// How often they were asked.
     pub round: u32,
     /// Nor asked to make room at the server.
@@ -277,7 +277,7 @@ impl Pools {
             borrowed: vec![0; shard_count as usize].into_boxed_slice(),
             homes,
             is_spread: false,
-            ask_at: None,
+            asked: None,
             round: 0,
             room_at: None,
             nothing: vec![(0, 0); shard_count as usize].into_boxed_slice(),

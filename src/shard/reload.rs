@@ -125,7 +125,7 @@ impl<T: Transport> Shard<T> {
             // What a shard has that is no home now is asked of it.
             pool.is_spread = true;
             pool.nothing.fill((0, 0));
-            pool.ask_at = None;
+            pool.asked = None;
         }
         if pool.settings.rules != new.rules && pool.part.refill() == Refill::Impossible {
             pool.part.set_refill(Refill::Unknown);
