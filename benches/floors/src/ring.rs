@@ -112,6 +112,8 @@ pub struct Ring {
     silent: Vec<Silent>,
     /// What is submitted behind everything else of this turn.
     last: Vec<(squeue::Entry, Token)>,
+    /// Something waits behind a send of this turn.
+    is_behind: bool,
 }
 
 /// Where a send stands among those of its turn.
@@ -153,6 +155,7 @@ impl Ring {
             places_free: (sockets_max - ADOPTED_MAX..sockets_max).collect(),
             silent: Vec::new(),
             last: Vec::new(),
+            is_behind: false,
         }
     }
 
@@ -166,7 +169,10 @@ impl Ring {
             self.push(entry, token);
         }
         self.last = last;
-        match self.ring.submit_and_wait(1) {
+        // What waits behind a silent send would wait until something else happens, which may be never.
+        let is_behind = std::mem::take(&mut self.is_behind) && !self.silent.is_empty();
+        let wanted = usize::from(!is_behind);
+        match self.ring.submit_and_wait(wanted) {
             Ok(_) => {}
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY)) => {}
             Err(error) => panic!("io_uring_enter: {error}"),
@@ -318,6 +324,12 @@ impl Ring {
             Order::First => self.push(entry, token),
             Order::Last => self.last.push((entry, token)),
         }
+    }
+
+    /// A buffer waits until an earlier send to its socket is over.
+    #[inline]
+    pub fn wait_behind(&mut self) {
+        self.is_behind = true;
     }
 
     pub fn send_static(&mut self, socket: Socket, bytes: &'static [u8], token: Token) {

@@ -473,6 +473,7 @@ impl Floor {
 fn send(ring: &mut Ring, socket: Socket, outbox: &mut Outbox, buffer: BufferId, token: Token) {
     if outbox.sending {
         ring.append(&mut outbox.waiting, buffer);
+        ring.wait_behind();
     } else {
         outbox.sending = true;
         ring.send_buffer(socket, buffer, token, order(token));
@@ -488,6 +489,9 @@ fn send_next(ring: &mut Ring, socket: Socket, outbox: &mut Outbox, completion: &
         Some(next) => {
             let token = Token::new(completion.token.kind, completion.token.slot);
             ring.send_buffer(socket, next, token, order(token));
+            if outbox.waiting.count() > 0 {
+                ring.wait_behind();
+            }
         }
         None => outbox.sending = false,
     }
