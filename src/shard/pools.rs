@@ -158,7 +158,7 @@ pub(super) struct Pool {
     pub asked: Option<(Instant, Option<Instant>)>,
     /// How often they were asked.
     pub round: u32,
-    /// Nor asked to make room at the server.
+    /// They are not asked to make room at the server before then.
     pub room_at: Option<Instant>,
     /// For each shard, the last question to which it had nothing, and how many in a row those were.
     pub nothing: Box<[(u32, u32)]>,
