@@ -111,13 +111,6 @@ impl Sums {
         terms.push(term("texts learned", 1, learned, "what is known of queries' texts (session_state)"));
         let classes = crate::session::scanner::Classes::size();
         terms.push(term("texts classified", 1, classes, "what the scanner has found in them (session_state)"));
-        let holders = crate::shard::chunk_holders_size(self.chunks);
-        terms.push(term(
-            "chunk holders",
-            1,
-            holders,
-            "requests that wait in the chunk they came in, for want of a block",
-        ));
         let channels = crate::shard::channels_size_max(self.clients_max);
         terms.push(term("channels", 1, channels, "at most; who listens on what, by a shared connection"));
         terms.push(term("settings", 1, self.settings_bytes, "at most; clients' own settings, each value once"));

@@ -179,7 +179,7 @@ impl Ring {
             enters: Cell::new(0),
             tcp: (Duration::ZERO, Duration::ZERO),
         };
-        this.arena.set_block_floor(this.backend_reserve + SCRATCH_RESERVE);
+        this.arena.set_floor(this.backend_reserve + SCRATCH_RESERVE);
         this.arm_doorbell();
         this.refill();
         Ok(this)

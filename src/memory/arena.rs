@@ -28,6 +28,7 @@ pub(super) struct Inner {
     /// Last in, first out: the chunk returned last is still in the cache.
     free: RefCell<Vec<u32>>,
     in_use_peak: Cell<u32>,
+    floor: Cell<usize>,
     block_floor: Cell<usize>,
     pub(super) classes: RefCell<Classes>,
 }
@@ -78,6 +79,7 @@ impl Arena {
             holders: (0..count).map(|_| Cell::new(0)).collect(),
             free: RefCell::new((0..count as u32).rev().collect()),
             in_use_peak: Cell::new(0),
+            floor: Cell::new(0),
             block_floor: Cell::new(0),
             classes: RefCell::new(Classes::new(chunk_size, count)),
         };
@@ -106,14 +108,16 @@ impl Arena {
         super::block::take(self, size)
     }
 
-    /// As [`Self::block`], but only while chunks are left for what is more urgent (see [`Self::set_block_floor`]).
+    /// As [`Self::block`], but only while chunks are left for what is more urgent (see [`Self::set_floor`]).
     pub fn spare_block(&self, size: usize) -> Option<super::Block> {
         super::block::take_above(self, size, self.inner.block_floor.get())
     }
 
-    /// Chunks that [`Self::spare_block`] leaves alone.
-    pub fn set_block_floor(&self, floor: usize) {
-        self.inner.block_floor.set(floor);
+    /// So many chunks are left to backends and to messages of our own. [`Self::spare_block`] leaves an eighth of all alone
+    /// besides: where there are no blocks there is still room to receive into.
+    pub fn set_floor(&self, floor: usize) {
+        self.inner.floor.set(floor);
+        self.inner.block_floor.set(floor + self.chunk_count() / 8);
     }
 
     /// Chunks that nobody holds.
@@ -131,6 +135,11 @@ impl Arena {
     /// Whether [`Self::spare_block`] may take another chunk.
     pub fn has_spare(&self) -> bool {
         self.free_count() > self.inner.block_floor.get()
+    }
+
+    /// Whether clients can be received from into another chunk.
+    pub fn has_room(&self) -> bool {
+        self.free_count() > self.inner.floor.get()
     }
 
     /// All chunks.

@@ -352,7 +352,7 @@ mod tests {
     #[test]
     fn without_a_block_nothing_is_gathered() {
         let arena = Arena::new(8192, 3).unwrap();
-        arena.set_block_floor(3);
+        arena.set_floor(3);
         let (mut nodes, mut outbox) = (Nodes::new(2), Outbox::default());
         assert!(!outbox.gather(&mut nodes, &arena, b"short"));
         assert_eq!((outbox.bytes(), outbox.pieces()), (0, 0));

@@ -257,8 +257,6 @@ pub struct Shard<T: Transport> {
     scan_at: Instant,
     /// Since when no client can be received from, for want of memory.
     starved_since: Option<Instant>,
-    /// Clients that keep the chunks which their requests came in while they wait, and some that did; never grows.
-    chunk_holders: Vec<ClientId>,
     started: Instant,
     clock: (Instant, Tick),
 }
@@ -334,7 +332,6 @@ impl<T: Transport> Shard<T> {
             doors: doors::Doors::default(),
             scan_at: now,
             starved_since: None,
-            chunk_holders: Vec::with_capacity(relay::chunk_holders_max(io.arena().chunk_count())),
             started: now,
             clock: (now, Tick::default()),
             settings,
@@ -640,11 +637,6 @@ impl<T: Transport> Shard<T> {
 }
 
 pub use listens::channels_size_max;
-
-/// Bytes of the list of clients that keep a chunk, of so many.
-pub fn chunk_holders_size(chunks: usize) -> usize {
-    relay::chunk_holders_max(chunks) * size_of::<ClientId>()
-}
 
 /// Bytes of one entry of each table, for the sums: name, size, what for.
 pub fn table_sizes() -> [(&'static str, usize, &'static str); 3] {

@@ -50,11 +50,6 @@ const NAMES_PREFIX: usize = 1024;
 /// A message up to this size is not begun to be sent before all of it is here: who writes it a byte a second would
 /// hold a backend meanwhile.
 const WHOLE_MAX: usize = super::STASH_MAX;
-/// How many of so many chunks clients that wait may keep, where there are no blocks for their requests.
-pub(super) fn chunk_holders_max(chunks: usize) -> usize {
-    chunks / 8
-}
-
 /// How much of a message must be in one piece, by its tag. `whole_max`: see [`WHOLE_MAX`].
 #[inline]
 fn need(mode: RelayMode, tag: u8, size: u32, whole_max: usize) -> usize {
@@ -234,26 +229,11 @@ impl<T: Transport> Shard<T> {
         let connection = client.connection;
         let waits = matches!(client.state, ClientState::Waiting(_));
         self.io.receive(connection, false);
-        if self.put_in_front(id, rest) && waits && !self.io.arena().has_spare() && !self.may_hold_chunk(id) {
+        // It keeps its chunk for as long as it waits, as far as others can still be received from.
+        if self.put_in_front(id, rest) && waits && !self.io.arena().has_room() {
             self.leave_queue(id);
             self.refuse_request(id, &Fault::NoMemoryToWait);
         }
-    }
-
-    /// Whether a client may keep the chunk that its request came in for as long as it waits, since there is no block for
-    /// it: a few may, so that nobody is refused for the want of a moment; all would leave none to receive into.
-    fn may_hold_chunk(&mut self, id: ClientId) -> bool {
-        let most = chunk_holders_max(self.io.arena().chunk_count());
-        let Self { chunk_holders, clients, .. } = self;
-        chunk_holders.retain(|&held| {
-            let client = clients.get(held.index, held.generation).filter(|_| held != id);
-            client.is_some_and(|client| matches!(client.state, ClientState::Waiting(_)) && !client.pending.is_empty())
-        });
-        let may = self.chunk_holders.len() < most;
-        if may {
-            self.chunk_holders.push(id);
-        }
-        may
     }
 
     /// Puts back what was taken from the front of what is pending. `false`: there is no room, and the client is told.

@@ -1,11 +1,11 @@
 //! Memory is taken once at the start, and an idle pooler does nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::support::pooler::Qcp;
 use super::support::postgres::{SUPERUSER, postgres};
 use super::support::proc::{allow_descriptors, cpu_time, forget_peak, resident, resident_peak};
-use super::support::raw::{RawClient, message, zero_ended};
+use super::support::raw::{RawClient, error_field, message, zero_ended};
 
 /// What `RSS does not move` means.
 const MOVE_MAX: u64 = 1 << 20;
@@ -124,4 +124,43 @@ fn ten_thousand_idle_clients_cost_a_kilobyte_each_and_no_time() {
     }
     let cost = resident(qcp.pid()).saturating_sub(resident_empty) / u64::from(CLIENTS);
     assert!(cost <= COST_MAX, "{cost} bytes for each client after its query");
+}
+
+#[test]
+fn requests_that_wait_are_kept_or_refused_and_what_they_held_comes_back() {
+    const DATABASE: &str = "memory_waiting";
+    const ROUNDS: usize = 4;
+    postgres().create_database(DATABASE);
+    let config = "arena: {total_size: 1 MB}\nauth: {method: trust}\npool: {size: 1}\nlog_level: Warn\n";
+    let qcp = Qcp::start(config, 1);
+    let login = || RawClient::login(&qcp.tcp(), SUPERUSER, DATABASE);
+    let mut holder = login();
+    // Together they ask for more than there is.
+    let mut clients: Vec<RawClient> = (0..400).map(|_| login()).collect();
+    let request = message(b'Q', &zero_ended(&format!("SELECT 'kept' /* {} */", "x".repeat(3_000))));
+    let kept: Vec<usize> = (0..ROUNDS)
+        .map(|_| {
+            holder.query("BEGIN").expect("it is served");
+            for client in &mut clients {
+                client.send(&request);
+            }
+            std::thread::sleep(Duration::from_millis(300));
+            let begun = Instant::now();
+            holder.query("COMMIT").expect("who has a backend is heard, whoever waits");
+            assert!(begun.elapsed() < Duration::from_secs(2), "it was heard after {:?}", begun.elapsed());
+            let answers = clients.iter_mut().map(|client| {
+                let replies = client.receive_until_ready();
+                assert_eq!(replies.last().expect("each is answered").tag, b'Z', "{replies:?}");
+                let refused = replies.iter().find(|reply| reply.tag == b'E');
+                if let Some(refused) = refused {
+                    assert_eq!(error_field(&refused.body, b'C'), "53200", "{}", error_field(&refused.body, b'M'));
+                }
+                usize::from(refused.is_none())
+            });
+            answers.sum()
+        })
+        .collect();
+    println!("kept of {}: {kept:?}", clients.len());
+    let (least, most) = (kept.iter().min().expect("some"), kept.iter().max().expect("some"));
+    assert!(*least >= 40 && least * 2 >= *most, "of {} requests as many were kept as: {kept:?}", clients.len());
 }

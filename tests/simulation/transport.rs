@@ -171,7 +171,7 @@ pub const NOBODY: Peer = Peer::MAX;
 
 impl Pipes {
     pub fn new(arena: Arena, now: Instant, backend_reserve: usize, roads: Arc<Mutex<Roads>>) -> Self {
-        arena.set_block_floor(backend_reserve + SCRATCH_RESERVE);
+        arena.set_floor(backend_reserve + SCRATCH_RESERVE);
         Self {
             scratch: Scratch::new(&arena),
             arena,
