@@ -50,6 +50,7 @@ const NAMES_PREFIX: usize = 1024;
 /// A message up to this size is not begun to be sent before all of it is here: who writes it a byte a second would
 /// hold a backend meanwhile.
 const WHOLE_MAX: usize = super::STASH_MAX;
+
 /// How much of a message must be in one piece, by its tag. `whole_max`: see [`WHOLE_MAX`].
 #[inline]
 fn need(mode: RelayMode, tag: u8, size: u32, whole_max: usize) -> usize {
