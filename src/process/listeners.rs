@@ -19,17 +19,14 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{Ipv6V6Only, KeepAlive, ReuseAddr, ReusePort, TcpNoDelay};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind, getsockname, getsockopt,
-    listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname, getsockopt, listen,
+    setsockopt, socket, sockopt,
 };
 
 use crate::config::{Listen, Tcp};
 use crate::ids::DoorId;
 use crate::io::ring::Ring;
 use crate::shard::mailbox::Listener;
-
-/// Clients that connect while a shard is busy wait here; the kernel cuts it down to net.core.somaxconn.
-const BACKLOG: i32 = 4096;
 
 /// The addresses that clients come by.
 #[derive(Debug)]
@@ -155,8 +152,11 @@ impl Listening {
             };
             let door = Door { id: DoorId(self.number), address: address.clone(), sockets, file };
             self.number += 1;
-            door.tune(self.tcp)?;
             plan.come.push(door);
+        }
+        // Not before all of them can be had: a listening socket that is closed resets who has connected to it.
+        for door in &plan.come {
+            door.listen(self.tcp)?;
         }
         for given in given {
             log::warn!("{} is not in listening_address (any more), and is closed", given.address);
@@ -251,30 +251,32 @@ impl Listening {
         for door in &mut self.doors {
             let Listen::Tcp(address) = door.address else { continue };
             while door.sockets.len() < self.shards {
-                let Ok(socket) = open_tcp(address, Sharing::WithShards) else { break };
+                let Ok(socket) = bind_tcp(address, Sharing::WithShards) else { break };
                 door.sockets.push(socket);
             }
             // It has been done to the others, too.
-            let _ = door.tune(self.tcp);
+            let _ = door.listen(self.tcp);
         }
     }
 
+    /// Bound, and not listening yet.
     fn make(&self, address: &Listen) -> Result<(Vec<OwnedFd>, Option<SocketFile>), Error> {
         match address {
             Listen::Tcp(tcp) => {
                 let refused = |errno| refused_tcp(*tcp, errno);
                 // SO_REUSEPORT lets a second instance in without a word, and it would take half of the clients. So each
                 // address is tried once without it, unless it is ourselves who are in the way (0.0.0.0 and 127.0.0.1).
+                // What is only bound refuses whoever connects, and keeps nobody.
                 let ours =
                     self.doors.iter().any(|door| matches!(door.address, Listen::Tcp(own) if own.port() == tcp.port()));
                 if !ours {
-                    open_tcp(*tcp, Sharing::Alone).map_err(refused)?;
+                    bind_tcp(*tcp, Sharing::Alone).map_err(refused)?;
                 }
-                let sockets = (0..self.shards).map(|_| open_tcp(*tcp, Sharing::WithShards).map_err(refused));
+                let sockets = (0..self.shards).map(|_| bind_tcp(*tcp, Sharing::WithShards).map_err(refused));
                 Ok((sockets.collect::<Result<_, _>>()?, None))
             }
             Listen::Unix { path, .. } => {
-                let (socket, file) = open_unix(path).map_err(|cause| Error { address: address.clone(), cause })?;
+                let (socket, file) = bind_unix(path).map_err(|cause| Error { address: address.clone(), cause })?;
                 Ok((vec![socket], Some(file)))
             }
         }
@@ -282,15 +284,22 @@ impl Listening {
 }
 
 impl Door {
-    /// What is accepted inherits how TCP notices that a peer is gone; the number of those that wait to be taken is told anew.
-    fn tune(&self, tcp: Tcp) -> Result<(), Error> {
-        let refused = |errno| Error { address: self.address.clone(), cause: Cause::Other(errno) };
+    /// Clients can connect from here on. What listens already is told anew how many may wait to be accepted.
+    fn listen(&self, tcp: Tcp) -> Result<(), Error> {
+        let cause = |errno| match errno {
+            // Another one was faster.
+            Errno::EADDRINUSE => Cause::InUse,
+            other => Cause::Other(other),
+        };
+        let refused = |errno| Error { address: self.address.clone(), cause: cause(errno) };
+        // Where the C library was built for a smaller number, the largest that the kernel takes.
+        let backlog = Backlog::new(i32::try_from(tcp.backlog).unwrap_or(i32::MAX)).unwrap_or(Backlog::MAXALLOWABLE);
         for socket in &self.sockets {
             if let Listen::Tcp(_) = self.address {
+                // What is accepted inherits how TCP notices that a peer is gone.
                 Ring::tune(socket, (tcp.keepalive, tcp.user_timeout)).map_err(refused)?;
             }
-            let backlog = i32::try_from(tcp.backlog).unwrap_or(i32::MAX);
-            listen(socket, Backlog::new(backlog).unwrap_or(Backlog::MAXALLOWABLE)).map_err(refused)?;
+            listen(socket, backlog).map_err(refused)?;
         }
         Ok(())
     }
@@ -365,7 +374,7 @@ enum Sharing {
     WithShards,
 }
 
-fn open_tcp(address: SocketAddr, sharing: Sharing) -> nix::Result<OwnedFd> {
+fn bind_tcp(address: SocketAddr, sharing: Sharing) -> nix::Result<OwnedFd> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::Inet,
         SocketAddr::V6(_) => AddressFamily::Inet6,
@@ -384,7 +393,8 @@ fn open_tcp(address: SocketAddr, sharing: Sharing) -> nix::Result<OwnedFd> {
     if sharing == Sharing::WithShards {
         setsockopt(&stream, ReusePort, &true)?;
     }
-    bind_and_listen(stream, &SockaddrStorage::from(address))
+    bind(stream.as_raw_fd(), &SockaddrStorage::from(address))?;
+    Ok(stream)
 }
 
 fn refused_tcp(address: SocketAddr, errno: Errno) -> Error {
@@ -397,15 +407,15 @@ fn refused_tcp(address: SocketAddr, errno: Errno) -> Error {
     Error { address: Listen::Tcp(address), cause }
 }
 
-fn open_unix(path: &Path) -> Result<(OwnedFd, SocketFile), Cause> {
+fn bind_unix(path: &Path) -> Result<(OwnedFd, SocketFile), Cause> {
     remove_stale(path)?;
     let stream = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map_err(Cause::Other)?;
     let address = UnixAddr::new(path).map_err(Cause::Other)?;
-    let socket = bind_and_listen(stream, &address).map_err(file_cause)?;
+    bind(stream.as_raw_fd(), &address).map_err(file_cause)?;
     let socket_file = SocketFile::of(path).map_err(|error| file_cause(errno(&error)))?;
     // Any user may connect, as with PostgreSQL; who may log in is for `auth`, or for the directory.
     fs::set_permissions(path, fs::Permissions::from_mode(0o777)).map_err(|error| file_cause(errno(&error)))?;
-    Ok((socket, socket_file))
+    Ok((stream, socket_file))
 }
 
 /// A socket file outlives a process that was killed. It is stale if nobody accepts behind it.
@@ -436,13 +446,6 @@ fn file_cause(errno: Errno) -> Cause {
     }
 }
 
-fn bind_and_listen(socket: OwnedFd, address: &dyn SockaddrLike) -> nix::Result<OwnedFd> {
-    bind(socket.as_raw_fd(), address)?;
-    // Where the C library was built for a smaller number, the largest that the kernel takes.
-    listen(&socket, Backlog::new(BACKLOG).unwrap_or(Backlog::MAXALLOWABLE))?;
-    Ok(socket)
-}
-
 fn errno(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
@@ -450,8 +453,11 @@ fn errno(error: &io::Error) -> Errno {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixListener;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::thread;
     use std::time::Duration;
 
     const TCP: Tcp = Tcp { keepalive: Duration::ZERO, user_timeout: Duration::ZERO, backlog: 128 };
@@ -484,6 +490,48 @@ mod tests {
         let listeners = open(&[Listen::Tcp(address)], 3).unwrap();
         assert_eq!(spread(&listeners), [1, 1, 1]);
         TcpStream::connect(address).unwrap();
+    }
+
+    /// Who tries while it opens is refused, or kept until it is accepted; nobody is let in and then reset.
+    #[test]
+    fn nobody_is_reset_while_an_address_is_opened() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = Listen::Tcp(taken.local_addr().unwrap());
+        let mut kept = 0;
+        for _ in 0..100 {
+            let address = free_port();
+            let (tries, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+            let tried = || {
+                let mut clients = Vec::new();
+                while !done.load(Ordering::SeqCst) && clients.len() < 100 {
+                    if let Ok(mut client) = TcpStream::connect(address) {
+                        // A client that says nothing is not with the listener yet.
+                        let _ = client.write_all(b"hello");
+                        clients.push(client);
+                    }
+                    tries.fetch_add(1, Ordering::SeqCst);
+                }
+                clients
+            };
+            thread::scope(|scope| {
+                let client = scope.spawn(tried);
+                while tries.load(Ordering::SeqCst) == 0 {
+                    thread::yield_now();
+                }
+                // The second address cannot be had, so the first is not opened.
+                assert!(open(&[Listen::Tcp(address), taken.clone()], 2).is_err());
+                let _listening = open(&[Listen::Tcp(address)], 2).unwrap();
+                thread::sleep(Duration::from_millis(1));
+                done.store(true, Ordering::SeqCst);
+                for client in client.join().unwrap() {
+                    client.set_nonblocking(true).unwrap();
+                    let heard = (&client).read(&mut [0; 1]).map_err(|error| error.kind());
+                    assert_eq!(heard, Err(io::ErrorKind::WouldBlock), "not reset, and not ended");
+                    kept += 1;
+                }
+            });
+        }
+        assert!(kept > 0);
     }
 
     /// However many cores it has: each socket of the one before has a shard that accepts on it.

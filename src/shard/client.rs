@@ -1,7 +1,7 @@
 //! A client's bytes by where it is on its way, and how it ends.
 
 use crate::ids::{BackendId, ClientId};
-use crate::io::{Close, Transport};
+use crate::io::{Close, Errno, Transport};
 use crate::memory::Slice;
 use crate::protocol::error::Severity;
 use crate::session::fault::Fault;
@@ -268,6 +268,18 @@ impl<T: Transport> Shard<T> {
     /// Ends a client that is gone.
     pub(super) fn leave(&mut self, id: ClientId) {
         self.end_client(id, Close::Now, Ending::Lost);
+    }
+
+    /// The client has closed its connection, or the connection is lost.
+    pub(super) fn on_client_gone(&mut self, id: ClientId, error: Option<Errno>) {
+        let Some(client) = self.client(id) else { return };
+        if matches!(client.state, ClientState::Startup | ClientState::Login(_)) && log::log_enabled!(log::Level::Debug)
+        {
+            let connection = client.connection;
+            let why = error.map_or_else(|| "closed".to_owned(), |error| error.to_string());
+            log::debug!("{}: gone before it was logged in: {why}", self.peer(connection));
+        }
+        self.leave(id);
     }
 
     /// Ends a client that said Terminate: what it has asked for is still done, as on a direct connection.

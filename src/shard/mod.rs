@@ -380,7 +380,7 @@ impl<T: Transport> Shard<T> {
                 Some(Owner::Client(_)) | None => {}
             },
             Event::Ended { connection, error } => match self.owner(connection) {
-                Some(Owner::Client(id)) => self.leave(id),
+                Some(Owner::Client(id)) => self.on_client_gone(id, error),
                 Some(Owner::Backend(id)) => {
                     let why = error.map_or_else(|| "the server closed it".to_owned(), |error| error.to_string());
                     self.on_backend_gone(id, &why);

@@ -234,7 +234,12 @@ impl Qcp {
 impl Drop for Qcp {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("---- log of qcp {}\n{}----", self.pid(), self.log());
+            let state = match self.child.try_wait() {
+                Ok(None) => "which runs".to_owned(),
+                Ok(Some(status)) => format!("which has ended: {status}"),
+                Err(error) => error.to_string(),
+            };
+            eprintln!("---- log of qcp {}, {state}\n{}----", self.pid(), self.log());
         }
         // Both fail only when it has ended already.
         let _ = self.child.kill();

@@ -46,6 +46,8 @@ pub struct RawClient {
     taken: usize,
     /// The body of BackendKeyData: what a cancel request repeats.
     pub key: Vec<u8>,
+    /// Why nothing came the last time that nothing came, for the report of a test that failed.
+    silence: Option<ErrorKind>,
 }
 
 impl RawClient {
@@ -59,7 +61,7 @@ impl RawClient {
         if let Stream::Tcp(tcp) = &stream {
             tcp.set_nodelay(true).expect("a fresh socket");
         }
-        RawClient { stream, received: Vec::new(), taken: 0, key: Vec::new() }
+        RawClient { stream, received: Vec::new(), taken: 0, key: Vec::new(), silence: None }
     }
 
     /// As `connect`, by TCP, but as from afar: small segments, and room for little that is not read.
@@ -71,7 +73,7 @@ impl RawClient {
         sys::setsockopt(&socket, sys::sockopt::RcvBuf, &4096).expect("a fresh socket");
         sys::setsockopt(&socket, sys::sockopt::TcpMaxSeg, &1400).expect("a fresh socket");
         sys::connect(socket.as_raw_fd(), &sys::SockaddrIn::from(at)).unwrap_or_else(|error| panic!("{at}: {error}"));
-        RawClient { stream: Stream::Tcp(socket.into()), received: Vec::new(), taken: 0, key: Vec::new() }
+        RawClient { stream: Stream::Tcp(socket.into()), received: Vec::new(), taken: 0, key: Vec::new(), silence: None }
     }
 
     /// Sends as much as there is room for, without waiting; how much that was.
@@ -103,7 +105,8 @@ impl RawClient {
         } else {
             TcpStream::connect((address.host.as_str(), address.port)).map(Stream::Tcp)
         };
-        let mut client = RawClient { stream: stream.ok()?, received: Vec::new(), taken: 0, key: Vec::new() };
+        let mut client =
+            RawClient { stream: stream.ok()?, received: Vec::new(), taken: 0, key: Vec::new(), silence: None };
         client.send(&startup(PROTOCOL_3_0, &[("user", user), ("database", database)]));
         client.receive_until_ready().last().is_some_and(|last| last.tag == b'Z').then_some(client)
     }
@@ -112,8 +115,10 @@ impl RawClient {
     pub fn logged_in(self, user: &str, database: &str) -> RawClient {
         let mut client = self;
         client.send(&startup(PROTOCOL_3_0, &[("user", user), ("database", database)]));
+        let begun = Instant::now();
         let replies = client.receive_until_ready();
-        assert!(replies.last().is_some_and(|last| last.tag == b'Z'), "login as {user}: {replies:?}");
+        let (done, silence) = (replies.last().is_some_and(|last| last.tag == b'Z'), client.silence);
+        assert!(done, "login as {user}: {replies:?}, then {silence:?}, after {:?}", begun.elapsed());
         client
     }
 
@@ -162,12 +167,18 @@ impl RawClient {
                 }
             }
             match self.read_more(deadline) {
-                Ok(0) => return Received::Closed,
+                Ok(0) => {
+                    self.silence = Some(ErrorKind::UnexpectedEof);
+                    return Received::Closed;
+                }
                 Ok(_) => {}
-                Err(ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Received::Quiet,
                 // This process was stopped meanwhile.
                 Err(ErrorKind::Interrupted) => {}
-                Err(_) => return Received::Closed,
+                Err(error) => {
+                    self.silence = Some(error);
+                    let quiet = matches!(error, ErrorKind::WouldBlock | ErrorKind::TimedOut);
+                    return if quiet { Received::Quiet } else { Received::Closed };
+                }
             }
         }
     }
@@ -198,8 +209,10 @@ impl RawClient {
     /// Runs a simple query and gives the first column of its rows; `Err` has the SQLSTATE and text of its error.
     pub fn query(&mut self, statement: &str) -> Result<Vec<String>, (String, String)> {
         self.send(&message(b'Q', &zero_ended(statement)));
+        let begun = Instant::now();
         let replies = self.receive_until_ready();
-        assert!(replies.last().is_some_and(|last| last.tag == b'Z'), "{statement}: {replies:?}");
+        let (done, silence) = (replies.last().is_some_and(|last| last.tag == b'Z'), self.silence);
+        assert!(done, "{statement}: {replies:?}, then {silence:?}, after {:?}", begun.elapsed());
         if let Some(error) = replies.iter().find(|reply| reply.tag == b'E') {
             return Err((error_field(&error.body, b'C'), error_field(&error.body, b'M')));
         }
