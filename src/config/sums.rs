@@ -40,9 +40,9 @@ const REFUSALS: usize = 64;
 const CANCELS: usize = 64;
 /// Pieces that one chunk is cut into, before small ones are copied together.
 const PIECES_PER_CHUNK: usize = 8;
-/// Fewer chunks than this cannot serve a shard: two for messages of our own, two ready for each side, and as many in
-/// flight.
-pub const CHUNKS_MIN: usize = 8;
+/// Fewer chunks than this cannot serve a shard: two for messages of our own, two ready for each side, as many in flight, and
+/// two for requests that wait.
+pub const CHUNKS_MIN: usize = 12;
 
 impl Sums {
     /// Of each of `cores` shards.

@@ -252,9 +252,12 @@ impl Listening {
             let Listen::Tcp(address) = door.address else { continue };
             while door.sockets.len() < self.shards {
                 let Ok(socket) = bind_tcp(address, Sharing::WithShards) else { break };
+                if door.listen_on(&socket, self.tcp).is_err() {
+                    break;
+                }
                 door.sockets.push(socket);
             }
-            // It has been done to the others, too.
+            // Those that were there before are told how it is here, as far as they can be.
             let _ = door.listen(self.tcp);
         }
     }
@@ -286,22 +289,23 @@ impl Listening {
 impl Door {
     /// Clients can connect from here on. What listens already is told anew how many may wait to be accepted.
     fn listen(&self, tcp: Tcp) -> Result<(), Error> {
+        self.sockets.iter().try_for_each(|socket| self.listen_on(socket, tcp))
+    }
+
+    fn listen_on(&self, socket: &OwnedFd, tcp: Tcp) -> Result<(), Error> {
         let cause = |errno| match errno {
             // Another one was faster.
             Errno::EADDRINUSE => Cause::InUse,
             other => Cause::Other(other),
         };
         let refused = |errno| Error { address: self.address.clone(), cause: cause(errno) };
+        if let Listen::Tcp(_) = self.address {
+            // What is accepted inherits how TCP notices that a peer is gone.
+            Ring::tune(socket, (tcp.keepalive, tcp.user_timeout)).map_err(refused)?;
+        }
         // Where the C library was built for a smaller number, the largest that the kernel takes.
         let backlog = Backlog::new(i32::try_from(tcp.backlog).unwrap_or(i32::MAX)).unwrap_or(Backlog::MAXALLOWABLE);
-        for socket in &self.sockets {
-            if let Listen::Tcp(_) = self.address {
-                // What is accepted inherits how TCP notices that a peer is gone.
-                Ring::tune(socket, (tcp.keepalive, tcp.user_timeout)).map_err(refused)?;
-            }
-            listen(socket, backlog).map_err(refused)?;
-        }
-        Ok(())
+        listen(socket, backlog).map_err(refused)
     }
 }
 
@@ -519,10 +523,11 @@ mod tests {
                     thread::yield_now();
                 }
                 // The second address cannot be had, so the first is not opened.
-                assert!(open(&[Listen::Tcp(address), taken.clone()], 2).is_err());
-                let _listening = open(&[Listen::Tcp(address)], 2).unwrap();
+                let refused = open(&[Listen::Tcp(address), taken.clone()], 2);
+                let opened = open(&[Listen::Tcp(address)], 2);
                 thread::sleep(Duration::from_millis(1));
                 done.store(true, Ordering::SeqCst);
+                assert!(refused.is_err() && opened.is_ok(), "{refused:?}, {opened:?}");
                 for client in client.join().unwrap() {
                     client.set_nonblocking(true).unwrap();
                     let heard = (&client).read(&mut [0; 1]).map_err(|error| error.kind());
@@ -590,6 +595,14 @@ mod tests {
         let address = Listen::Tcp(taken.local_addr().unwrap());
         assert!(listening.plan(&[address], Vec::new()).is_err());
         assert_eq!(listening.addresses().count(), 2);
+    }
+
+    #[test]
+    fn one_port_of_all_addresses_and_of_one() {
+        let port = free_port().port();
+        let both = ["0.0.0.0", "127.0.0.1"].map(|host| Listen::Tcp(format!("{host}:{port}").parse().unwrap()));
+        let listening = open(&both, 2).unwrap();
+        assert_eq!(spread(&listening), [2, 2]);
     }
 
     #[test]

@@ -25,6 +25,8 @@ use super::{Backend, BackendState, Owner, Purpose, Running, Shard, placement, re
 const ASK_EVERY: Duration = Duration::from_millis(5);
 /// What is said of a queue that moves holds for so many such pauses: the next question is late now and then.
 const STEADY: u32 = 2;
+/// And for no longer than this, however many shards there are: whoever waits where nothing moves after all waits so much longer.
+const STEADY_MAX: Duration = Duration::from_millis(30);
 /// A question that was not repeated is not remembered longer: a quiet shard looks at its queues ten times a second.
 const CLAIM_FOR: Duration = Duration::from_millis(120);
 /// A backend that cannot be taken out of its transport in this time is closed.
@@ -116,11 +118,12 @@ impl Pool {
 
     /// What other shards are told of those who wait here since then; they are asked every `pause` while somebody does.
     fn waits(&self, since: Instant, pause: Duration, now: Instant) -> Waits {
-        // The longest waiter of the last time has been served since.
-        let is_moving = self.asked.is_some_and(|(at, before)| {
+        // The longest waiter of the last time has been served since, and there is what the others are served with.
+        let served = self.asked.is_some_and(|(at, before)| {
             now < at + STEADY * pause && before.is_some_and(|before| before < since) && self.part.debt() == 0
         });
-        Waits { since, steady_for: if is_moving { STEADY * pause } else { Duration::ZERO } }
+        let is_moving = served && self.part.open() > 0;
+        Waits { since, steady_for: if is_moving { (STEADY * pause).min(STEADY_MAX) } else { Duration::ZERO } }
     }
 }
 

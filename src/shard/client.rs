@@ -79,8 +79,18 @@ impl<T: Transport> Shard<T> {
         let connection = client.connection;
         let pushed = client.pending.push(&mut self.nodes, bytes, false);
         self.io.receive(connection, false);
-        if pushed.is_err() {
-            self.fail(id, &Fault::NoMemory);
+        match pushed {
+            Ok(()) => self.refuse_without_room(id),
+            Err(_) => self.fail(id, &Fault::NoMemory),
+        }
+    }
+
+    /// A request that waits keeps the chunks that it is in as far as others can still be received from.
+    pub(super) fn refuse_without_room(&mut self, id: ClientId) {
+        let Some(client) = self.client(id) else { return };
+        if matches!(client.state, ClientState::Waiting(_)) && !self.io.arena().has_room() {
+            self.leave_queue(id);
+            self.refuse_request(id, &Fault::NoMemoryToWait);
         }
     }
 

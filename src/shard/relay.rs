@@ -228,12 +228,9 @@ impl<T: Transport> Shard<T> {
             return;
         }
         let connection = client.connection;
-        let waits = matches!(client.state, ClientState::Waiting(_));
         self.io.receive(connection, false);
-        // It keeps its chunk for as long as it waits, as far as others can still be received from.
-        if self.put_in_front(id, rest) && waits && !self.io.arena().has_room() {
-            self.leave_queue(id);
-            self.refuse_request(id, &Fault::NoMemoryToWait);
+        if self.put_in_front(id, rest) {
+            self.refuse_without_room(id);
         }
     }
 
