@@ -141,12 +141,7 @@ impl RawClient {
     /// Reads up to so many bytes at once and forgets them; how many there were. 0: closed, or nothing came.
     pub fn read_raw(&mut self, most: usize) -> usize {
         let mut piece = vec![0; most];
-        let limit = Some(Duration::from_secs(1));
-        let count = match &mut self.stream {
-            Stream::Tcp(stream) => stream.set_read_timeout(limit).and_then(|()| stream.read(&mut piece)),
-            Stream::Unix(stream) => stream.set_read_timeout(limit).and_then(|()| stream.read(&mut piece)),
-        };
-        count.unwrap_or(0)
+        self.read_before(Instant::now() + Duration::from_secs(1), &mut piece).unwrap_or(0)
     }
 
     /// The next message, if it comes whole within `limit`.
@@ -172,8 +167,6 @@ impl RawClient {
                     return Received::Closed;
                 }
                 Ok(_) => {}
-                // This process was stopped meanwhile.
-                Err(ErrorKind::Interrupted) => {}
                 Err(error) => {
                     self.silence = Some(error);
                     let quiet = matches!(error, ErrorKind::WouldBlock | ErrorKind::TimedOut);
@@ -240,15 +233,25 @@ impl RawClient {
             self.received.drain(..self.taken);
             self.taken = 0;
         }
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let mut piece = [0; 65_536];
-        let count = match &mut self.stream {
-            Stream::Tcp(stream) => stream.set_read_timeout(Some(left)).and_then(|()| stream.read(&mut piece)),
-            Stream::Unix(stream) => stream.set_read_timeout(Some(left)).and_then(|()| stream.read(&mut piece)),
-        };
-        let count = count.map_err(|error| error.kind())?;
+        let count = self.read_before(deadline, &mut piece)?;
         self.received.extend_from_slice(&piece[..count]);
         Ok(count)
+    }
+
+    fn read_before(&mut self, deadline: Instant, piece: &mut [u8]) -> Result<usize, ErrorKind> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            let count = match &mut self.stream {
+                Stream::Tcp(stream) => stream.set_read_timeout(Some(left)).and_then(|()| stream.read(piece)),
+                Stream::Unix(stream) => stream.set_read_timeout(Some(left)).and_then(|()| stream.read(piece)),
+            };
+            match count.map_err(|error| error.kind()) {
+                // This process was stopped meanwhile: a wait with a limit ends with that.
+                Err(ErrorKind::Interrupted) => {}
+                count => return count,
+            }
+        }
     }
 }
 
