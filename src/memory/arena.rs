@@ -33,6 +33,9 @@ pub(super) struct Inner {
     pub(super) classes: RefCell<Classes>,
 }
 
+/// What is short is at most a chunk divided by this.
+const SHORT_PARTS: usize = 64;
+
 /// A chunk held by someone; it goes back to the arena when the last holder lets go.
 pub struct Chunk {
     inner: Rc<Inner>,
@@ -111,6 +114,14 @@ impl Arena {
     /// As [`Self::block`], but only while chunks are left for what is more urgent (see [`Self::set_floor`]).
     pub fn spare_block(&self, size: usize) -> Option<super::Block> {
         super::block::take_above(self, size, self.inner.block_floor.get())
+    }
+
+    /// As [`Self::spare_block`], for a request that waits. What is short may go half of the way below the floor: one chunk
+    /// keeps many of them, and gives back the chunk that each came in.
+    pub fn waiting_block(&self, size: usize) -> Option<super::Block> {
+        let is_short = size * SHORT_PARTS <= self.chunk_size();
+        let floor = if is_short { self.inner.floor.get() / 2 } else { self.inner.block_floor.get() };
+        super::block::take_above(self, size, floor)
     }
 
     /// So many chunks are left to backends and to messages of our own. [`Self::spare_block`] leaves an eighth of all alone

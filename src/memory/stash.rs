@@ -24,6 +24,11 @@ impl Stash {
         self.add_with(bytes, |size| arena.spare_block(size))
     }
 
+    /// As [`Self::add_spare`], for a request that waits for a backend.
+    pub fn add_waiting(&mut self, arena: &Arena, bytes: &[u8]) -> Result<(), Full> {
+        self.add_with(bytes, |size| arena.waiting_block(size))
+    }
+
     fn add_with(&mut self, bytes: &[u8], block: impl FnOnce(usize) -> Option<Block>) -> Result<(), Full> {
         let end = self.len() + bytes.len();
         if self.block.as_ref().is_none_or(|block| block.size() < end) {
@@ -97,5 +102,29 @@ mod tests {
         assert!(stash.is_empty());
         scratch.rest();
         assert_eq!(arena.free_count(), 4);
+    }
+
+    #[test]
+    fn what_waits_and_is_short_has_room_where_others_have_none() {
+        let arena = Arena::new(8192, 16).unwrap();
+        arena.set_floor(6);
+        let held: Vec<_> = (0..10).map(|_| arena.take().expect("it is free")).collect();
+        assert!(!arena.has_room() && !arena.has_spare());
+        let mut stash = Stash::default();
+        assert_eq!(stash.add_spare(&arena, &[5; 100]), Err(Full));
+        assert_eq!(stash.add_waiting(&arena, &[5; 129]), Err(Full), "long");
+        stash.add_waiting(&arena, &[5; 100]).unwrap();
+        assert_eq!(arena.free_count(), 5);
+        // Half of the floor stays, whoever waits.
+        let many: Vec<_> = (0..1000)
+            .map_while(|_| {
+                let mut stash = Stash::default();
+                stash.add_waiting(&arena, &[5; 100]).ok().map(|()| stash)
+            })
+            .collect();
+        assert_eq!((many.len(), arena.free_count()), (3 * 8192 / 256 - 1, 3));
+        drop((stash, many));
+        assert_eq!(arena.free_count(), 6);
+        drop(held);
     }
 }

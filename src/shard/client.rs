@@ -2,12 +2,12 @@
 
 use crate::ids::{BackendId, ClientId};
 use crate::io::{Close, Errno, Transport};
-use crate::memory::Slice;
+use crate::memory::{Arena, Slice};
 use crate::protocol::error::Severity;
 use crate::session::fault::Fault;
 use crate::session::prepared::Names;
 
-use super::{Backend, BackendState, ClientState, Discard, STASH_MAX, Shard};
+use super::{Backend, BackendState, Client, ClientState, Discard, STASH_MAX, Shard};
 
 /// How a client ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,17 @@ impl Backend {
         if let Some(share) = &mut self.kept.share {
             share.outdate();
         }
+    }
+}
+
+impl Client {
+    /// Copies what cannot be looked at yet into the client's block. `false`: there is none to be had.
+    pub(super) fn keep_short(&mut self, arena: &Arena, bytes: &[u8]) -> bool {
+        let kept = match self.state {
+            ClientState::Waiting(_) => self.stash.add_waiting(arena, bytes),
+            _ => self.stash.add_spare(arena, bytes),
+        };
+        kept.is_ok()
     }
 }
 
@@ -73,7 +84,7 @@ impl<T: Transport> Shard<T> {
     pub(super) fn hold_back(&mut self, id: ClientId, bytes: Slice) {
         let client = self.clients.get_mut(id.index, id.generation).expect("the caller has looked it up");
         let short = client.pending.is_empty() && client.need == 0 && client.stash.len() + bytes.len() <= STASH_MAX;
-        if short && client.stash.add_spare(self.io.arena(), &bytes).is_ok() {
+        if short && client.keep_short(self.io.arena(), &bytes) {
             return;
         }
         let connection = client.connection;

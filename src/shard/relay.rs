@@ -223,8 +223,7 @@ impl<T: Transport> Shard<T> {
             }
             return;
         }
-        if client.stash.is_empty() && rest.len() <= STASH_MAX && client.stash.add_spare(self.io.arena(), &rest).is_ok()
-        {
+        if client.stash.is_empty() && rest.len() <= STASH_MAX && client.keep_short(self.io.arena(), &rest) {
             return;
         }
         let connection = client.connection;
