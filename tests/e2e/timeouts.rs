@@ -169,6 +169,9 @@ fn a_cancel_that_waited_and_came_too_early_is_sent_again() {
         lock.query("BEGIN; LOCK TABLE pg_catalog.pg_depend IN ACCESS EXCLUSIVE MODE").expect("served");
         // What it may have left behind is asked, which takes until the lock is gone.
         client.query("DO $$BEGIN NULL; END$$").expect("served");
+        // By itself: with the request behind it in one piece, the door would hold both.
+        let asked = || postgres().count_activity(&format!("datname = '{database}' AND wait_event_type = 'Lock'"));
+        wait_until("it is asked", PATIENCE, || asked() == 1);
         door.hold_questions(LONG);
         client.send(&request);
         std::thread::sleep(Duration::from_millis(200));
